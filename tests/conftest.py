@@ -1,0 +1,57 @@
+"""Every ``async def`` test runs under trio, with a mock clock when it asks for one."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+
+@pytest.fixture
+def mock_clock() -> trio.testing.MockClock:
+    """A clock that stands still until the test moves it with ``jump``."""
+    return trio.testing.MockClock()
+
+
+@pytest.fixture
+def autojump_clock() -> trio.testing.MockClock:
+    """A clock that jumps to the next deadline whenever every task is blocked."""
+    return trio.testing.MockClock(autojump_threshold=0)
+
+
+class _NurseryRequest:
+    """Stands in for the ``nursery`` fixture until the test runs inside trio."""
+
+
+@pytest.fixture
+def nursery() -> _NurseryRequest:
+    """A nursery that is cancelled when the test returns."""
+    return _NurseryRequest()
+
+
+def _under_trio(test: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        clocks = [a for a in arguments.values() if isinstance(a, trio.abc.Clock)]
+
+        async def main() -> None:
+            nurseries = [n for n, a in arguments.items() if isinstance(a, _NurseryRequest)]
+            if not nurseries:
+                await test(**arguments)
+                return
+            async with trio.open_nursery() as nursery:
+                await test(**arguments | dict.fromkeys(nurseries, nursery))
+                nursery.cancel_scope.cancel()
+
+        trio.run(main, clock=clocks[0] if clocks else None, strict_exception_groups=True)
+
+    return run
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        pyfuncitem.obj = _under_trio(pyfuncitem.obj)
