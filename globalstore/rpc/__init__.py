@@ -1,0 +1,47 @@
+"""A gRPC listener on trio: HTTP/2 in, handlers of purerpc services out.
+
+It knows nothing of what the services do. Handlers are purerpc's, ``async def Name(self,
+input_message)`` or ``(self, input_message, request)`` where ``request`` is a ``Call``;
+streams are asynchronous iterators.
+"""
+
+import h2.events
+
+# purerpc names an event that h2 4 renamed; without this its import fails.
+if not hasattr(h2.events, "PingAcknowledged"):
+    h2.events.PingAcknowledged = h2.events.PingAckReceived  # type: ignore[attr-defined]
+
+from purerpc import Cardinality, StatusCode
+
+from globalstore.rpc.call import Call
+from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor, Method
+from globalstore.rpc.health import HealthService, ServingStatus
+from globalstore.rpc.limits import Limits
+from globalstore.rpc.listener import DrainReport, Listener, Statistics
+from globalstore.rpc.reflection import reflection_services
+from globalstore.rpc.serving import ListenerOptions
+from globalstore.rpc.sockets import PortBusy
+from globalstore.rpc.status import Abort, Status
+from globalstore.rpc.tls import server_context
+
+__all__ = [
+    "Abort",
+    "Call",
+    "CallObserver",
+    "Cardinality",
+    "DrainReport",
+    "Handler",
+    "HealthService",
+    "Interceptor",
+    "Limits",
+    "Listener",
+    "ListenerOptions",
+    "Method",
+    "PortBusy",
+    "ServingStatus",
+    "Statistics",
+    "Status",
+    "StatusCode",
+    "reflection_services",
+    "server_context",
+]

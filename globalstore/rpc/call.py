@@ -1,0 +1,243 @@
+"""One call, as a handler sees it."""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import trio
+from purerpc import StatusCode
+
+from globalstore.rpc import status as statuses
+from globalstore.rpc.headers import RequestHead
+from globalstore.rpc.messages import inflate
+from globalstore.rpc.status import DRAINING, Abort, Metadata, Status
+from globalstore.rpc.wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from globalstore.rpc.dispatch import Method
+
+# A handler that sends without waiting lets others run this often at the latest.
+MESSAGES_PER_TURN = 16
+
+
+class CallChannel(Protocol):
+    """What a call needs of its connection."""
+
+    peer: str
+    message_bytes_max: int
+    draining: trio.Event
+
+    def write(self, call: "Call", payload: bytes) -> bool:
+        """Queue a message; False if the sender should wait."""
+
+    async def writable(self, call: "Call") -> None:
+        """Wait until the call may send again."""
+
+    def consumed(self, call: "Call", size: int) -> None:
+        """The handler has read so many bytes."""
+
+
+class Call:
+    """A call in progress: its head, its deadline, its messages and how it ends."""
+
+    __slots__ = (
+        "_channel",
+        "_messages",
+        "_sent",
+        "_waits",
+        "arrival",
+        "deadline",
+        "end",
+        "finished",
+        "head",
+        "initial_metadata",
+        "method",
+        "received_at",
+        "reply",
+        "request_ended",
+        "scope",
+        "started",
+        "stream_id",
+        "trailing_metadata",
+        "writable",
+    )
+
+    def __init__(
+        self,
+        channel: CallChannel,
+        stream_id: int,
+        head: RequestHead,
+        method: "Method",
+        received_at: float,
+    ) -> None:
+        self._channel = channel
+        self._messages: deque[tuple[bytes, bool]] = deque()
+        self._sent = 0
+        self._waits = 0
+        self.stream_id = stream_id
+        self.head = head
+        self.method = method
+        #: trio time at which the head arrived
+        self.received_at = received_at
+        #: trio time at which the client stops waiting; infinite if it named none
+        self.deadline = (
+            math.inf if head.timeout_seconds is None else received_at + head.timeout_seconds
+        )
+        self.scope = trio.CancelScope(deadline=self.deadline)
+        #: sent before the first message; of no effect later
+        self.initial_metadata: list[tuple[str, str | bytes]] = []
+        #: sent with the status
+        self.trailing_metadata: list[tuple[str, str | bytes]] = []
+        # The serialized answer of a method that answers once.
+        self.reply: bytes | None = None
+        # How the call was ended from outside, if it was.
+        self.end: Status | None = None
+        self.request_ended = False
+        self.started = False
+        self.finished = False
+        self.arrival = Wakeup()
+        self.writable = Wakeup()
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "running" if self.started else "arriving"
+        return f"<Call {self.head.path} from {self.peer} [{state}, waiting: {len(self._messages)}]>"
+
+    @property
+    def path(self) -> str:
+        """The path as the client sent it, ``/package.Service/Method``."""
+        return self.head.path
+
+    @property
+    def peer(self) -> str:
+        """The client's address, ``10.1.0.7:40312`` or ``[fd00::7]:40312``."""
+        return self._channel.peer
+
+    @property
+    def metadata(self) -> Metadata:
+        """The client's own metadata; values of ``-bin`` names as bytes."""
+        return self.head.metadata
+
+    @property
+    def authority(self) -> str:
+        """The name by which the client reached the server."""
+        return self.head.authority
+
+    @property
+    def draining(self) -> trio.Event:
+        """Set when the listener begins to drain; who only waits ends UNAVAILABLE then."""
+        return self._channel.draining
+
+    @property
+    def time_remaining(self) -> float:
+        """Seconds until the deadline, never below 0; infinite if there is none."""
+        return max(0.0, self.deadline - trio.current_time())
+
+    def metadata_value(self, name: str) -> str | bytes | None:
+        """The first value under ``name``, or None."""
+        for key, value in self.head.metadata:
+            if key == name:
+                return value
+        return None
+
+    def abort(
+        self,
+        code: StatusCode,
+        message: str = "",
+        trailers: Iterable[tuple[str, str | bytes]] = (),
+    ) -> NoReturn:
+        """End the call with ``code``, a text for people and trailing metadata."""
+        statuses.abort(code, message, trailers)
+
+    @contextmanager
+    def only_waiting(self) -> Iterator[None]:
+        """Mark a stretch in which the call does nothing but wait for something to happen.
+
+        When the listener begins to drain, or does so already, a call within it ends
+        UNAVAILABLE at once instead of using up the grace period. The wait is cancelled.
+        """
+        if self.draining.is_set():
+            raise Abort(StatusCode.UNAVAILABLE, DRAINING)
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self._waits -= 1
+
+    def drain(self) -> None:
+        """The listener begins to drain: end the call if it only waits."""
+        if self._waits:
+            self.cancel(Status(StatusCode.UNAVAILABLE, DRAINING))
+
+    def cancel(self, status: Status) -> None:
+        """End the call from outside: its handler is cancelled, the client told ``status``."""
+        if self.end is None:
+            self.end = status
+        self.scope.cancel()
+
+    def deliver(self, payload: bytes, compressed: bool) -> None:
+        """Take a message that has arrived."""
+        self._messages.append((payload, compressed))
+        self.arrival.set()
+
+    @property
+    def messages_waiting(self) -> int:
+        """Messages that have arrived and were not read."""
+        return len(self._messages)
+
+    def end_request(self) -> None:
+        """The client has sent all it will send."""
+        self.request_ended = True
+        self.arrival.set()
+
+    async def receive(self) -> bytes | None:
+        """The next message, serialized; None after the last.
+
+        Cancellation loses no message.
+        """
+        while not self._messages:
+            if self.request_ended:
+                return None
+            await self.arrival.wait()
+        payload, compressed = self._messages.popleft()
+        self._channel.consumed(self, len(payload))
+        if not compressed:
+            return payload
+        pieces = []
+        for piece in inflate(payload, self._channel.message_bytes_max):
+            pieces.append(piece)
+            await trio.lowlevel.checkpoint()
+        return b"".join(pieces)
+
+    async def send(self, payload: bytes) -> None:
+        """Send one serialized message; waits while the client does not keep up.
+
+        A message once queued is sent even if the wait after it is cancelled.
+        """
+        self._sent += 1
+        if not self._channel.write(self, payload):
+            await self._channel.writable(self)
+        elif self._sent % MESSAGES_PER_TURN:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
+
+
+class RequestStream:
+    """The messages of a streaming request, parsed, as an asynchronous iterator."""
+
+    __slots__ = ("_call", "_parse")
+
+    def __init__(self, call: Call, parse: Any) -> None:
+        self._call = call
+        self._parse = parse
+
+    def __aiter__(self) -> "RequestStream":
+        return self
+
+    async def __anext__(self) -> Any:
+        payload = await self._call.receive()
+        if payload is None:
+            raise StopAsyncIteration
+        return self._parse(payload)

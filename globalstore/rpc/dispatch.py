@@ -1,0 +1,169 @@
+"""From a path to its handler: built once, at start, from purerpc services."""
+
+import inspect
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import attrs
+from google.protobuf.message import DecodeError
+from purerpc import Cardinality, Service, StatusCode
+
+from globalstore.rpc.call import Call, RequestStream
+from globalstore.rpc.status import Abort, Status, declared, sole_cause
+
+log = logging.getLogger("globalstore.rpc")
+
+#: Serves one call: reads its messages, sends messages or sets its reply, raises to refuse.
+Handler = Callable[[Call], Awaitable[None]]
+ErrorMap = Callable[[Exception], Status | None]
+
+
+@attrs.frozen
+class Method:
+    """A method as its service declares it."""
+
+    path: str
+    service: str
+    name: str
+    cardinality: Cardinality = Cardinality.UNARY_UNARY
+    #: False for the one method that stands for every path no service has
+    known: bool = True
+
+    @property
+    def streams_requests(self) -> bool:
+        """Whether the client may send other than one message."""
+        return self.cardinality in (Cardinality.STREAM_UNARY, Cardinality.STREAM_STREAM)
+
+
+#: Wraps the handler of a method; composed once, the first interceptor outermost.
+Interceptor = Callable[[Method, Handler], Handler]
+
+#: Stands for made-up paths, so that clients cannot mint names for metrics and logs.
+UNKNOWN = Method(path="unknown", service="unknown", name="unknown", known=False)
+
+
+class CallObserver(Protocol):
+    """Sees every call, also those refused before a handler. Must not raise."""
+
+    def started(self, call: Call) -> None:
+        """A call's head has arrived."""
+
+    def finished(self, call: Call, code: StatusCode, seconds: float) -> None:
+        """The call has ended; ``seconds`` since its head arrived."""
+
+
+@attrs.frozen
+class Route:
+    """A method and the handler that serves it, interceptors included."""
+
+    method: Method
+    handler: Handler
+
+
+async def _unimplemented(call: Call) -> None:
+    raise Abort(StatusCode.UNIMPLEMENTED, f"no method {call.path[:200]!r} on this server")
+
+
+UNKNOWN_ROUTE = Route(UNKNOWN, _unimplemented)
+
+
+def routes(services: Iterable[Service], interceptors: Sequence[Interceptor]) -> dict[str, Route]:
+    """Build the routes of ``services``.
+
+    Raises ValueError if two services carry one name.
+    """
+    table: dict[str, Route] = {}
+    for service in services:
+        for name, bound in service.methods.items():
+            path = f"/{service.name}/{name}"
+            if path in table:
+                raise ValueError(f"{path}: offered twice")
+            method = Method(path, service.name, name, bound.signature.cardinality)
+            handler = _handler(bound.method_fn, bound.signature)
+            for interceptor in reversed(interceptors):
+                handler = interceptor(method, handler)
+            table[path] = Route(method, handler)
+    return table
+
+
+def _handler(function: Any, signature: Any) -> Handler:
+    kind = signature.request_type
+    parse = _parser(kind)
+
+    async def unary_unary(call: Call) -> None:
+        payload = await call.receive()
+        reply = await function(parse(payload), call)
+        call.reply = reply.SerializeToString()
+
+    async def unary_stream(call: Call) -> None:
+        payload = await call.receive()
+        await _send_all(call, function(parse(payload), call))
+
+    async def stream_unary(call: Call) -> None:
+        reply = await function(RequestStream(call, parse), call)
+        call.reply = reply.SerializeToString()
+
+    async def stream_stream(call: Call) -> None:
+        await _send_all(call, function(RequestStream(call, parse), call))
+
+    return {
+        Cardinality.UNARY_UNARY: unary_unary,
+        Cardinality.UNARY_STREAM: unary_stream,
+        Cardinality.STREAM_UNARY: stream_unary,
+        Cardinality.STREAM_STREAM: stream_stream,
+    }[signature.cardinality]
+
+
+async def _send_all(call: Call, messages: Any) -> None:
+    if inspect.iscoroutine(messages):
+        # A servicer's method that was not overridden is a coroutine that raises.
+        messages = await messages
+    stream: AsyncIterator[Any] = messages
+    if not hasattr(stream, "aclose"):
+        async for message in stream:
+            await call.send(message.SerializeToString())
+        return
+    async with aclosing(stream):  # type: ignore[type-var]
+        async for message in stream:
+            await call.send(message.SerializeToString())
+
+
+def _parser(message_type: Any) -> Callable[[bytes | None], Any]:
+    from_string = message_type.FromString
+
+    def parse(payload: bytes | None) -> Any:
+        try:
+            return from_string(payload)
+        except DecodeError:
+            raise Abort(
+                StatusCode.INVALID_ARGUMENT,
+                f"request: expected a serialized {message_type.DESCRIPTOR.full_name}",
+            ) from None
+
+    return parse
+
+
+def status_of(call: Call, error: Exception, map_error: ErrorMap | None) -> Status:
+    """The status a handler's error ends its call with.
+
+    What neither the error itself nor ``map_error`` names is INTERNAL: the client gets
+    a reference number, the log the traceback under the same number.
+    """
+    cause = sole_cause(error)
+    status = declared(cause)
+    if status is None and map_error is not None and isinstance(cause, Exception):
+        status = map_error(cause)
+    if status is not None:
+        return status
+    reference = secrets.token_hex(4)
+    log.error(
+        "handler failed reference=%s method=%s peer=%s",
+        reference,
+        call.method.path,
+        call.peer,
+        exc_info=error,
+    )
+    return Status(StatusCode.INTERNAL, f"internal error, reference {reference}")

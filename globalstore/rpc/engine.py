@@ -1,0 +1,547 @@
+"""The protocol engine: HTTP/2 server state for gRPC, without I/O and without a clock.
+
+Bytes in become events, calls out become bytes. h2's connection class would do this too, at
+120 µs a call, most of a call's cost, and it turns faults of one stream into the end of the
+connection; its settings, error codes and HPACK are used here, and its client side judges
+every byte we write in the tests.
+"""
+
+from collections.abc import Callable
+
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes, Settings
+from purerpc import StatusCode
+
+from globalstore.rpc import frames
+from globalstore.rpc.blocks import BlockDecoder, http_status_block
+from globalstore.rpc.events import (
+    ConnectionFailed,
+    Event,
+    MessageReceived,
+    PeerGoingAway,
+    PingAcknowledged,
+    RequestEnded,
+    RequestFaulted,
+    RequestMalformed,
+    RequestReceived,
+    StreamReset,
+)
+from globalstore.rpc.floods import Allowance
+from globalstore.rpc.frames import ConnectionFault
+from globalstore.rpc.headers import Malformed, RequestHead, check_fields, parse_head
+from globalstore.rpc.limits import Limits
+from globalstore.rpc.messages import MessageFault, MessageReader
+from globalstore.rpc.sending import SendingHalf
+from globalstore.rpc.streams import InboundMemory, Stream
+
+
+class Engine(SendingHalf):
+    """One HTTP/2 connection, seen from the server.
+
+    ``receive`` never raises: whatever the client sends, the worst is a ConnectionFailed event.
+    """
+
+    def __init__(self, limits: Limits, memory: InboundMemory, now: float) -> None:
+        """``memory`` is shared by the connections of a listener; ``now`` in seconds."""
+        super().__init__()
+        self._limits = limits
+        self._memory = memory
+        self._now = now
+        self._decoder = BlockDecoder(limits.header_list_bytes_fatal)
+        self._peer = Settings(client=True)
+        self._buffer = b""
+        self._preface_left = frames.PREFACE
+        self._settled = False
+        self._failed = False
+        self._events: list[Event] = []
+        # Called when an event arises, for whoever must know outside ``receive``.
+        self.interrupt: Callable[[], None] = _nobody
+        self.highest_stream_id = 0
+        self._last_accepted_id = frames.STREAM_ID_MAX
+        self._receive_window = max(limits.connection_window_bytes, frames.WINDOW_DEFAULT)
+        self._unreturned = 0
+        # The header block that CONTINUATION frames are still to complete.
+        self._block_stream_id = 0
+        self._block_flags = 0
+        self._block_frames = 0
+        self._block = bytearray()
+        self._control_frames = Allowance(
+            limits.control_frames_max, limits.control_frames_per_second, now
+        )
+        self._resets = Allowance(limits.resets_max, limits.resets_per_second, now)
+        self._on_frame = (
+            self._on_data,
+            self._on_headers,
+            self._on_priority,
+            self._on_rst_stream,
+            self._on_settings,
+            self._on_push_promise,
+            self._on_ping,
+            self._on_goaway,
+            self._on_window_update,
+            self._on_continuation,
+        )
+
+    def start(self) -> None:
+        """Queue the server's preface: its SETTINGS and the connection's window."""
+        limits = self._limits
+        self._control(
+            frames.settings(
+                (
+                    (SettingCodes.ENABLE_PUSH, 0),
+                    (SettingCodes.MAX_CONCURRENT_STREAMS, limits.streams_max),
+                    (SettingCodes.INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
+                    (SettingCodes.MAX_HEADER_LIST_SIZE, limits.header_list_bytes_max),
+                )
+            )
+        )
+        if (more := self._receive_window - frames.WINDOW_DEFAULT) > 0:
+            self._control(frames.window_update(0, more))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the client's preface has arrived, or something that is none."""
+        return self._settled or self._failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether the connection is beyond use but for sending what is queued."""
+        return self._failed
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes kept of a frame or header block that is not complete."""
+        return len(self._buffer) + len(self._block)
+
+    def receive(self, data: bytes, now: float) -> list[Event]:
+        """Take bytes from the client at ``now`` seconds; return what they mean."""
+        self._now = now
+        if not self._failed:
+            try:
+                self._consume(self._buffer + data if self._buffer else data)
+            except ConnectionFault as fault:
+                self.fail(fault.code, fault.reason)
+        return self.events()
+
+    def events(self) -> list[Event]:
+        """Events that came about outside ``receive``, and not yet returned."""
+        events, self._events = self._events, []
+        return events
+
+    def fail(self, code: int, reason: str) -> None:
+        """End the connection with a GOAWAY; streams are dropped, nothing more is read."""
+        if not self._failed:
+            self._failed = True
+            self._buffer = b""
+            self._block.clear()
+            self._control(frames.goaway(self.highest_stream_id, code, reason))
+            for stream in list(self.streams.values()):
+                self._memory.release(stream)
+                self._forget(stream)
+            self._events.append(ConnectionFailed(code, reason))
+
+    def goaway(self, code: int = 0, reason: str = "", *, final: bool = True) -> None:
+        """Tell the client to open no more streams; those it has go on.
+
+        Not ``final``: a warning that still admits streams under way. Final: streams above
+        the highest seen so far are not served, and the client knows that it may repeat them.
+        """
+        if final:
+            self._last_accepted_id = self.highest_stream_id
+        self._control(frames.goaway(self._last_accepted_id, code, reason))
+
+    def credit(self, stream_id: int, size: int) -> None:
+        """Hand back window: the handler has read ``size`` bytes of whole messages."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            stream.unconsumed -= size
+            self._return_window(stream)
+
+    def refuse_for_memory(self, stream: Stream) -> None:
+        """End the call RESOURCE_EXHAUSTED: unfinished messages fill the memory for them."""
+        if self.streams.get(stream.id) is stream and not stream.discard:
+            self._fault(
+                stream,
+                StatusCode.RESOURCE_EXHAUSTED,
+                "message: the memory for unfinished messages is full, try again later",
+            )
+
+    # --- frames -------------------------------------------------------------------------
+
+    def _consume(self, data: bytes) -> None:
+        position = 0
+        if self._preface_left:
+            position = self._consume_preface(data)
+        end = len(data)
+        while end - position >= frames.HEADER_BYTES:
+            high, low, kind, flags, stream_id = frames.read_header(data, position)
+            size = high << 8 | low
+            if size > frames.FRAME_BYTES_MAX:
+                raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, f"frame of {size} bytes")
+            body = position + frames.HEADER_BYTES
+            if end - body < size:
+                break
+            position = body + size
+            stream_id &= frames.STREAM_ID_MAX
+            if self._block_stream_id and (
+                kind != frames.CONTINUATION or stream_id != self._block_stream_id
+            ):
+                raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "frame within a header block")
+            if not self._settled and (kind != frames.SETTINGS or flags & frames.ACK):
+                raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "expected SETTINGS first")
+            if kind <= frames.CONTINUATION:
+                self._on_frame[kind](flags, stream_id, data[body:position])
+                if self._failed:
+                    return
+            else:
+                self._spend()
+        self._buffer = data[position:]
+
+    def _consume_preface(self, data: bytes) -> int:
+        expected = self._preface_left[: len(data)]
+        if data[: len(expected)] != expected:
+            raise ConnectionFault(
+                ErrorCodes.PROTOCOL_ERROR, "expected the HTTP/2 preface; is this another protocol?"
+            )
+        self._preface_left = self._preface_left[len(expected) :]
+        return len(expected)
+
+    def _spend(self) -> None:
+        if not self._control_frames.spend(self._now):
+            raise ConnectionFault(
+                ErrorCodes.ENHANCE_YOUR_CALM, "more control frames than the calls made justify"
+            )
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        size = len(payload)
+        self._receive_window -= size
+        if self._receive_window < 0:
+            raise ConnectionFault(ErrorCodes.FLOW_CONTROL_ERROR, "connection window overrun")
+        self._unreturned += size
+        if self._unreturned * 2 >= self._limits.connection_window_bytes:
+            self._control(frames.window_update(0, self._unreturned))
+            self._receive_window += self._unreturned
+            self._unreturned = 0
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._late_frame(stream_id)
+            return
+        if stream.ended:
+            self._reset_for_fault(stream, ErrorCodes.STREAM_CLOSED)
+            return
+        stream.receive_window -= size
+        if stream.receive_window < 0:
+            self._reset_for_fault(stream, ErrorCodes.FLOW_CONTROL_ERROR)
+            return
+        stream.unreturned += size
+        data = frames.without_padding(flags, payload) if flags & frames.PADDED else payload
+        if data:
+            self._control_frames.earn(self._limits.control_frames_per_request)
+            stream.body_bytes += len(data)
+            if not stream.discard:
+                self._read(stream, data)
+        elif not flags & frames.END_STREAM:
+            self._spend()
+        if flags & frames.END_STREAM:
+            self._request_ended(stream)
+        elif not stream.discard or stream.unreturned:
+            self._return_window(stream)
+
+    def _read(self, stream: Stream, data: bytes) -> None:
+        reader = stream.reader
+        held = reader.incomplete_bytes
+        try:
+            messages = reader.feed(data)
+        except MessageFault as fault:
+            self._fault(stream, fault.code, fault.message)
+            return
+        for payload, compressed in messages:
+            if compressed and not stream.head.gzip:
+                self._fault(
+                    stream,
+                    StatusCode.INVALID_ARGUMENT,
+                    "message: compressed, but the request names no grpc-encoding",
+                )
+                return
+            stream.unconsumed += len(payload)
+            self._events.append(MessageReceived(stream.id, payload, compressed))
+        if rest := reader.incomplete_bytes:
+            self._memory.hold(stream, rest)
+        elif held:
+            self._memory.release(stream)
+
+    def _request_ended(self, stream: Stream) -> None:
+        if self.streams.get(stream.id) is not stream:
+            return
+        expected = stream.head.content_length
+        if expected is not None and expected != stream.body_bytes:
+            self._reset_for_fault(stream, ErrorCodes.PROTOCOL_ERROR)
+            return
+        stream.ended = True
+        if stream.discard:
+            return
+        try:
+            stream.reader.finish()
+        except MessageFault as fault:
+            self._fault(stream, fault.code, fault.message)
+        else:
+            self._events.append(RequestEnded(stream.id))
+
+    def _return_window(self, stream: Stream) -> None:
+        """Hand back what no longer waits: whole messages that were read, parts at once."""
+        if stream.ended:
+            return
+        size = stream.unreturned - max(0, stream.unconsumed)
+        if size * 2 >= self._limits.stream_window_bytes:
+            self._control(frames.window_update(stream.id, size))
+            stream.receive_window += size
+            stream.unreturned -= size
+
+    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id & 1:
+            raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "HEADERS on a stream of ours")
+        if flags & frames.PADDED:
+            payload = frames.without_padding(flags, payload)
+        if flags & frames.PRIORITY_FLAG:
+            if len(payload) < 5:
+                raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, "HEADERS without its priority")
+            if int.from_bytes(payload[:4], "big") & frames.STREAM_ID_MAX == stream_id:
+                raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "stream depends on itself")
+            payload = payload[5:]
+        if flags & frames.END_HEADERS:
+            self._header_block(stream_id, flags, payload)
+        else:
+            self._block_stream_id = stream_id
+            self._block_flags = flags
+            self._block_frames = 0
+            self._block += payload
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not self._block_stream_id:
+            raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
+        self._block_frames += 1
+        self._block += payload
+        if (
+            self._block_frames > self._limits.continuations_max
+            or len(self._block) > self._limits.header_list_bytes_fatal
+        ):
+            raise ConnectionFault(ErrorCodes.ENHANCE_YOUR_CALM, "header block over its bounds")
+        if flags & frames.END_HEADERS:
+            block = bytes(self._block)
+            self._block.clear()
+            self._block_stream_id = 0
+            self._header_block(stream_id, self._block_flags, block)
+
+    def _header_block(self, stream_id: int, flags: int, block: bytes) -> None:
+        ended = bool(flags & frames.END_STREAM)
+        if stream_id > self.highest_stream_id:
+            self.highest_stream_id = stream_id
+            self._open(stream_id, block, ended=ended)
+            return
+        fields, _ = self._decoder.decode(block)  # always: both tables must stay the same
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id not in self._reset_by_us:
+                raise ConnectionFault(ErrorCodes.STREAM_CLOSED, "HEADERS on a stream that ended")
+            self._spend()
+        elif stream.ended:
+            self._reset_for_fault(stream, ErrorCodes.STREAM_CLOSED)
+        else:
+            try:
+                check_fields(fields, trailers=True)
+            except Malformed:
+                ended = False
+            if ended:
+                self._request_ended(stream)
+            else:
+                self._reset_for_fault(stream, ErrorCodes.PROTOCOL_ERROR)
+
+    def _open(self, stream_id: int, block: bytes, *, ended: bool) -> None:
+        head = self._decoder.recall(block)
+        if head is None:
+            fields, steady = self._decoder.decode(block)
+            if stream_id > self._last_accepted_id:
+                return self._refuse_stream(stream_id, ErrorCodes.REFUSED_STREAM, "going away")
+            try:
+                head = parse_head(fields, self._limits.header_list_bytes_max)
+            except Malformed as fault:
+                return self._refuse_stream(stream_id, ErrorCodes.PROTOCOL_ERROR, str(fault))
+            if steady:
+                self._decoder.remember(block, head)
+        if stream_id > self._last_accepted_id:
+            return self._refuse_stream(stream_id, ErrorCodes.REFUSED_STREAM, "going away")
+        if len(self.streams) >= self._limits.streams_max:
+            return self._refuse_stream(stream_id, ErrorCodes.REFUSED_STREAM, "too many streams")
+        self._control_frames.earn(self._limits.control_frames_per_request)
+        stream = Stream(
+            self,
+            stream_id,
+            head,
+            reader=MessageReader(self._limits.message_bytes_max),
+            receive_window=self._limits.stream_window_bytes,
+            send_window=self._peer.initial_window_size,
+            opened_at=self._now,
+        )
+        self.streams[stream_id] = stream
+        if head.http_status is not None:
+            return self._answer_http(stream, head, ended=ended)
+        self._events.append(RequestReceived(stream_id, head))
+        if head.refusal is not None:
+            stream.discard = True
+        if ended:
+            self._request_ended(stream)
+        return None
+
+    def _answer_http(self, stream: Stream, head: RequestHead, *, ended: bool) -> None:
+        stream.ended = ended
+        self._headers(stream, http_status_block(head.http_status or 415), end=True)
+        self._closed(stream)
+        self._spend_reset()
+        self._events.append(RequestMalformed(stream.id, f"not gRPC: HTTP {head.http_status}"))
+
+    def _refuse_stream(self, stream_id: int, code: ErrorCodes, reason: str) -> None:
+        self._control(frames.rst_stream(stream_id, code))
+        self._remember_reset(stream_id)
+        self._spend_reset()
+        self._events.append(RequestMalformed(stream_id, reason))
+
+    def _late_frame(self, stream_id: int) -> None:
+        """DATA for no open stream: its bytes were credited, and it cost the client a token."""
+        if stream_id > self.highest_stream_id or not stream_id & 1:
+            raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "DATA on a stream never opened")
+        self._spend()
+        if stream_id not in self._reset_by_us:
+            self._control(frames.rst_stream(stream_id, ErrorCodes.STREAM_CLOSED))
+
+    def _fault(self, stream: Stream, code: StatusCode, message: str) -> None:
+        stream.discard = True
+        self._memory.release(stream)
+        stream.reader = MessageReader(self._limits.message_bytes_max)
+        self._events.append(RequestFaulted(stream.id, code.value, message))
+        self.interrupt()
+
+    def _reset_for_fault(self, stream: Stream, code: ErrorCodes) -> None:
+        """A fault of one stream ends that stream and nothing else."""
+        self._memory.release(stream)
+        self.reset(stream.id, code)
+        self._spend_reset()
+        self._events.append(StreamReset(stream.id, code))
+
+    def _spend_reset(self) -> None:
+        if not self._resets.spend(self._now):
+            raise ConnectionFault(
+                ErrorCodes.ENHANCE_YOUR_CALM, "streams are opened and reset too fast"
+            )
+
+    def _on_rst_stream(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, "RST_STREAM not of 4 bytes")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id > self.highest_stream_id or not stream_id & 1:
+                raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
+            self._spend()
+            return
+        self._memory.release(stream)
+        self._forget(stream)
+        self._events.append(StreamReset(stream_id, int.from_bytes(payload, "big")))
+        if self._now - stream.opened_at < self._limits.reset_age_seconds:
+            self._spend_reset()
+
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        self._settled = True
+        if stream_id or len(payload) % 6 or (flags & frames.ACK and payload):
+            code = ErrorCodes.PROTOCOL_ERROR if stream_id else ErrorCodes.FRAME_SIZE_ERROR
+            raise ConnectionFault(code, "malformed SETTINGS")
+        self._spend()
+        if flags & frames.ACK:
+            return
+        peer = self._peer
+        window_before = peer.initial_window_size
+        for at in range(0, len(payload), 6):
+            key = int.from_bytes(payload[at : at + 2], "big")
+            if key not in _KNOWN_SETTINGS:
+                continue
+            value = int.from_bytes(payload[at + 2 : at + 6], "big")
+            try:
+                peer[SettingCodes(key)] = value
+            except ProtocolError as error:
+                raise ConnectionFault(ErrorCodes(error.error_code), str(error)) from None
+            peer.acknowledge()
+        self._frame_bytes_max = min(peer.max_frame_size, frames.FRAME_BYTES_MAX)
+        if change := peer.initial_window_size - window_before:
+            for stream in self.streams.values():
+                stream.send_window += change  # may turn negative, and is then waited out
+                if stream.send_window > frames.WINDOW_MAX:
+                    raise ConnectionFault(ErrorCodes.FLOW_CONTROL_ERROR, "window overflow")
+                self._unpark(stream)
+        self._control(frames.frame(frames.SETTINGS, frames.ACK, 0))
+
+    def _on_window_update(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, "WINDOW_UPDATE not of 4 bytes")
+        self._spend()
+        increment = int.from_bytes(payload, "big") & frames.WINDOW_MAX
+        if not stream_id:
+            self._send_window += increment
+            if not increment or self._send_window > frames.WINDOW_MAX:
+                code = ErrorCodes.FLOW_CONTROL_ERROR if increment else ErrorCodes.PROTOCOL_ERROR
+                raise ConnectionFault(code, "connection window: bad increment")
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id > self.highest_stream_id or not stream_id & 1:
+                raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "WINDOW_UPDATE on idle stream")
+            return
+        stream.send_window += increment
+        if not increment or stream.send_window > frames.WINDOW_MAX:
+            code = ErrorCodes.FLOW_CONTROL_ERROR if increment else ErrorCodes.PROTOCOL_ERROR
+            self._reset_for_fault(stream, code)
+            return
+        self._unpark(stream)
+
+    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id or len(payload) != 8:
+            code = ErrorCodes.PROTOCOL_ERROR if stream_id else ErrorCodes.FRAME_SIZE_ERROR
+            raise ConnectionFault(code, "malformed PING")
+        self._spend()
+        if flags & frames.ACK:
+            self._events.append(PingAcknowledged(payload))
+        else:
+            self._control(frames.ping(payload, ack=True))
+
+    def _on_priority(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        self._spend()
+        if not stream_id:
+            raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "PRIORITY on the connection")
+        if len(payload) != 5:
+            raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, "PRIORITY not of 5 bytes")
+        if int.from_bytes(payload[:4], "big") & frames.STREAM_ID_MAX == stream_id:
+            raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "stream depends on itself")
+
+    def _on_push_promise(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
+        raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+
+    def _on_goaway(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id or len(payload) < 8:
+            code = ErrorCodes.PROTOCOL_ERROR if stream_id else ErrorCodes.FRAME_SIZE_ERROR
+            raise ConnectionFault(code, "malformed GOAWAY")
+        self._spend()
+        self._events.append(PeerGoingAway(int.from_bytes(payload[4:8], "big")))
+
+
+def _nobody() -> None:
+    pass
+
+
+_KNOWN_SETTINGS = frozenset(
+    (
+        SettingCodes.HEADER_TABLE_SIZE,
+        SettingCodes.ENABLE_PUSH,
+        SettingCodes.MAX_CONCURRENT_STREAMS,
+        SettingCodes.INITIAL_WINDOW_SIZE,
+        SettingCodes.MAX_FRAME_SIZE,
+        SettingCodes.MAX_HEADER_LIST_SIZE,
+    )
+)

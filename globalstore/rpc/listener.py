@@ -1,0 +1,269 @@
+"""The listener: binds, accepts, serves and drains."""
+
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Iterable, Sequence
+
+import attrs
+import trio
+from h2.errors import ErrorCodes
+from purerpc import Service, StatusCode
+
+from globalstore.rpc import frames
+from globalstore.rpc.call import Call
+from globalstore.rpc.connection import Connection, Transport
+from globalstore.rpc.dispatch import CallObserver, ErrorMap, Interceptor, routes
+from globalstore.rpc.limits import Limits
+from globalstore.rpc.serving import ListenerOptions, Serving
+from globalstore.rpc.sockets import display_address, listening_sockets
+from globalstore.rpc.status import DRAINING, Status
+from globalstore.rpc.tls import handshake, prepared
+
+log = logging.getLogger("globalstore.rpc")
+
+# Out of file descriptors: existing connections must end before another accept can succeed.
+ACCEPT_PAUSE_SECONDS = 0.1
+_OUT_OF_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
+_FULL = frames.settings(()) + frames.goaway(
+    0, ErrorCodes.ENHANCE_YOUR_CALM, "the server has as many connections as it may"
+)
+
+
+@attrs.frozen
+class Statistics:
+    """What a listener holds at this moment."""
+
+    connections: int
+    calls_in_flight: int
+    buffered_bytes: int
+    incomplete_message_bytes: int
+
+
+@attrs.frozen
+class DrainReport:
+    """How a drain went, in calls."""
+
+    in_flight: int
+    cancelled: int
+    #: calls whose handlers did not even end when cancelled; their tasks still run
+    abandoned: int
+
+
+class Listener:
+    """Serves purerpc services on one port."""
+
+    def __init__(
+        self,
+        services: Iterable[Service],
+        *,
+        limits: Limits | None = None,
+        options: ListenerOptions | None = None,
+        interceptors: Sequence[Interceptor] = (),
+        observers: Sequence[CallObserver] = (),
+        authorize: Callable[[Call], None] | None = None,
+        map_error: ErrorMap | None = None,
+    ) -> None:
+        """Prepare to serve; nothing is opened yet.
+
+        ``authorize`` sees every call of a known method before anything of it is kept, and
+        refuses by raising. ``map_error`` names the status of an application's own error, or
+        None. Raises ValueError for services that clash or a context that allows old TLS.
+        """
+        self._options = options or ListenerOptions()
+        self._limits = limits or Limits()
+        self._ssl_context: ssl.SSLContext | None = None
+        if self._options.ssl_context is not None:
+            self._ssl_context = prepared(self._options.ssl_context)
+        self._serving = Serving(
+            routes=routes(services, interceptors),
+            limits=self._limits,
+            options=self._options,
+            observers=observers,
+            authorize=authorize,
+            map_error=map_error,
+        )
+        self._sockets: list[trio.socket.SocketType] = []
+        self._bound = (self._options.host, self._options.port)
+        self._connections: set[Connection] = set()
+        self._open = 0
+        self._accepting: trio.CancelScope | None = None
+        self._drained = trio.Event()
+        self._changed = trio.Event()
+        self._report = DrainReport(0, 0, 0)
+
+    def __repr__(self) -> str:
+        state = "DRAINING" if self.draining.is_set() else "BOUND" if self._sockets else "CLOSED"
+        return (
+            f"<Listener [{state}, connections: {self._open}, "
+            f"calls: {len(self._serving.in_flight)}]>"
+        )
+
+    @property
+    def host(self) -> str:
+        """The address bound, or before that the one asked for."""
+        return self._bound[0]
+
+    @property
+    def port(self) -> int:
+        """The port bound, or before that the one asked for."""
+        return self._bound[1]
+
+    @property
+    def draining(self) -> trio.Event:
+        """Set from the moment ``drain`` is called."""
+        return self._serving.draining
+
+    def statistics(self) -> Statistics:
+        """Connections, calls and bytes held now."""
+        return Statistics(
+            connections=self._open,
+            calls_in_flight=len(self._serving.in_flight),
+            buffered_bytes=sum(each.buffered_bytes for each in self._connections),
+            incomplete_message_bytes=self._serving.memory.total_bytes,
+        )
+
+    def replace_ssl_context(self, context: ssl.SSLContext) -> None:
+        """Use ``context`` for connections from now on; those that exist live on.
+
+        Raises ValueError if the listener serves plaintext, or the context allows old TLS.
+        """
+        if self._ssl_context is None:
+            raise ValueError("ssl_context: the listener was not started with TLS")
+        self._ssl_context = prepared(context)
+
+    async def bind(self) -> None:
+        """Open the port. Clients that connect now are served once ``serve`` runs.
+
+        Raises PortBusy if anything listens there already, OSError for other reasons.
+        """
+        self._sockets = await listening_sockets(
+            self._options.host, self._options.port, reuse_port=self._options.so_reuseport
+        )
+        self._bound = self._sockets[0].getsockname()[:2]
+
+    async def serve(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until drained; binds first if ``bind`` was not called. Reports the port.
+
+        Returns when ``drain`` has ended and every handler's task with it. Cancellation drops
+        all connections and calls at once.
+        """
+        if not self._sockets:
+            await self.bind()
+        try:
+            async with trio.open_nursery() as calls:
+                self._serving.calls = calls
+                async with trio.open_nursery() as connections:
+                    with trio.CancelScope() as self._accepting:
+                        async with trio.open_nursery() as accepting:
+                            for sock in self._sockets:
+                                accepting.start_soon(self._accept, sock, connections)
+                            task_status.started(self.port)
+                    await self._drained.wait()
+                    connections.cancel_scope.cancel()
+        finally:
+            self._close_sockets()
+
+    async def drain(self, grace_seconds: float) -> DrainReport:
+        """Stop: accept nobody, let calls in flight end, cancel them after ``grace_seconds``.
+
+        Clients are told by GOAWAY, and what they sent before they could know is served.
+        Returns at the latest a few seconds after the grace period, even if a handler does not
+        end when cancelled. Calling it again waits for the first.
+        """
+        serving = self._serving
+        if serving.draining.is_set():
+            await self._drained.wait()
+            return self._report
+        serving.draining.set()
+        in_flight = len(serving.in_flight)
+        cancelled = 0
+        try:
+            if self._accepting is not None:
+                self._accepting.cancel()
+            self._close_sockets()
+            for call in list(serving.in_flight):
+                call.drain()
+            for connection in list(self._connections):
+                connection.leave()
+            with trio.move_on_after(grace_seconds):
+                await self._connections_gone()
+            cancelled = len(serving.in_flight)
+            for call in list(serving.in_flight):
+                call.cancel(Status(StatusCode.UNAVAILABLE, DRAINING))
+            if cancelled:
+                with trio.move_on_after(self._limits.unwind_seconds):
+                    await self._connections_gone()
+        finally:
+            await self._end_connections()
+            self._report = DrainReport(in_flight, cancelled, len(serving.in_flight))
+            self._drained.set()
+        return self._report
+
+    async def _connections_gone(self) -> None:
+        while self._connections:
+            self._changed = trio.Event()
+            await self._changed.wait()
+
+    async def _end_connections(self) -> None:
+        with trio.CancelScope(
+            deadline=trio.current_time() + self._limits.flush_seconds, shield=True
+        ):
+            await self._connections_gone()
+        for connection in list(self._connections):
+            connection.close()
+
+    def _close_sockets(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+
+    async def _accept(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                accepted, address = await sock.accept()
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    log.error("cannot accept: %s", error)
+                    await trio.sleep(ACCEPT_PAUSE_SECONDS)
+                elif error.errno not in (errno.ECONNABORTED, errno.EPROTO):
+                    raise
+                continue
+            peer = display_address(address)
+            if self._open >= self._limits.connections_max:
+                self._turn_away(accepted, peer)
+                continue
+            self._open += 1
+            nursery.start_soon(self._serve_connection, accepted, peer)
+
+    def _turn_away(self, sock: trio.socket.SocketType, peer: str) -> None:
+        log.warning("connection refused, limit reached peer=%s limit=%d", peer, self._open)
+        if self._ssl_context is None:
+            try:
+                sock._sock.send(_FULL, socket.MSG_DONTWAIT)  # type: ignore[attr-defined]
+            except OSError:
+                log.debug("client did not wait for its refusal peer=%s", peer)
+        sock.close()
+
+    async def _serve_connection(self, sock: trio.socket.SocketType, peer: str) -> None:
+        try:
+            if self._options.tcp_nodelay:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            transport: Transport | None = trio.SocketStream(sock)
+            if self._ssl_context is not None:
+                transport = await handshake(
+                    trio.SocketStream(sock), self._ssl_context, self._limits.handshake_seconds, peer
+                )
+            if transport is not None:
+                connection = Connection(self._serving, transport, peer)
+                self._connections.add(connection)
+                try:
+                    await connection.run()
+                finally:
+                    self._connections.discard(connection)
+                    self._changed.set()
+        except OSError as error:
+            log.debug("connection lost peer=%s reason=%s", peer, error)
+        finally:
+            self._open -= 1
+            sock.close()

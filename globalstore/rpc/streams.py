@@ -1,0 +1,99 @@
+"""The state of one HTTP/2 stream, and the memory that unfinished messages share."""
+
+from collections import deque
+from typing import Protocol
+
+from globalstore.rpc.headers import RequestHead
+from globalstore.rpc.messages import MessageReader
+
+
+class Stream:
+    """One call as the wire sees it: two windows, a message reader, bytes that wait."""
+
+    __slots__ = (
+        "body_bytes",
+        "discard",
+        "ended",
+        "head",
+        "headers_sent",
+        "id",
+        "opened_at",
+        "outgoing",
+        "outgoing_bytes",
+        "owner",
+        "parked",
+        "reader",
+        "receive_window",
+        "send_window",
+        "tail",
+        "unconsumed",
+        "unreturned",
+    )
+
+    def __init__(
+        self,
+        owner: "StreamOwner",
+        stream_id: int,
+        head: RequestHead,
+        *,
+        reader: MessageReader,
+        receive_window: int,
+        send_window: int,
+        opened_at: float,
+    ) -> None:
+        self.owner = owner
+        self.id = stream_id
+        self.head = head
+        self.reader = reader
+        self.opened_at = opened_at
+        # What the client may still send, and bytes not yet handed back to it; of the latter
+        # those of whole messages wait until the handler has read them.
+        self.receive_window = receive_window
+        self.unreturned = 0
+        self.unconsumed = 0
+        self.body_bytes = 0
+        self.ended = False
+        # After a fault the rest of the request is thrown away.
+        self.discard = False
+        self.send_window = send_window
+        self.headers_sent = False
+        self.outgoing: deque[memoryview] = deque()
+        self.outgoing_bytes = 0
+        # Waits for the client's window and is therefore out of the sending round.
+        self.parked = False
+        # The trailers, once the handler is done, until the last message is through.
+        self.tail: bytes | None = None
+
+
+class StreamOwner(Protocol):
+    """Whoever can end a stream: its engine."""
+
+    def refuse_for_memory(self, stream: Stream) -> None:
+        """End the call RESOURCE_EXHAUSTED and let go of its bytes."""
+
+
+class InboundMemory:
+    """Bytes of unfinished messages over all connections, under one bound.
+
+    Beyond the bound the call that holds most is refused: many small clients never pay for
+    one big one.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._held: dict[Stream, int] = {}
+        self.total_bytes = 0
+
+    def hold(self, stream: Stream, size: int) -> None:
+        """Note that ``stream`` now keeps ``size`` bytes of an unfinished message."""
+        self.total_bytes += size - self._held.get(stream, 0)
+        self._held[stream] = size
+        while self.total_bytes > self._bytes_max:
+            largest = max(self._held, key=self._held.__getitem__)
+            self.release(largest)
+            largest.owner.refuse_for_memory(largest)
+
+    def release(self, stream: Stream) -> None:
+        """Note that ``stream`` keeps no unfinished message any more."""
+        if self._held:
+            self.total_bytes -= self._held.pop(stream, 0)

@@ -1,0 +1,72 @@
+"""TLS for the listener: versions, ALPN and client certificates."""
+
+import logging
+import ssl
+
+import trio
+
+log = logging.getLogger("globalstore.rpc")
+
+
+def server_context(
+    cert_file: str, key_file: str, client_ca_file: str | None = None
+) -> ssl.SSLContext:
+    """A context for gRPC: TLS 1.2 or later, ALPN ``h2``.
+
+    ``cert_file`` and ``key_file`` are PEM files of one key pair. With ``client_ca_file``
+    clients must show a certificate that it vouches for. Raises OSError or ssl.SSLError
+    if a file is missing, unreadable or does not fit.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(cert_file, key_file)
+    if client_ca_file:
+        context.load_verify_locations(client_ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return prepared(context)
+
+
+def prepared(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Set what gRPC needs on a context made elsewhere; ValueError if it allows old TLS."""
+    if context.minimum_version < ssl.TLSVersion.TLSv1_2:
+        raise ValueError("ssl_context: expected a minimum version of TLS 1.2 or later")
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+class TlsTransport:
+    """TLS over a socket, as a connection uses it."""
+
+    def __init__(self, stream: "trio.SSLStream[trio.SocketStream]") -> None:
+        self._stream = stream
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """Bytes that arrived, decrypted; empty at the end."""
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def send_all(self, data: bytes) -> None:
+        """Encrypt and send all of ``data``."""
+        await self._stream.send_all(data)
+
+    async def send_eof(self) -> None:
+        """Say goodbye and close: TLS knows no half-open connection."""
+        await self._stream.aclose()
+
+
+async def handshake(
+    socket_stream: trio.SocketStream, context: ssl.SSLContext, seconds: float, peer: str
+) -> TlsTransport | None:
+    """Shake hands within ``seconds``; None if the client failed to, which is logged."""
+    stream = trio.SSLStream(socket_stream, context, server_side=True, https_compatible=True)
+    reason = "timed out"
+    with trio.move_on_after(seconds):
+        try:
+            await stream.do_handshake()
+        except (trio.BrokenResourceError, ssl.SSLError) as error:
+            reason = str(error.__cause__ or error)
+        else:
+            if stream.selected_alpn_protocol() == "h2":
+                return TlsTransport(stream)
+            reason = "the client does not offer h2 by ALPN"
+    log.warning("TLS handshake failed peer=%s reason=%s", peer, reason)
+    return None
