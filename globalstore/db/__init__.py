@@ -1,0 +1,62 @@
+"""The database thread: transactions, group commit, readers, migrations.
+
+A :class:`Store` owns one SQLite file. Operations go to its only writer, which commits many of them
+at once; queries go to readers. Nothing else in the program touches SQL connections.
+"""
+
+from globalstore.db.errors import (
+    Busy,
+    Closed,
+    Constraint,
+    Damaged,
+    DatabaseDamaged,
+    DatabaseError,
+    DatabaseFilesystem,
+    DatabaseForeign,
+    DatabaseLocked,
+    DatabaseNewer,
+    Full,
+    IoFailed,
+    MigrationFailed,
+    OutcomeUnknown,
+    QueueFull,
+    StartRefused,
+)
+from globalstore.db.health import Observers, Statistics
+from globalstore.db.migrations import Migration
+from globalstore.db.options import Lane, Runner, StoreOptions
+from globalstore.db.sites import Site, fail_at
+from globalstore.db.store import Store
+from globalstore.db.transaction import Parameters, Row, Snapshot, Transaction
+
+__all__ = [
+    "Busy",
+    "Closed",
+    "Constraint",
+    "Damaged",
+    "DatabaseDamaged",
+    "DatabaseError",
+    "DatabaseFilesystem",
+    "DatabaseForeign",
+    "DatabaseLocked",
+    "DatabaseNewer",
+    "Full",
+    "IoFailed",
+    "Lane",
+    "Migration",
+    "MigrationFailed",
+    "Observers",
+    "OutcomeUnknown",
+    "Parameters",
+    "QueueFull",
+    "Row",
+    "Runner",
+    "Site",
+    "Snapshot",
+    "StartRefused",
+    "Statistics",
+    "Store",
+    "StoreOptions",
+    "Transaction",
+    "fail_at",
+]

@@ -1,0 +1,127 @@
+"""What can go wrong in the database, named once at this border.
+
+Errors of sqlite3 never leave this package as they are: :func:`mapped` turns each into one of the
+classes below. Exceptions that an operation raises on purpose pass through unchanged.
+"""
+
+import sqlite3
+from pathlib import Path
+from typing import ClassVar
+
+
+class DatabaseError(Exception):
+    """The database could not do what it was asked for.
+
+    ``code`` is SQLite's own name of the error (``SQLITE_FULL``), or None when it is ours.
+    """
+
+    code: str | None = None
+
+
+class Full(DatabaseError):
+    """No space for the write. Nothing of it was applied; it works again when space is back."""
+
+
+class Busy(DatabaseError):
+    """Somebody else held a lock on the file for too long. Nothing was applied."""
+
+
+class Damaged(DatabaseError):
+    """The file contradicts itself. Writes stay refused until the file has been repaired."""
+
+
+class IoFailed(DatabaseError):
+    """The disk failed before COMMIT. Nothing was applied."""
+
+
+class OutcomeUnknown(DatabaseError):
+    """The disk failed at COMMIT: the operation may or may not be found after the restart."""
+
+
+class Closed(DatabaseError):
+    """The store is not open (any more). Nothing was applied."""
+
+
+class QueueFull(DatabaseError):
+    """Too many operations wait already. Nothing was applied; try again later."""
+
+
+class Constraint(DatabaseError):
+    """The statement broke a constraint of the schema and was undone; ``code`` says which kind."""
+
+
+class StartRefused(DatabaseError):
+    """The database cannot be opened; the file is untouched. ``word`` is the stable word for it."""
+
+    word: ClassVar[str] = "internal"
+
+
+class DatabaseLocked(StartRefused):
+    """Another process serves this file; ``pid`` is its process id if it could be read."""
+
+    word = "db-locked"
+
+    def __init__(self, path: Path, lock: Path, pid: int | None) -> None:
+        holder = f"process {pid}" if pid is not None else "another process"
+        super().__init__(
+            f"{path} is in use by {holder}, which holds {lock}; stop that process first, or give"
+            " this one a database.db_file of its own"
+        )
+        self.pid = pid
+
+
+class DatabaseForeign(StartRefused):
+    """The file is something else than a database of this program."""
+
+    word = "db-foreign"
+
+
+class DatabaseNewer(StartRefused):
+    """A newer version of the program wrote this file."""
+
+    word = "db-newer"
+
+
+class DatabaseDamaged(StartRefused):
+    """The file failed its checks at start."""
+
+    word = "db-damaged"
+
+
+class DatabaseFilesystem(StartRefused):
+    """The place of the file cannot carry a database: a network file system, or no access."""
+
+    word = "db-filesystem"
+
+
+class MigrationFailed(StartRefused):
+    """The schema could not be brought up to date; it is as it was before the failed step."""
+
+    word = "migration"
+
+
+_KINDS: dict[int, type[DatabaseError]] = {
+    sqlite3.SQLITE_FULL: Full,
+    sqlite3.SQLITE_BUSY: Busy,
+    sqlite3.SQLITE_LOCKED: Busy,
+    sqlite3.SQLITE_PROTOCOL: Busy,
+    sqlite3.SQLITE_CORRUPT: Damaged,
+    sqlite3.SQLITE_NOTADB: Damaged,
+    sqlite3.SQLITE_IOERR: IoFailed,
+    sqlite3.SQLITE_CANTOPEN: IoFailed,
+    sqlite3.SQLITE_CONSTRAINT: Constraint,
+}
+
+
+def mapped(error: Exception) -> Exception:
+    """The error of this module that says the same as an error of sqlite3.
+
+    Errors without an SQLite code (a closed cursor, a wrong number of parameters, an integer beyond
+    64 bits) are mistakes of the calling code, and come back as they are.
+    """
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return error
+    own = _KINDS.get(code & 0xFF, DatabaseError)(str(error))
+    own.code = getattr(error, "sqlite_errorname", None)
+    return own

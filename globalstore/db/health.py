@@ -1,0 +1,96 @@
+"""What the store knows of its own condition, and says once rather than once per operation."""
+
+import logging
+import os
+from collections.abc import Callable
+
+import attrs
+
+from globalstore.db.errors import Damaged
+
+_log = logging.getLogger("globalstore.db")
+
+
+@attrs.frozen
+class Observers:
+    """Functions that are told what the threads did; called on those threads, they must not block
+    and must not raise."""
+
+    group_committed: Callable[[int, float], None] | None = None
+    """Number of operations of a group, and seconds from BEGIN to COMMIT."""
+    checkpointed: Callable[[float], None] | None = None
+    """Seconds that a checkpoint took."""
+
+
+@attrs.frozen
+class Statistics:
+    """A look at a running store."""
+
+    waiting_control: int
+    waiting_normal: int
+    waiting_bulk: int
+    waiting_reads: int
+    groups: int
+    operations: int
+    operations_most: int
+    """Operations of the largest group so far."""
+    queries: int
+    busy_seconds: float
+    """Time that the writer has spent on groups and checkpoints."""
+    checkpoints: int
+    checkpoint_seconds: float
+    wal_bytes: int
+    free_bytes: int
+
+
+class Health:
+    """Conditions under which the store goes on with less than everything.
+
+    Written by the threads of the store, read by anybody; each change is one assignment.
+    """
+
+    __slots__ = ("_low", "damage", "full")
+
+    def __init__(self) -> None:
+        self.damage: Damaged | None = None
+        self.full = False
+        self._low = False
+
+    @property
+    def degraded(self) -> str | None:
+        """Why not everything works, in words for an operator, or None."""
+        if self.damage is not None:
+            return f"the database is damaged: {self.damage}"
+        if self.full:
+            return "the disk is full; writes are refused until there is space"
+        return None
+
+    def note_damage(self, error: Damaged) -> None:
+        """Refuse writes from now on: a write into a damaged file can only make it worse."""
+        if self.damage is None:
+            self.damage = error
+            _log.error("database damaged, writes are refused from now on: error=%s", error)
+
+    def note_full(self) -> None:
+        """A write found no space."""
+        if not self.full:
+            self.full = True
+            _log.error("disk full, writes are refused until there is space; reads go on")
+
+    def note_written(self) -> None:
+        """A write found space."""
+        if self.full:
+            self.full = False
+            _log.warning("disk has space again, writes go on")
+
+    def note_free_bytes(self, free: int, least: int) -> None:
+        """Warn when free space falls below ``least``, once each time it does."""
+        if free < least and not self._low:
+            _log.warning("little free space: free_bytes=%d min_free_bytes=%d", free, least)
+        self._low = free < least
+
+
+def free_bytes(directory: str) -> int:
+    """Bytes that an unprivileged process may still write below ``directory``."""
+    facts = os.statvfs(directory)
+    return facts.f_bavail * facts.f_frsize

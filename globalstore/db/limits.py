@@ -1,0 +1,76 @@
+"""Every bound of the database thread, each with its reason."""
+
+from typing import Final
+
+APPLICATION_ID: Final = 0x54434753
+"""``PRAGMA application_id`` of our files: the letters TCGS, by which they are told from others."""
+
+GROUP_OPERATIONS_MAX: Final = 256
+"""Operations that share one COMMIT. From 64 on the fsync is a small part of the cost of each; above
+256 the first operation of a group waits for strangers longer than it gains."""
+
+CONTROL_OPERATIONS_MAX: Final = 192
+"""Places of a group that the control lane may take while normal operations wait: three quarters,
+so that a flood of heartbeats slows registrations and does not stop them."""
+
+BULK_PATIENCE_GROUPS: Final = 8
+"""Groups that may pass a waiting bulk operation. Eight groups take tens of milliseconds, and a bulk
+chunk is then at most one in nine turns of the writer."""
+
+WRITE_QUEUE_MAX: Final = 4096
+"""Operations waiting for the writer: sixteen full groups, about the longest that a caller with a
+deadline of a second would still wait for."""
+
+CONTROL_QUEUE_RESERVE: Final = 256
+"""Places of the write queue that only the control lane may fill: leases must be given back and
+heartbeats stored while registrations are being refused."""
+
+BULK_QUEUE_MAX: Final = 64
+"""Bulk operations waiting: each holds up to a thousand rows in its arguments."""
+
+BULK_CHUNK_ROWS_MAX: Final = 1000
+"""Rows of one chunk of a long job: some 10 ms of the writer, so that others get in between."""
+
+READ_QUEUE_MAX: Final = 4096
+"""Queries waiting for a reader, as for the writer."""
+
+READ_BATCH_MAX: Final = 64
+"""Queries that share one snapshot: enough to make BEGIN and COMMIT free, short enough that a
+snapshot does not hold the write-ahead log back."""
+
+CACHED_STATEMENTS: Final = 1024
+"""Prepared statements kept per connection: more than the program has texts, so that none is
+parsed twice."""
+
+BUSY_TIMEOUT_MS: Final = 5000
+"""Wait for a lock that only a foreign tool on our file can hold; longer than any of its short
+reads, shorter than a client's patience."""
+
+CHECKPOINT_FRAMES: Final = 1000
+"""Pages of new log (4 MiB) after which the writer checkpoints between two groups: some
+milliseconds of copying each time."""
+
+CHECKPOINT_WAIT_MS: Final = 50
+"""Wait for readers to leave the log when it has grown past its soft limit: no step of
+maintenance holds the writer longer."""
+
+FREE_BYTES_CHECK_S: Final = 10.0
+"""Seconds between two looks at the free space while writing: a full fast disk writes a few GiB in
+that time, which is the size of the default warning threshold."""
+
+VACUUM_PAGES: Final = 256
+"""Pages given back per step of incremental vacuum: 1 MiB, a few milliseconds."""
+
+VACUUM_STEPS_MAX: Final = 256
+"""Steps of incremental vacuum per maintenance: 256 MiB; the rest waits for the next one."""
+
+ANALYSIS_LIMIT: Final = 400
+"""Rows that PRAGMA optimize looks at per index: keeps it below a few milliseconds at any size."""
+
+LOCK_PID_WAIT_S: Final = 1.0
+"""Wait for the holder of the lock file to write its process id, which it does at once after
+locking; a refused start has two seconds in all."""
+
+MEMORY_FREE_BYTES_MIN: Final = 1 << 30
+"""Free space that shared memory must have to carry an in-memory database: containers often have a
+64 MiB one, which would be full at once."""

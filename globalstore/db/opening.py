@@ -1,0 +1,245 @@
+"""From a path to open connections: lock, look, check, create, migrate."""
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from globalstore.db import limits, place
+from globalstore.db.connection import connect, prepare_reader, prepare_writer
+from globalstore.db.errors import (
+    DatabaseDamaged,
+    DatabaseFilesystem,
+    DatabaseForeign,
+    DatabaseNewer,
+    mapped,
+)
+from globalstore.db.lock import FileLock
+from globalstore.db.memory import MemoryPlace
+from globalstore.db.migrations import Migration, migrate
+from globalstore.db.options import StoreOptions
+from globalstore.db.sites import Observer, Site
+from globalstore.db.wal import Log
+
+_MAGIC: Final = b"SQLite format 3\0"
+_HEADER_BYTES: Final = 100
+_REPAIR: Final = (
+    "restore the newest backup of it; the file was not changed, keep a copy for examination"
+)
+
+
+@attrs.define
+class Opened:
+    """An open database: its connections, its log, its lock, and where it is."""
+
+    writer: sqlite3.Connection
+    readers: list[sqlite3.Connection]
+    log: Log
+    lock: FileLock | None
+    directory: str
+
+    def close(self) -> None:
+        """Close everything, the writer last, and release the lock."""
+        for reader in self.readers:
+            reader.close()
+        self.writer.close()
+        self.log.close()
+        if self.lock is not None:
+            self.lock.release()
+
+
+def open_file(
+    path: Path, migrations: Sequence[Migration], options: StoreOptions, observe: Observer
+) -> Opened:
+    """Open, or create, the database at ``path``; blocks while it checks and migrates.
+
+    Raises a StartRefused with nothing left open and the lock released.
+    """
+    real = place.prepare(path)
+    try:
+        lock = FileLock(real)
+    except OSError as error:
+        raise place.unusable(real, error) from error
+    try:
+        if _is_new(real):
+            _create(real, observe, durable=True)
+        else:
+            _examine(real, len(migrations))
+        opened = _connect(real, migrations, options, observe, durable=True)
+    except OSError as error:
+        lock.release()
+        raise place.unusable(real, error) from error
+    except BaseException:
+        lock.release()
+        raise
+    opened.lock = lock
+    return opened
+
+
+def open_memory(
+    migrations: Sequence[Migration], options: StoreOptions, observe: Observer
+) -> Opened:
+    """Open a new database without a name, lost when it is closed or the process ends."""
+    memory = MemoryPlace()
+    try:
+        _create(memory.database, observe, durable=False)
+        opened = _connect(memory.database, migrations, options, observe, durable=False)
+    finally:
+        memory.vanish()
+    opened.directory = memory.root
+    return opened
+
+
+def _is_new(path: Path) -> bool:
+    if path.exists() and path.stat().st_size > 0:
+        return False
+    for suffix in ("-wal", "-journal"):
+        left = path.with_name(path.name + suffix)
+        if left.exists() and left.stat().st_size > 0:
+            # SQLite would play it into the new database.
+            raise DatabaseDamaged(
+                f"{left} is there without its database {path}; put the database back beside it, or"
+                f" move {left} away to start with an empty one"
+            )
+    return True
+
+
+def _create(path: Path, observe: Observer, *, durable: bool) -> None:
+    """Make an empty database that has our application id when it gets its name."""
+    partial = path.with_name(path.name + ".partial")
+    for suffix in ("-journal", "-wal", "-shm"):
+        partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+    place.create_private(partial)
+    connection = connect(partial, "rw")
+    try:
+        if not durable:
+            connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute(f"PRAGMA application_id={limits.APPLICATION_ID}")
+        _use_log(connection, path)
+    except sqlite3.Error as error:
+        raise DatabaseFilesystem(
+            f"cannot create {path}: {error}; make space there, or set database.db_file to another"
+            " path"
+        ) from error
+    finally:
+        connection.close()
+    observe(Site.CREATED)
+    partial.rename(path)
+    if durable:
+        place.sync_directory(path.parent)
+    observe(Site.CREATED_AND_RENAMED)
+
+
+def _use_log(connection: sqlite3.Connection, path: Path) -> None:
+    (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":
+        raise DatabaseFilesystem(
+            f"{path} is on a file system without shared memory, which the write-ahead log needs;"
+            " put database.db_file on a local disk"
+        )
+
+
+def _examine(path: Path, newest: int) -> None:
+    """Refuse a file that is not ours, too new, or damaged, without changing a byte of it."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES and _MAGIC.startswith(header[: len(_MAGIC)]):
+        raise DatabaseDamaged(f"{path} is cut off after {len(header)} bytes; {_REPAIR}")
+    if not any(header):
+        raise DatabaseDamaged(f"{path} begins with zeros; {_REPAIR}")
+    if not header.startswith(_MAGIC):
+        raise _foreign(path, "it is not an SQLite database")
+    # Our id is in the file itself from its creation on, but the newest schema number may be in
+    # the log: it is asked for again below.
+    if int.from_bytes(header[68:72]) != limits.APPLICATION_ID:
+        raise _foreign(path, "its application id is another program's")
+    _refuse_newer(path, int.from_bytes(header[60:64]), newest)
+    journal = path.with_name(path.name + "-journal")
+    try:
+        if journal.exists():
+            # Left by a kill within a change of the journal mode: SQLite completes or undoes it.
+            connection = connect(path, "rw")
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            connection.close()
+        # A read-only connection neither copies the log at its close nor removes it.
+        connection = connect(path, "ro")
+        try:
+            _check(connection, path, newest)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise DatabaseDamaged(f"{path} cannot be read: {error}; {_REPAIR}") from error
+
+
+def _check(connection: sqlite3.Connection, path: Path, newest: int) -> None:
+    _refuse_newer(path, connection.execute("PRAGMA user_version").fetchone()[0], newest)
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise DatabaseDamaged(f"{path} failed its check: {verdict}; {_REPAIR}")
+    orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
+    if orphan is not None:
+        raise DatabaseDamaged(
+            f"{path} failed its check: a row of table {orphan[0]} refers to a missing row of"
+            f" {orphan[2]}; {_REPAIR}"
+        )
+
+
+def _refuse_newer(path: Path, schema: int, newest: int) -> None:
+    if schema > newest:
+        raise DatabaseNewer(
+            f"{path} has schema {schema}, this program knows schemas up to {newest}; start the"
+            " newer version of the program, or restore the backup made before its migration"
+        )
+
+
+def _foreign(path: Path, why: str) -> DatabaseForeign:
+    return DatabaseForeign(
+        f"{path} is not a database of this program ({why}); it was not changed: set"
+        " database.db_file to another path"
+    )
+
+
+def _connect(
+    path: Path,
+    migrations: Sequence[Migration],
+    options: StoreOptions,
+    observe: Observer,
+    *,
+    durable: bool,
+) -> Opened:
+    """Open every connection so far that none of them asks for a file by its name later on."""
+    writer = connect(path, "rw")
+    readers: list[sqlite3.Connection] = []
+    try:
+        prepare_writer(writer, options.cache_bytes, durable=durable)
+        _use_log(writer, path)
+        # A log that a burst has stretched shrinks to this when it next starts over.
+        writer.execute(f"PRAGMA journal_size_limit={options.max_wal_bytes // 4}")
+        directory = options.backup_directory or path.parent
+        migrate(writer, path, migrations, directory, observe)
+        for _ in range(options.readers):
+            reader = connect(path, "ro")
+            readers.append(reader)
+            prepare_reader(reader, options.cache_bytes)
+            reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        log = Log(os.fspath(path) + "-wal")
+    except sqlite3.Error as error:
+        _close(writer, readers)
+        raise DatabaseFilesystem(
+            f"cannot use {path}: {mapped(error)}; give this user write access to the file and its"
+            " directory, make space there, or set database.db_file to another path"
+        ) from error
+    except BaseException:
+        _close(writer, readers)
+        raise
+    return Opened(writer, readers, log, None, os.fspath(path.parent))
+
+
+def _close(writer: sqlite3.Connection, readers: list[sqlite3.Connection]) -> None:
+    for reader in readers:
+        reader.close()
+    writer.close()

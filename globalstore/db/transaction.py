@@ -1,0 +1,96 @@
+"""What an operation sees of the database: statements in, plain tuples out."""
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from globalstore.db.errors import mapped
+
+Row = tuple[Any, ...]
+Parameters = Mapping[str, Any] | Sequence[Any]
+
+
+class Snapshot:
+    """A consistent, read-only view, valid until the query it was handed to returns."""
+
+    __slots__ = ("_connection", "_execute", "broken")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._execute = connection.execute
+        self.broken: Exception | None = None
+
+    def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        """The first row of the result, or None. Works for ``… RETURNING`` too."""
+        try:
+            row: Row | None = self._execute(sql, parameters).fetchone()
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+        return row
+
+    def all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """All rows of the result. The caller's SQL bounds how many that are."""
+        try:
+            return self._execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def restore(self) -> None:
+        """Make the view usable again in a new transaction."""
+        self.broken = None
+        self._execute = self._connection.execute
+
+    def _failure(self, error: sqlite3.Error) -> Exception:
+        failure = mapped(error)
+        if not self._connection.in_transaction:
+            # SQLite has rolled back everything. A statement run now would commit by itself, so an
+            # operation that catches this error must not get a further one through.
+            self.broken = failure
+            self._execute = self._refuse
+        return failure
+
+    def _refuse(self, *_: object) -> Any:
+        assert self.broken is not None
+        raise self.broken
+
+
+class Transaction(Snapshot):
+    """A view that may write, inside a transaction that it shares and does not control.
+
+    An operation may run twice when the group it is in has to be repeated: it touches nothing but
+    its transaction, takes the time and fresh ids as arguments, and decides refusals before its
+    first write.
+    """
+
+    __slots__ = ("events",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        self.events: list[Any] = []
+
+    def run(self, sql: str, parameters: Parameters = ()) -> int:
+        """Run one statement; returns the number of rows it inserted, updated or deleted."""
+        try:
+            return self._execute(sql, parameters).rowcount
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def many(self, sql: str, rows: Iterable[Parameters]) -> int:
+        """Run one statement for every element of ``rows``; returns the number of rows changed.
+
+        Sort ``rows`` by key: unsorted thousands take several times as long.
+        """
+        if self.broken is not None:
+            raise self.broken
+        try:
+            return self._connection.executemany(sql, rows).rowcount
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def emit(self, event: Any) -> None:
+        """Hand ``event`` to the store's ``on_commit`` if, and only if, this operation commits."""
+        self.events.append(event)
+
+    def restore(self) -> None:
+        super().restore()
+        self.events = []
