@@ -1,6 +1,7 @@
 """Header blocks: decoding with a memo, encoding without a table (RFC 7541)."""
 
 import base64
+import re
 from collections.abc import Callable, Iterable
 
 from h2.errors import ErrorCodes
@@ -8,8 +9,10 @@ from hpack import Decoder, HPACKError, OversizedHeaderListError
 from hpack.table import HeaderTable
 
 from globalstore.rpc.frames import ConnectionFault
-from globalstore.rpc.headers import Fields, RequestHead
+from globalstore.rpc.headers import Fields, RequestHead, valid_name
 from globalstore.rpc.status import Metadata, percent_encode
+
+_printable = re.compile(rb"[\x20-\x7e]*").fullmatch
 
 # A client uses a handful of blocks again and again; blocks beyond these sizes are rare and
 # would only keep memory.
@@ -106,15 +109,23 @@ def literal(name: bytes, value: bytes) -> bytes:
 
 
 def metadata_block(metadata: Metadata) -> bytes:
-    """Custom metadata as literals; values of ``-bin`` names in base64."""
+    """Custom metadata as literals; values of ``-bin`` names in base64.
+
+    Raises ValueError for a name or value that a header may not hold.
+    """
     out = bytearray()
     for name, value in metadata:
-        key = name.encode("ascii")
+        key = name.encode("latin-1")
+        if not valid_name(key) or (key[:5] == b"grpc-" and name != "grpc-accept-encoding"):
+            raise ValueError(f"metadata name {name[:80]!r}: expected a lower-case token of yours")
         if name.endswith("-bin"):
             raw = value if isinstance(value, bytes) else value.encode()
             out += literal(key, base64.b64encode(raw).rstrip(b"="))
         else:
-            out += literal(key, value if isinstance(value, bytes) else value.encode("latin-1"))
+            raw = value if isinstance(value, bytes) else value.encode("ascii")
+            if not _printable(raw):
+                raise ValueError(f"metadata {name[:80]!r}: expected printable ASCII or a -bin name")
+            out += literal(key, raw)
     return bytes(out)
 
 

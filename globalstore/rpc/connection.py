@@ -9,7 +9,7 @@ from h2.errors import ErrorCodes
 from purerpc import StatusCode
 
 from globalstore.rpc.call import Call
-from globalstore.rpc.dispatch import UNKNOWN, UNKNOWN_ROUTE, status_of
+from globalstore.rpc.dispatch import UNKNOWN, UNKNOWN_ROUTE, internal, status_of
 from globalstore.rpc.engine import Engine
 from globalstore.rpc.events import (
     ConnectionFailed,
@@ -30,8 +30,11 @@ from globalstore.rpc.wakeup import Wakeup
 
 log = logging.getLogger("globalstore.rpc")
 
-# One read: sixteen small requests of a busy client, and no more work than half a millisecond.
+# One read: large while large messages come, small while it brings many frames, so that
+# what one read causes stays below a millisecond either way.
 READ_BYTES = 64 << 10
+READ_BYTES_BUSY = 4 << 10
+FRAMES_BUSY = 32
 # A client's answer to the ping that goes with the first GOAWAY takes one round trip.
 GOAWAY_SECONDS = 1.0
 _LEAVING = b"leaving\x00"
@@ -97,17 +100,19 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._write)
+                nursery.start_soon(self._write, nursery)
                 if self._serving.patrols:
                     nursery.start_soon(self._patrol)
                 if self.draining.is_set():
                     self.leave()
-                await self._read()
-                nursery.cancel_scope.cancel()
+                try:
+                    await self._read()
+                finally:
+                    self._nursery = None  # from here on it takes no more tasks
+                    nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
             log.debug("connection lost peer=%s reason=%s", self.peer, broken.exceptions[0])
         finally:
-            self._nursery = None
             self._engine.fail(ErrorCodes.NO_ERROR, "")
             self._handle(self._engine.events())
 
@@ -139,13 +144,16 @@ class Connection:
         first_by = trio.current_time() + self._limits.handshake_seconds
         with trio.CancelScope(deadline=first_by):
             while not self._engine.settled:
-                if not (data := await receive_some(READ_BYTES)):
+                if not (data := await receive_some(READ_BYTES_BUSY)):
                     return
                 await self._received(data)
         if not self._engine.settled:
             log.info("client sent no HTTP/2 preface in time peer=%s", self.peer)
             return
-        while data := await receive_some(READ_BYTES):
+        engine = self._engine
+        while data := await receive_some(
+            READ_BYTES if engine.frames_read < FRAMES_BUSY else READ_BYTES_BUSY
+        ):
             await self._received(data)
 
     async def _received(self, data: bytes) -> None:
@@ -209,12 +217,13 @@ class Connection:
                 self._leave_acknowledged.set()
         elif isinstance(event, PeerGoingAway):
             self._leaving = self._last = True
+            self._output.set()
         elif isinstance(event, RequestMalformed):
             log.debug("request refused peer=%s reason=%s", self.peer, event.reason)
             call = Call(self, event.stream_id, _MALFORMED, UNKNOWN, self._now)
             self._serving.begin(call)
             call.finished = True
-            self._serving.finish(call, StatusCode.INTERNAL)
+            self._serving.finish(call, StatusCode(event.code))
 
     def _request_received(self, stream_id: int, head: RequestHead) -> None:
         serving = self._serving
@@ -291,8 +300,21 @@ class Connection:
         if call.finished:
             return
         call.finished = True
+        self._calls.pop(call.stream_id, None)
+        try:
+            self._answer(call, status)
+        except ValueError as error:
+            # Nothing was sent: metadata is encoded before the first byte of an answer.
+            status = internal(call, error)
+            self._engine.send_trailers(call.stream_id, status.code.value, status.message)
+        self._output.set()
+        if not self._calls:
+            self._idle_since = self._now
+        self._serving.finish(call, status.code)
+
+    def _answer(self, call: Call, status: Status) -> None:
+        """Send how the call ends. Raises ValueError for metadata that cannot be sent."""
         engine, stream_id = self._engine, call.stream_id
-        self._calls.pop(stream_id, None)
         trailing = tuple(call.trailing_metadata)
         if status.code is not StatusCode.OK:
             engine.send_trailers(
@@ -301,12 +323,7 @@ class Connection:
         elif call.reply is not None:
             engine.send_unary(stream_id, call.reply, tuple(call.initial_metadata), trailing)
         else:
-            engine.send_headers(stream_id, tuple(call.initial_metadata))
-            engine.send_trailers(stream_id, 0, "", trailing)
-        self._output.set()
-        if not self._calls:
-            self._idle_since = self._now
-        self._serving.finish(call, status.code)
+            engine.send_trailers(stream_id, 0, "", trailing, tuple(call.initial_metadata))
 
     def write(self, call: Call, payload: bytes) -> bool:
         """Queue a message of a streaming call; False if it should wait before the next."""
@@ -346,7 +363,7 @@ class Connection:
 
     # --- writing ------------------------------------------------------------------------
 
-    async def _write(self) -> None:
+    async def _write(self, nursery: trio.Nursery) -> None:
         engine, transport = self._engine, self._transport
         while True:
             data = engine.take()
@@ -364,8 +381,7 @@ class Connection:
                 break
             else:
                 await self._output.wait()
-        assert self._nursery is not None
-        self._nursery.cancel_scope.deadline = trio.current_time() + self._limits.flush_seconds
+        nursery.cancel_scope.deadline = trio.current_time() + self._limits.flush_seconds
         await transport.send_eof()
 
     # --- watching -----------------------------------------------------------------------
@@ -380,7 +396,7 @@ class Connection:
             quiet_at = self._heard_at + options.keepalive_time
             answer_by = asked_at + options.keepalive_timeout
             now = trio.current_time()
-            if self._heard_at > asked_at:
+            if self._heard_at >= asked_at:
                 asked_at = math.inf
                 continue
             if answer_by <= now:

@@ -155,9 +155,16 @@ def status_of(call: Call, error: Exception, map_error: ErrorMap | None) -> Statu
     cause = sole_cause(error)
     status = declared(cause)
     if status is None and map_error is not None and isinstance(cause, Exception):
-        status = map_error(cause)
-    if status is not None:
-        return status
+        try:
+            status = map_error(cause)
+        except Exception as failure:  # noqa: BLE001 - the hook's own failure is logged below
+            failure.__context__ = error
+            return internal(call, failure)
+    return status or internal(call, error)
+
+
+def internal(call: Call, error: Exception) -> Status:
+    """INTERNAL for an error nobody expected: logged under the number that the client gets."""
     reference = secrets.token_hex(4)
     log.error(
         "handler failed reference=%s method=%s peer=%s",

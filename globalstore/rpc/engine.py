@@ -6,37 +6,30 @@ connection; its settings, error codes and HPACK are used here, and its client si
 every byte we write in the tests.
 """
 
-from collections.abc import Callable
-
 from h2.errors import ErrorCodes
-from h2.exceptions import ProtocolError
-from h2.settings import SettingCodes, Settings
+from h2.settings import SettingCodes
 from purerpc import StatusCode
 
 from globalstore.rpc import frames
 from globalstore.rpc.blocks import BlockDecoder, http_status_block
+from globalstore.rpc.control import ControlHalf
 from globalstore.rpc.events import (
     ConnectionFailed,
     Event,
     MessageReceived,
-    PeerGoingAway,
-    PingAcknowledged,
     RequestEnded,
     RequestFaulted,
     RequestMalformed,
     RequestReceived,
-    StreamReset,
 )
-from globalstore.rpc.floods import Allowance
 from globalstore.rpc.frames import ConnectionFault
 from globalstore.rpc.headers import Malformed, RequestHead, check_fields, parse_head
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.messages import MessageFault, MessageReader
-from globalstore.rpc.sending import SendingHalf
 from globalstore.rpc.streams import InboundMemory, Stream
 
 
-class Engine(SendingHalf):
+class Engine(ControlHalf):
     """One HTTP/2 connection, seen from the server.
 
     ``receive`` never raises: whatever the client sends, the worst is a ConnectionFailed event.
@@ -44,20 +37,13 @@ class Engine(SendingHalf):
 
     def __init__(self, limits: Limits, memory: InboundMemory, now: float) -> None:
         """``memory`` is shared by the connections of a listener; ``now`` in seconds."""
-        super().__init__()
-        self._limits = limits
-        self._memory = memory
-        self._now = now
+        super().__init__(limits, memory, now)
         self._decoder = BlockDecoder(limits.header_list_bytes_fatal)
-        self._peer = Settings(client=True)
         self._buffer = b""
         self._preface_left = frames.PREFACE
-        self._settled = False
         self._failed = False
-        self._events: list[Event] = []
-        # Called when an event arises, for whoever must know outside ``receive``.
-        self.interrupt: Callable[[], None] = _nobody
-        self.highest_stream_id = 0
+        # Frames in the bytes last received: what one read costs, whatever its size.
+        self.frames_read = 0
         self._last_accepted_id = frames.STREAM_ID_MAX
         self._receive_window = max(limits.connection_window_bytes, frames.WINDOW_DEFAULT)
         self._unreturned = 0
@@ -66,10 +52,6 @@ class Engine(SendingHalf):
         self._block_flags = 0
         self._block_frames = 0
         self._block = bytearray()
-        self._control_frames = Allowance(
-            limits.control_frames_max, limits.control_frames_per_second, now
-        )
-        self._resets = Allowance(limits.resets_max, limits.resets_per_second, now)
         self._on_frame = (
             self._on_data,
             self._on_headers,
@@ -174,6 +156,7 @@ class Engine(SendingHalf):
         if self._preface_left:
             position = self._consume_preface(data)
         end = len(data)
+        self.frames_read = 0
         while end - position >= frames.HEADER_BYTES:
             high, low, kind, flags, stream_id = frames.read_header(data, position)
             size = high << 8 | low
@@ -183,6 +166,7 @@ class Engine(SendingHalf):
             if end - body < size:
                 break
             position = body + size
+            self.frames_read += 1
             stream_id &= frames.STREAM_ID_MAX
             if self._block_stream_id and (
                 kind != frames.CONTINUATION or stream_id != self._block_stream_id
@@ -206,12 +190,6 @@ class Engine(SendingHalf):
             )
         self._preface_left = self._preface_left[len(expected) :]
         return len(expected)
-
-    def _spend(self) -> None:
-        if not self._control_frames.spend(self._now):
-            raise ConnectionFault(
-                ErrorCodes.ENHANCE_YOUR_CALM, "more control frames than the calls made justify"
-            )
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
@@ -245,7 +223,7 @@ class Engine(SendingHalf):
             self._spend()
         if flags & frames.END_STREAM:
             self._request_ended(stream)
-        elif not stream.discard or stream.unreturned:
+        else:
             self._return_window(stream)
 
     def _read(self, stream: Stream, data: bytes) -> None:
@@ -398,13 +376,16 @@ class Engine(SendingHalf):
         self._headers(stream, http_status_block(head.http_status or 415), end=True)
         self._closed(stream)
         self._spend_reset()
-        self._events.append(RequestMalformed(stream.id, f"not gRPC: HTTP {head.http_status}"))
+        reason = f"not gRPC, answered HTTP {head.http_status}"
+        self._events.append(RequestMalformed(stream.id, StatusCode.UNIMPLEMENTED.value, reason))
 
     def _refuse_stream(self, stream_id: int, code: ErrorCodes, reason: str) -> None:
         self._control(frames.rst_stream(stream_id, code))
         self._remember_reset(stream_id)
         self._spend_reset()
-        self._events.append(RequestMalformed(stream_id, reason))
+        refused = code is ErrorCodes.REFUSED_STREAM
+        status = StatusCode.UNAVAILABLE if refused else StatusCode.INVALID_ARGUMENT
+        self._events.append(RequestMalformed(stream_id, status.value, reason))
 
     def _late_frame(self, stream_id: int) -> None:
         """DATA for no open stream: its bytes were credited, and it cost the client a token."""
@@ -420,128 +401,3 @@ class Engine(SendingHalf):
         stream.reader = MessageReader(self._limits.message_bytes_max)
         self._events.append(RequestFaulted(stream.id, code.value, message))
         self.interrupt()
-
-    def _reset_for_fault(self, stream: Stream, code: ErrorCodes) -> None:
-        """A fault of one stream ends that stream and nothing else."""
-        self._memory.release(stream)
-        self.reset(stream.id, code)
-        self._spend_reset()
-        self._events.append(StreamReset(stream.id, code))
-
-    def _spend_reset(self) -> None:
-        if not self._resets.spend(self._now):
-            raise ConnectionFault(
-                ErrorCodes.ENHANCE_YOUR_CALM, "streams are opened and reset too fast"
-            )
-
-    def _on_rst_stream(self, _flags: int, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, "RST_STREAM not of 4 bytes")
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            if stream_id > self.highest_stream_id or not stream_id & 1:
-                raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
-            self._spend()
-            return
-        self._memory.release(stream)
-        self._forget(stream)
-        self._events.append(StreamReset(stream_id, int.from_bytes(payload, "big")))
-        if self._now - stream.opened_at < self._limits.reset_age_seconds:
-            self._spend_reset()
-
-    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._settled = True
-        if stream_id or len(payload) % 6 or (flags & frames.ACK and payload):
-            code = ErrorCodes.PROTOCOL_ERROR if stream_id else ErrorCodes.FRAME_SIZE_ERROR
-            raise ConnectionFault(code, "malformed SETTINGS")
-        self._spend()
-        if flags & frames.ACK:
-            return
-        peer = self._peer
-        window_before = peer.initial_window_size
-        for at in range(0, len(payload), 6):
-            key = int.from_bytes(payload[at : at + 2], "big")
-            if key not in _KNOWN_SETTINGS:
-                continue
-            value = int.from_bytes(payload[at + 2 : at + 6], "big")
-            try:
-                peer[SettingCodes(key)] = value
-            except ProtocolError as error:
-                raise ConnectionFault(ErrorCodes(error.error_code), str(error)) from None
-            peer.acknowledge()
-        self._frame_bytes_max = min(peer.max_frame_size, frames.FRAME_BYTES_MAX)
-        if change := peer.initial_window_size - window_before:
-            for stream in self.streams.values():
-                stream.send_window += change  # may turn negative, and is then waited out
-                if stream.send_window > frames.WINDOW_MAX:
-                    raise ConnectionFault(ErrorCodes.FLOW_CONTROL_ERROR, "window overflow")
-                self._unpark(stream)
-        self._control(frames.frame(frames.SETTINGS, frames.ACK, 0))
-
-    def _on_window_update(self, _flags: int, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, "WINDOW_UPDATE not of 4 bytes")
-        self._spend()
-        increment = int.from_bytes(payload, "big") & frames.WINDOW_MAX
-        if not stream_id:
-            self._send_window += increment
-            if not increment or self._send_window > frames.WINDOW_MAX:
-                code = ErrorCodes.FLOW_CONTROL_ERROR if increment else ErrorCodes.PROTOCOL_ERROR
-                raise ConnectionFault(code, "connection window: bad increment")
-            return
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            if stream_id > self.highest_stream_id or not stream_id & 1:
-                raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "WINDOW_UPDATE on idle stream")
-            return
-        stream.send_window += increment
-        if not increment or stream.send_window > frames.WINDOW_MAX:
-            code = ErrorCodes.FLOW_CONTROL_ERROR if increment else ErrorCodes.PROTOCOL_ERROR
-            self._reset_for_fault(stream, code)
-            return
-        self._unpark(stream)
-
-    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id or len(payload) != 8:
-            code = ErrorCodes.PROTOCOL_ERROR if stream_id else ErrorCodes.FRAME_SIZE_ERROR
-            raise ConnectionFault(code, "malformed PING")
-        self._spend()
-        if flags & frames.ACK:
-            self._events.append(PingAcknowledged(payload))
-        else:
-            self._control(frames.ping(payload, ack=True))
-
-    def _on_priority(self, _flags: int, stream_id: int, payload: bytes) -> None:
-        self._spend()
-        if not stream_id:
-            raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "PRIORITY on the connection")
-        if len(payload) != 5:
-            raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, "PRIORITY not of 5 bytes")
-        if int.from_bytes(payload[:4], "big") & frames.STREAM_ID_MAX == stream_id:
-            raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "stream depends on itself")
-
-    def _on_push_promise(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
-        raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
-
-    def _on_goaway(self, _flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id or len(payload) < 8:
-            code = ErrorCodes.PROTOCOL_ERROR if stream_id else ErrorCodes.FRAME_SIZE_ERROR
-            raise ConnectionFault(code, "malformed GOAWAY")
-        self._spend()
-        self._events.append(PeerGoingAway(int.from_bytes(payload[4:8], "big")))
-
-
-def _nobody() -> None:
-    pass
-
-
-_KNOWN_SETTINGS = frozenset(
-    (
-        SettingCodes.HEADER_TABLE_SIZE,
-        SettingCodes.ENABLE_PUSH,
-        SettingCodes.MAX_CONCURRENT_STREAMS,
-        SettingCodes.INITIAL_WINDOW_SIZE,
-        SettingCodes.MAX_FRAME_SIZE,
-        SettingCodes.MAX_HEADER_LIST_SIZE,
-    )
-)

@@ -35,9 +35,13 @@ class RequestFaulted(NamedTuple):
 
 
 class RequestMalformed(NamedTuple):
-    """A request that never became a call; the engine has answered it."""
+    """A request that never became a call; the engine has answered it.
+
+    ``code`` is the gRPC code that describes it best.
+    """
 
     stream_id: int
+    code: int
     reason: str
 
 

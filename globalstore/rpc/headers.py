@@ -12,7 +12,7 @@ from purerpc import StatusCode
 from globalstore.rpc.status import Metadata, Status
 
 # RFC 9110 tokens without capitals: HTTP/2 knows only lower-case names.
-_NAME: Final = re.compile(rb"[a-z0-9!#$%&'*+.^_`|~-]+").fullmatch
+valid_name: Final = re.compile(rb"[a-z0-9!#$%&'*+.^_`|~-]+").fullmatch
 _FORBIDDEN_IN_VALUE: Final = re.compile(rb"[\x00\r\n]").search
 _TIMEOUT: Final = re.compile(rb"([0-9]{1,8})([HMSmun])").fullmatch
 _SECONDS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -74,7 +74,7 @@ def check_fields(fields: Fields, *, trailers: bool) -> dict[bytes, bytes]:
             pseudo[name] = value
         else:
             regular = True
-            if not _NAME(name):
+            if not valid_name(name):
                 raise Malformed(f"header name {name[:40]!r} is not a lower-case token")
             if name in _HOP_BY_HOP or (name == b"te" and value != b"trailers"):
                 raise Malformed(f"header {name!r} belongs to HTTP/1")

@@ -247,12 +247,13 @@ class Listener:
 
     async def _serve_connection(self, sock: trio.socket.SocketType, peer: str) -> None:
         try:
-            if self._options.tcp_nodelay:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            transport: Transport | None = trio.SocketStream(sock)
+            stream = trio.SocketStream(sock)
+            # trio has set it by now, asked for or not.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self._options.tcp_nodelay)
+            transport: Transport | None = stream
             if self._ssl_context is not None:
                 transport = await handshake(
-                    trio.SocketStream(sock), self._ssl_context, self._limits.handshake_seconds, peer
+                    stream, self._ssl_context, self._limits.handshake_seconds, peer
                 )
             if transport is not None:
                 connection = Connection(self._serving, transport, peer)

@@ -99,9 +99,10 @@ class SendingHalf:
             or size > self._frame_bytes_max
             or self._round
         ):
+            tail = trailers_block(0, "", trailing)
             self.send_headers(stream_id, initial)
             self._message(stream, payload)
-            self._finish(stream, trailers_block(0, "", trailing))
+            self._finish(stream, tail)
             return True
         stream.send_window -= size
         self._send_window -= size
@@ -124,13 +125,25 @@ class SendingHalf:
         return True
 
     def send_trailers(
-        self, stream_id: int, code: int, message: str = "", metadata: Metadata = ()
+        self,
+        stream_id: int,
+        code: int,
+        message: str = "",
+        metadata: Metadata = (),
+        initial: Metadata = (),
     ) -> bool:
-        """End a call with a status, after what was sent before. False if the call is over."""
+        """End a call with a status, after what was sent before. False if the call is over.
+
+        ``initial`` is sent ahead of it if no message was. Raises ValueError, having sent
+        nothing, if metadata holds what a header may not.
+        """
         stream = self.streams.get(stream_id)
         if stream is None or stream.tail is not None:
             return False
-        self._finish(stream, trailers_block(code, message, metadata))
+        block = trailers_block(code, message, metadata)
+        if initial:
+            self.send_headers(stream_id, initial)
+        self._finish(stream, block)
         return True
 
     def reset(self, stream_id: int, error_code: int) -> None:

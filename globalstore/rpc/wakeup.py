@@ -21,11 +21,16 @@ class Wakeup:
             self._flag = True
 
     async def wait(self) -> None:
-        """Wait until set since the last time. A cancelled wait takes nothing away."""
+        """Wait until set since the last time. A cancelled wait takes nothing away.
+
+        Raises trio.BusyResourceError if another task waits.
+        """
         if self._flag:
             self._flag = False
             await trio.lowlevel.checkpoint()
             return
+        if self._task is not None:
+            raise trio.BusyResourceError("another task waits here already")
         self._task = trio.lowlevel.current_task()
 
         def withdraw(_: object) -> trio.lowlevel.Abort:
