@@ -1,0 +1,136 @@
+"""What an artifact is: its row, its digests and its tensor index."""
+
+import hashlib
+
+import attrs
+
+from globalstore.db import Transaction
+from globalstore.rules import multihash
+from globalstore.rules.artifact_ids import Scheme, is_well_formed_mi2, parse_mi2, scheme_of
+from globalstore.rules.refusals import FailedPrecondition
+
+# How a tensor index is written when nobody says otherwise.
+INDEX_ENCODING = "json"
+INDEX_SCHEMA = "v3"
+
+
+@attrs.frozen
+class Description:
+    """What a request says of an artifact; a blank text or 0 says nothing.
+
+    ``total_size`` in bytes. ``id_kind``: 0 opaque, 1 mi2, 2 cgid.
+    """
+
+    index_multihash: str = ""
+    data_multihash: str = ""
+    schema_version: str = ""
+    encoding: str = ""
+    total_size: int = 0
+    id_kind: int = 0
+
+
+@attrs.frozen
+class TensorIndex:
+    """The bytes of a tensor index and how they are written."""
+
+    data: bytes
+    encoding: str = INDEX_ENCODING
+    schema_version: str = INDEX_SCHEMA
+
+    @property
+    def digest(self) -> bytes:
+        return hashlib.sha256(self.data).digest()
+
+
+_KINDS = {Scheme.MI2: 1, Scheme.CGID: 2}
+
+
+def ensure(
+    tx: Transaction,
+    artifact_id: str,
+    said: Description | None,
+    index: TensorIndex | None,
+    now_us: int,
+) -> int:
+    """Return the key of an artifact's row, made or completed from what is said of it.
+
+    Nothing said before is ever erased or changed. Raises FailedPrecondition where the request
+    contradicts the id, itself or the row, before anything is written.
+    """
+    row = tx.one(
+        "SELECT artifact_key, index_multihash, data_multihash, total_size, schema_version,"
+        " encoding, id_kind FROM artifacts WHERE artifact_id = :artifact_id",
+        {"artifact_id": artifact_id},
+    )
+    if row is not None and said is None and index is None:
+        key: int = row[0]
+        return key
+    wanted = _complete(artifact_id, said or Description(), index)
+    if row is None:
+        merged = wanted
+    else:
+        merged = _merge(Description(row[1], row[2], row[4], row[5], row[3], row[6]), wanted)
+    if index is not None:
+        _store_index(tx, index, now_us)
+    saved = tx.one(
+        "INSERT INTO artifacts (artifact_id, id_kind, index_multihash, data_multihash,"
+        " schema_version, encoding, total_size, created_at, updated_at) VALUES (:artifact_id,"
+        " :id_kind, :index_multihash, :data_multihash, :schema_version, :encoding, :total_size,"
+        " :now, :now)"
+        " ON CONFLICT (artifact_id) DO UPDATE SET id_kind = :id_kind,"
+        " index_multihash = :index_multihash, data_multihash = :data_multihash,"
+        " schema_version = :schema_version, encoding = :encoding, total_size = :total_size,"
+        " updated_at = :now RETURNING artifact_key",
+        attrs.asdict(merged) | {"artifact_id": artifact_id, "now": now_us},
+    )
+    assert saved is not None
+    artifact_key: int = saved[0]
+    return artifact_key
+
+
+def _complete(artifact_id: str, said: Description, index: TensorIndex | None) -> Description:
+    """Add what follows from the id and from the bytes of the index; refuse contradictions."""
+    id_kind = _KINDS.get(scheme_of(artifact_id), said.id_kind)
+    known = attrs.evolve(said, id_kind=id_kind)
+    if is_well_formed_mi2(artifact_id):
+        of_index, of_data = parse_mi2("artifact_id", artifact_id)
+        known = _merge(Description(of_index, of_data, id_kind=id_kind), known)
+    if index is not None:
+        of_bytes = Description(
+            multihash.encode(index.digest),
+            schema_version=index.schema_version,
+            encoding=index.encoding,
+            id_kind=id_kind,
+        )
+        known = _merge(known, of_bytes)
+    return known
+
+
+def _merge(before: Description, said: Description) -> Description:
+    """Fill the gaps of a description; refuse to change a digest or a size."""
+    for field in ("index_multihash", "data_multihash", "total_size"):
+        old, new = getattr(before, field), getattr(said, field)
+        if old and new and old != new:
+            raise FailedPrecondition(f"{field} is {new}, but this artifact has {old}")
+    return Description(
+        before.index_multihash or said.index_multihash,
+        before.data_multihash or said.data_multihash,
+        said.schema_version or before.schema_version,
+        said.encoding or before.encoding,
+        before.total_size or said.total_size,
+        before.id_kind or said.id_kind,
+    )
+
+
+def _store_index(tx: Transaction, index: TensorIndex, now_us: int) -> None:
+    tx.run(
+        "INSERT INTO tensor_indexes VALUES (:digest, :data, :encoding, :schema_version, :now)"
+        " ON CONFLICT (index_digest) DO NOTHING",
+        {
+            "digest": index.digest,
+            "data": index.data,
+            "encoding": index.encoding,
+            "schema_version": index.schema_version,
+            "now": now_us,
+        },
+    )

@@ -1,0 +1,91 @@
+"""What a committed operation tells the rest of the process.
+
+The store hands these over on the event loop, in commit order, before it answers whoever asked for
+the operation: what is kept in memory never trails behind an answer.
+"""
+
+import attrs
+
+
+@attrs.frozen
+class WorkerRegistered:
+    """A worker is active under a generation that nobody had before."""
+
+    worker: "WorkerState"
+
+
+@attrs.frozen
+class WorkerEnded:
+    """A worker became inactive: unregistered, expired or evicted."""
+
+    worker_key: int
+    worker_id: str
+
+
+@attrs.frozen
+class WorkerReplicasChanged:
+    """What a worker holds, or whether it is available, changed."""
+
+    worker_key: int
+
+
+@attrs.frozen
+class ReplicaStored:
+    """A replica was registered anew (``created``) or again."""
+
+    artifact_id: str
+    memory_tier: int
+    created: bool
+
+
+@attrs.frozen
+class ReplicaRemoved:
+    """A replica row is gone; ``last`` when it was the artifact's last one."""
+
+    artifact_id: str
+    view_id: str
+    memory_tier: int
+    last: bool
+
+
+@attrs.frozen
+class SourceFreed:
+    """A waiter for this artifact and view may find a source now, or learn that there is none."""
+
+    artifact_id: str
+    view_id: str
+
+
+@attrs.frozen
+class TransportGranted:
+    """A transport is in progress."""
+
+    transport_key: int
+
+
+@attrs.frozen
+class TransportEnded:
+    """A transport that was in progress is not any more."""
+
+    transport_key: int
+
+
+@attrs.frozen
+class WorkerState:
+    """A worker as the database has it. Sizes in bytes, times in microseconds since 1970."""
+
+    worker_key: int
+    worker_id: str
+    daemon_id: str
+    node_id: str
+    node_address: str
+    grpc_port: int
+    p2p_port: int
+    mem_pool_total_size: int
+    mem_pool_available_size: int
+    accepting_new_requests: bool
+    capability_flags: int
+    last_heartbeat_us: int
+    generation: int
+    state_version: int
+    needs_reconcile: bool

@@ -1,0 +1,95 @@
+"""The schemes of artifact ids and which surface takes which.
+
+The scheme is told by the case-sensitive prefix alone; an id is never a path.
+"""
+
+import enum
+import re
+
+from globalstore.rules import multihash
+from globalstore.rules.refusals import FailedPrecondition, InvalidArgument
+from globalstore.rules.values import required
+
+_CGID = re.compile(r"cgid:[A-Za-z0-9._~-]+\Z")
+_CGID_LENGTH = range(8, 201)
+_BYTE_ARTIFACT = "cgid:byte_artifact~"
+
+
+class Scheme(enum.Enum):
+    """What an id promises about the bytes it names."""
+
+    MI2 = "mi2"  # content address: index and data digests
+    CGID = "cgid"  # chosen by a client; promises nothing
+    BYTE_ARTIFACT = "byte_artifact"  # a CGID whose truth lives on daemons
+    MSA1 = "msa1"  # a mount of one daemon session
+    OPAQUE = "opaque"  # none of these; a plain string
+
+
+def scheme_of(artifact_id: str) -> Scheme:
+    """Return the scheme of an id by its prefix."""
+    if artifact_id.startswith("mi2:"):
+        return Scheme.MI2
+    if artifact_id.startswith(_BYTE_ARTIFACT):
+        return Scheme.BYTE_ARTIFACT
+    if artifact_id.startswith("cgid:"):
+        return Scheme.CGID
+    if artifact_id.startswith("msa1:"):
+        return Scheme.MSA1
+    return Scheme.OPAQUE
+
+
+def refuse_msa1(field: str, artifact_id: str) -> None:
+    """Refuse an id that means something only inside one daemon session."""
+    if scheme_of(artifact_id) is Scheme.MSA1:
+        raise FailedPrecondition(
+            f"{field} {artifact_id[:80]!r} is daemon-session-local and cannot be used here"
+        )
+
+
+def looked_up(field: str, value: str) -> str:
+    """Return an artifact id for a look-up: any scheme but msa1."""
+    artifact_id = required(field, value)
+    refuse_msa1(field, artifact_id)
+    return artifact_id
+
+
+def stored(field: str, value: str) -> str:
+    """Return an artifact id that may enter the artifact and replica tables."""
+    artifact_id = looked_up(field, value)
+    if scheme_of(artifact_id) is Scheme.BYTE_ARTIFACT:
+        raise FailedPrecondition(
+            f"{field} {artifact_id[:80]!r} is a byte artifact: its objects are kept by daemons, "
+            "the store keeps only their shard-home leases"
+        )
+    return artifact_id
+
+
+def mi2(index_multihash: str, data_multihash: str) -> str:
+    """Return the content address made of an index and a data multihash."""
+    return f"mi2:{index_multihash}:{data_multihash}"
+
+
+def parse_mi2(field: str, artifact_id: str) -> tuple[str, str]:
+    """Return the index and data multihashes of a mi2 id; both are checked."""
+    parts = artifact_id.split(":")
+    if len(parts) != 3:
+        raise InvalidArgument(f"{field} has {len(parts)} segments, expected mi2:<index>:<data>")
+    multihash.decode(f"{field}, index segment,", parts[1])
+    multihash.decode(f"{field}, data segment,", parts[2])
+    return parts[1], parts[2]
+
+
+def is_well_formed_mi2(artifact_id: str) -> bool:
+    """Tell whether an id is a mi2 id whose digests can be believed."""
+    try:
+        return scheme_of(artifact_id) is Scheme.MI2 and bool(parse_mi2("", artifact_id))
+    except InvalidArgument:
+        return False
+
+
+def check_cgid(field: str, artifact_id: str) -> None:
+    """Refuse a cgid id outside its grammar."""
+    if len(artifact_id) not in _CGID_LENGTH or not _CGID.match(artifact_id):
+        raise InvalidArgument(
+            f"{field} is not a cgid id: 8..200 characters, cgid: and then only A-Z a-z 0-9 - . _ ~"
+        )

@@ -1,0 +1,65 @@
+"""The digest of the replica set that a worker and the server each believe it holds.
+
+Both sides compute it on their own, so every byte counts: entries sorted, joined with nothing
+between, FNV-1a with 64 bits, 16 lower-case hex digits.
+"""
+
+from collections.abc import Iterable
+
+import attrs
+
+_OFFSET_BASIS = 0xCBF29CE484222325
+_PRIME = 0x100000001B3
+_MASK = 2**64 - 1
+
+EMPTY = f"{_OFFSET_BASIS:016x}"
+
+
+def fnv1a_64(data: bytes) -> int:
+    """Return the 64-bit FNV-1a hash of some bytes."""
+    value = _OFFSET_BASIS
+    for byte in data:
+        value = (value ^ byte) * _PRIME & _MASK
+    return value
+
+
+@attrs.frozen
+class Entry:
+    """What the digest covers of one replica.
+
+    ``label`` is GPU, RAM or DISK; ``device`` is the device number of a GPU and 0 otherwise;
+    ``view_id`` is empty for the canonical bytes.
+    """
+
+    artifact_id: str
+    view_id: str
+    node_id: str
+    node_address: str
+    node_port: int
+    label: str
+    device: int
+    available: bool
+
+    def text(self) -> str:
+        return (
+            f"{self.artifact_id}:{self.view_id}:{self.node_id}:{self.node_address}:"
+            f"{self.node_port}:{self.device}:{self.label}:{int(self.available)};"
+        )
+
+    def order(self) -> tuple[bytes, bytes, str, int, bytes, bytes, int, bool]:
+        return (
+            self.artifact_id.encode(),
+            self.view_id.encode(),
+            self.label,
+            self.device,
+            self.node_id.encode(),
+            self.node_address.encode(),
+            self.node_port,
+            self.available,
+        )
+
+
+def of_replicas(entries: Iterable[Entry]) -> str:
+    """Return the digest of a set of replicas; their order does not matter."""
+    joined = "".join(entry.text() for entry in sorted(entries, key=Entry.order))
+    return f"{fnv1a_64(joined.encode()):016x}"

@@ -1,0 +1,38 @@
+"""Content addresses: the multihash spelling of a SHA-256 digest and the ids made of two.
+
+A multihash is ``b`` + lower-case, unpadded base32 of ``0x12 0x20`` + the 32 digest bytes. Only
+this one spelling of a digest is accepted, so that equal digests are equal strings.
+"""
+
+import base64
+import binascii
+import hashlib
+
+from globalstore.rules.refusals import InvalidArgument
+
+_PREFIX = b"\x12\x20"  # multihash code of sha2-256, then the digest length
+_LENGTH = 56
+
+
+def encode(digest: bytes) -> str:
+    """Return the multihash text of a 32-byte SHA-256 digest."""
+    return "b" + base64.b32encode(_PREFIX + digest).decode().rstrip("=").lower()
+
+
+def of(data: bytes) -> str:
+    """Return the multihash text of some bytes."""
+    return encode(hashlib.sha256(data).digest())
+
+
+def decode(field: str, text: str) -> bytes:
+    """Return the 32 digest bytes of a multihash in its canonical spelling."""
+    if len(text) == _LENGTH and text.startswith("b"):
+        try:
+            raw = base64.b32decode(text[1:].upper() + "=")
+        except (binascii.Error, ValueError):
+            raw = b""
+        if raw[:2] == _PREFIX and encode(raw[2:]) == text:
+            return raw[2:]
+    raise InvalidArgument(
+        f"{field} is not a sha2-256 multihash in lower-case base32 ({_LENGTH} characters, bciq…)"
+    )

@@ -1,0 +1,80 @@
+"""Checks of single values, shared by every surface: text, integers, UUIDs, times."""
+
+import uuid
+
+from globalstore.rules.refusals import InvalidArgument
+
+# Longest id, key or path in UTF-8 bytes: far above any real one (a mi2 id has 117), low enough
+# that ids can be index keys and log fields without a thought for their size.
+TEXT_BYTES_MAX = 1024
+
+# The largest integer a signed 64-bit column holds; wire fields of type uint64 reach twice as far.
+INTEGER_MAX = 2**63 - 1
+
+
+def identifier(field: str, value: str) -> str:
+    """Return an id, key or address without surrounding white space.
+
+    Refuses control characters and texts above ``TEXT_BYTES_MAX``; blank is allowed and means
+    absent.
+    """
+    value = value.strip()
+    if not value.isprintable() and any(ord(c) < 0x20 or ord(c) == 0x7F for c in value):
+        raise InvalidArgument(f"{field} contains a control character")
+    if len(value) > TEXT_BYTES_MAX // 4 and len(value.encode()) > TEXT_BYTES_MAX:
+        raise InvalidArgument(f"{field} is longer than {TEXT_BYTES_MAX} bytes")
+    return value
+
+
+def required(field: str, value: str) -> str:
+    """Return an identifier that must not be blank."""
+    value = identifier(field, value)
+    if not value:
+        raise InvalidArgument(f"{field} is required")
+    return value
+
+
+def storable(field: str, value: int) -> int:
+    """Return a non-negative integer that fits a signed 64-bit column."""
+    if value > INTEGER_MAX:
+        raise InvalidArgument(f"{field} is {value}, expected at most {INTEGER_MAX}")
+    return value
+
+
+def positive(field: str, value: int) -> int:
+    """Return an integer that is above zero and fits a signed 64-bit column."""
+    if value <= 0:
+        raise InvalidArgument(f"{field} is {value}, expected a number above 0")
+    return storable(field, value)
+
+
+def port(field: str, value: int) -> int:
+    """Return a TCP port that something can listen on."""
+    if not 1 <= value <= 65535:
+        raise InvalidArgument(f"{field} is {value}, expected 1..65535")
+    return value
+
+
+def uuid_bytes(field: str, value: str) -> bytes:
+    """Return the 16 bytes of a UUID in any spelling of RFC 4122."""
+    value = required(field, value)
+    try:
+        return uuid.UUID(value).bytes
+    except ValueError:
+        raise InvalidArgument(f"{field} is not a UUID: {value[:64]!r}") from None
+
+
+def uuid_text(value: bytes) -> str:
+    """Return the lower-case, hyphenated spelling of a UUID."""
+    digits = value.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def signed64(value: int) -> int:
+    """Return the two's complement of an unsigned 64-bit number, for a signed column."""
+    return value - 2**64 if value > INTEGER_MAX else value
+
+
+def unsigned64(value: int) -> int:
+    """Undo ``signed64``."""
+    return value & (2**64 - 1)
