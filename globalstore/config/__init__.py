@@ -1,0 +1,41 @@
+"""The configuration: its schema and a strict loader.
+
+``load`` reads one file; nothing else is a source of settings. What it returns is immutable.
+"""
+
+from globalstore.config.advertise import (
+    AddressSource,
+    AdvertisedAddress,
+    advertised_address,
+    host_port,
+)
+from globalstore.config.checks import environment_warnings
+from globalstore.config.documents import ConfigError, Problem
+from globalstore.config.kinds import (
+    Duration,
+    GroupPublishAuthorityMode,
+    LogLevel,
+    OTelProtocol,
+    TransportSchedulerMode,
+    format_duration,
+)
+from globalstore.config.loader import load
+from globalstore.config.schema import GlobalStoreConfig
+
+__all__ = [
+    "AddressSource",
+    "AdvertisedAddress",
+    "ConfigError",
+    "Duration",
+    "GlobalStoreConfig",
+    "GroupPublishAuthorityMode",
+    "LogLevel",
+    "OTelProtocol",
+    "Problem",
+    "TransportSchedulerMode",
+    "advertised_address",
+    "environment_warnings",
+    "format_duration",
+    "host_port",
+    "load",
+]

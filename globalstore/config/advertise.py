@@ -1,0 +1,130 @@
+"""The address that clients are given."""
+
+import enum
+import ipaddress
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from globalstore.config.schema.server import Server
+
+# Any address outside serves to ask the routing table; this one is reserved for documentation.
+_OUTSIDE: Final = ("192.0.2.1", 9)
+
+
+class AddressSource(enum.Enum):
+    """Where an advertised host came from."""
+
+    CONFIGURED = "server.advertise.host"
+    LISTEN_HOST = "server.listen.host"
+    LOOPBACK = "server.listen.host (loopback)"
+    ROUTE = "route to the outside"
+    HOST_NAME = "host name"
+    FALLBACK = "server.listen.host (not routable)"
+
+
+@attrs.frozen
+class AdvertisedAddress:
+    """What clients are told to dial.
+
+    Attributes:
+        host: address or name, without brackets.
+        port: TCP port.
+        source: which rule gave the host; with ``FALLBACK`` a warning is due.
+    """
+
+    host: str
+    port: int
+    source: AddressSource
+
+    def __str__(self) -> str:
+        return host_port(self.host, self.port)
+
+
+def host_port(host: str, port: int) -> str:
+    """``host:port``, an IPv6 host in brackets; "" when either is unknown (empty or 0)."""
+    if not host or not port:
+        return ""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def route_address() -> str | None:
+    """The IPv4 address this host would use for outside traffic; sends nothing. None: no route."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(_OUTSIDE)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def host_name_address() -> str | None:
+    """The address the host's own name stands for; may block on a name server. None: unknown."""
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except OSError:
+        return None
+    addresses = [str(entry[4][0]) for entry in found]
+    return next((a for a in addresses if not is_loopback(a)), None)
+
+
+def advertised_address(
+    server: Server,
+    bound_port: int,
+    route: Callable[[], str | None] = route_address,
+    host_name: Callable[[], str | None] = host_name_address,
+) -> AdvertisedAddress:
+    """Decide what clients are told to dial; the first rule that gives an address counts.
+
+    Call it at start, before the event loop has work: a name look-up may block.
+
+    Args:
+        server: the settings; ``advertise`` goes before ``listen``.
+        bound_port: the port the listener really has.
+        route: asks for the address of outgoing traffic.
+        host_name: asks for the address of the host's name.
+    """
+    port = server.advertise.port or bound_port
+    listen = server.listen.host.strip("[] ")
+    if configured := server.advertise.host.strip("[] "):
+        return AdvertisedAddress(configured, port, AddressSource.CONFIGURED)
+    if is_loopback(listen):
+        return AdvertisedAddress(listen, port, AddressSource.LOOPBACK)
+    if not is_unspecified(listen):
+        return AdvertisedAddress(listen, port, AddressSource.LISTEN_HOST)
+    for ask, source in ((route, AddressSource.ROUTE), (host_name, AddressSource.HOST_NAME)):
+        address = ask()
+        if address and not is_loopback(address) and not is_unspecified(address):
+            return AdvertisedAddress(address, port, source)
+    return AdvertisedAddress(listen, port, AddressSource.FALLBACK)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` names this machine only: a loopback address or ``localhost``."""
+    address = _address(host)
+    if address is None:
+        name = host.strip().rstrip(".").lower()
+        return name == "localhost" or name.endswith(".localhost")
+    return address.is_loopback
+
+
+def is_unspecified(host: str) -> bool:
+    """Whether ``host`` means every interface: ``0.0.0.0``, ``::``, ``*``."""
+    address = _address(host)
+    return host.strip() == "*" if address is None else address.is_unspecified
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    text = host.strip().strip("[]")
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        try:  # the resolver also takes short forms such as 127.1 and 0
+            return ipaddress.IPv4Address(socket.inet_aton(text))
+        except (OSError, ValueError):
+            return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address

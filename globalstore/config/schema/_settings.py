@@ -1,0 +1,48 @@
+"""How a schema class declares a setting: its default, its manual entry, its rules."""
+
+from typing import Any
+
+import attrs
+
+
+@attrs.frozen
+class Manual:
+    """What the schema knows of a setting beyond its type.
+
+    Attributes:
+        text: meaning, unit and trade-off, for whoever writes the file.
+        floor: smallest effective value; a smaller one is raised to it.
+        zero_is_default: an explicit 0 stands for the default.
+        secret: the value appears neither in a log nor in a message.
+    """
+
+    text: str
+    floor: float | None = None
+    zero_is_default: bool = False
+    secret: bool = False
+
+
+def setting(
+    default: Any,
+    text: str,
+    *,
+    floor: float | None = None,
+    zero_is_default: bool = False,
+    secret: bool = False,
+) -> Any:
+    """A field with a default and a manual entry (see ``Manual``)."""
+    return attrs.field(
+        default=default, metadata={Manual: Manual(text, floor, zero_is_default, secret)}
+    )
+
+
+def section(kind: type, text: str) -> Any:
+    """A field that holds the settings of ``kind``, all at their defaults unless given."""
+    return attrs.field(default=attrs.Factory(kind), metadata={Manual: Manual(text)})
+
+
+def manual(field: "attrs.Attribute[Any]") -> Manual:
+    """The manual entry of a field made by ``setting`` or ``section``."""
+    entry = field.metadata[Manual]
+    assert isinstance(entry, Manual)
+    return entry

@@ -1,0 +1,142 @@
+"""Sections ``server`` and ``shutdown``."""
+
+# ruff: noqa: RUF009 (setting() and section() only declare a field)
+
+import attrs
+
+from globalstore.config.kinds import Duration, Port, PositiveUInt64, StreamCount, UInt32
+from globalstore.config.schema._settings import section, setting
+
+
+@attrs.frozen
+class Listen:
+    """Where the server accepts calls."""
+
+    host: str = setting("127.0.0.1", "Address to bind; 0.0.0.0 binds every interface.")
+    port: Port = setting(50051, "TCP port; an explicit 0 takes any free port.")
+
+
+@attrs.frozen
+class Advertise:
+    """What clients are told to dial."""
+
+    host: str = setting(
+        "",
+        "Address given to clients when it differs from the bound one (NAT, a service name). It "
+        "must be reachable from other machines, so loopback and 0.0.0.0 are refused. Empty: "
+        "derived from listen.host, else from the route to the outside.",
+    )
+    port: Port = setting(0, "Port given to clients; 0: the bound port.")
+
+
+@attrs.frozen
+class Tls:
+    """Encryption of the gRPC port."""
+
+    enabled: bool = setting(
+        False, "Serve TLS 1.2 or newer only. A plaintext client is then refused."
+    )
+    cert_file: str = setting("", "PEM certificate chain; required when enabled.")
+    key_file: str = setting("", "PEM private key of the certificate; required when enabled.")
+    client_ca_file: str = setting(
+        "", "PEM authorities. When given, every client must show a certificate one of them signed."
+    )
+
+
+@attrs.frozen
+class Grpc:
+    """The HTTP/2 connections that calls arrive on."""
+
+    max_concurrent_streams: StreamCount = setting(
+        0, "Calls that may run at once on one connection; 0: the listener's own default."
+    )
+    keepalive_time: Duration | None = setting(
+        None,
+        "Ping a connection after this long without traffic, to notice peers that vanished. "
+        "null or 0s: no pings.",
+    )
+    keepalive_timeout: Duration | None = setting(
+        None, "Close a connection that leaves a ping unanswered this long. null: the default."
+    )
+    max_connection_idle: Duration = setting(
+        0.0, "Close a connection that had no call for this long. 0s: never."
+    )
+    max_connection_age: Duration = setting(
+        0.0,
+        "Ask clients to reconnect after this long, so that they spread anew. 0s: never.",
+    )
+    tcp_nodelay: bool = setting(
+        False, "Set TCP_NODELAY: small answers leave at once, at the price of more packets."
+    )
+    so_reuseport: bool = setting(
+        False,
+        "Set SO_REUSEPORT. Two servers on one port split the connections between them, so leave "
+        "it off unless something outside makes sure there is only one.",
+    )
+    tls: Tls = section(Tls, "Encryption of the gRPC port.")
+
+
+@attrs.frozen
+class Auth:
+    """Who may call."""
+
+    token_file: str = setting(
+        "",
+        "File of lines 'role sha256-of-token', role full or read; callers then need an "
+        "'authorization: Bearer' header. Empty: no tokens.",
+    )
+
+
+@attrs.frozen
+class ServerLimits:
+    """What one client, and all of them together, may make the server hold."""
+
+    max_message_bytes: PositiveUInt64 = setting(
+        64 << 20, "Largest message in either direction; the largest index and inventory fit."
+    )
+    max_connections: PositiveUInt64 = setting(
+        16384, "Connections open at once; one more is closed again."
+    )
+    max_inbound_buffer_bytes: PositiveUInt64 = setting(
+        256 << 20,
+        "Bytes of incomplete messages over all connections. Beyond it the largest one is refused "
+        "with RESOURCE_EXHAUSTED; must hold at least one message of max_message_bytes.",
+    )
+
+
+@attrs.frozen
+class Server:
+    """The ports and what stands behind them."""
+
+    listen: Listen = section(Listen, "Where the server accepts calls.")
+    advertise: Advertise = section(Advertise, "What clients are told to dial.")
+    max_workers: UInt32 = setting(
+        10,
+        "Handlers running at once; further calls wait in line. Calls that only wait for an event "
+        "take no place. An explicit 0: no bound.",
+    )
+    metrics_port: Port = setting(
+        8000,
+        "HTTP port of /metrics, /health, /ready and /livez, on listen.host; an explicit 0 takes "
+        "any free port.",
+    )
+    grpc: Grpc = section(Grpc, "The HTTP/2 connections that calls arrive on.")
+    reflection: bool = setting(
+        True, "Let tools list the services and their messages without the .proto files."
+    )
+    auth: Auth = section(Auth, "Who may call.")
+    limits: ServerLimits = section(ServerLimits, "Bounds on what clients can make it hold.")
+
+
+@attrs.frozen
+class Shutdown:
+    """How the server leaves."""
+
+    drain_delay: Duration = setting(
+        0.0,
+        "Keep accepting this long after the stop signal, already reported not ready, so that load "
+        "balancers notice first.",
+    )
+    grace_period: Duration = setting(
+        5.0, "How long calls in flight may still run before they are cut off."
+    )
