@@ -268,8 +268,8 @@ class Connection:
                     await self._whole_request(call)
                 if self._engine.queued_bytes > self._limits.blocked_bytes_max:
                     await self.writable(call)
-                if call.deadline < math.inf and call.deadline <= trio.current_time():
-                    await trio.lowlevel.checkpoint()  # its time was over before its turn came
+                if call.scope.cancel_called:
+                    await trio.lowlevel.checkpoint()  # it was over before its turn came
                 await serving.route(call).handler(call)
             status = call.end or _LATE if call.scope.cancelled_caught else OK
         except Exception as error:  # noqa: BLE001 - every failure of a handler ends its call alone

@@ -45,6 +45,10 @@ class ControlHalf(SendingHalf):
         )
         self._resets = Allowance(limits.resets_max, limits.resets_per_second, now)
 
+    def _forget(self, stream: Stream) -> None:
+        self._memory.release(stream)
+        super()._forget(stream)
+
     def _spend(self) -> None:
         if not self._control_frames.spend(self._now):
             raise ConnectionFault(
@@ -53,7 +57,6 @@ class ControlHalf(SendingHalf):
 
     def _reset_for_fault(self, stream: Stream, code: ErrorCodes) -> None:
         """A fault of one stream ends that stream and nothing else."""
-        self._memory.release(stream)
         self.reset(stream.id, code)
         self._spend_reset()
         self._events.append(StreamReset(stream.id, code))
@@ -73,7 +76,6 @@ class ControlHalf(SendingHalf):
                 raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
             self._spend()
             return
-        self._memory.release(stream)
         self._forget(stream)
         self._events.append(StreamReset(stream_id, int.from_bytes(payload, "big")))
         if self._now - stream.opened_at < self._limits.reset_age_seconds:

@@ -119,7 +119,6 @@ class Engine(ControlHalf):
             self._block.clear()
             self._control(frames.goaway(self.highest_stream_id, code, reason))
             for stream in list(self.streams.values()):
-                self._memory.release(stream)
                 self._forget(stream)
             self._events.append(ConnectionFailed(code, reason))
 

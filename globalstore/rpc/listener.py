@@ -265,6 +265,9 @@ class Listener:
                     self._changed.set()
         except OSError as error:
             log.debug("connection lost peer=%s reason=%s", peer, error)
+        except Exception:
+            # A fault of ours must not become the end of every other client.
+            log.exception("connection failed peer=%s", peer)
         finally:
             self._open -= 1
             sock.close()

@@ -1,0 +1,275 @@
+"""A service with one method of each kind and of each temper, and ways to serve it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import purerpc
+import trio
+import trio.testing
+from google.protobuf.wrappers_pb2 import StringValue
+
+from globalstore.rpc import Limits, Listener, ListenerOptions
+from globalstore.rpc.connection import Connection
+from globalstore.rpc.dispatch import routes
+from globalstore.rpc.serving import Serving
+
+from .wire import StrictClient, head, message
+
+C = purerpc.Cardinality
+NAMES = (
+    "unary", "plain", "metadata", "count", "collect", "chat", "late_chat", "hang", "wait",
+    "held", "stubborn", "immovable", "abort", "not_found", "fail", "fail_in_nursery",
+    "bad_metadata", "missing", "missing_stream",
+)  # fmt: skip
+
+
+def text(value: str) -> bytes:
+    return StringValue(value=value).SerializeToString()
+
+
+class Recorder:
+    """An observer that writes down what it saw."""
+
+    def __init__(self) -> None:
+        self.started_paths: list[str] = []
+        self.ended: list[tuple[str, str]] = []
+        self.changed = trio.Event()
+
+    def started(self, call: Any) -> None:
+        self.started_paths.append(call.method.path)
+
+    def finished(self, call: Any, code: Any, seconds: float) -> None:
+        assert seconds >= 0
+        self.ended.append((call.method.path.rpartition("/")[2], code.name))
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def until(self, count: int) -> None:
+        """Wait until ``count`` calls have ended."""
+        while len(self.ended) < count:
+            await self.changed.wait()
+
+
+class Echo:
+    """The handlers; ``running`` and ``log`` tell what they went through."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.running = trio.Event()
+        self.release = trio.Event()
+        self.ended = trio.Event()
+        self.sent = 0
+
+    async def unary(self, input_message: Any, request: Any) -> Any:
+        return StringValue(value=input_message.value)
+
+    async def plain(self, input_message: Any) -> Any:
+        return StringValue(value="plain " + input_message.value)
+
+    async def metadata(self, input_message: Any, request: Any) -> Any:
+        request.initial_metadata.append(("early", "1"))
+        request.trailing_metadata.append(("late-bin", b"\x00\x01"))
+        return StringValue(value=repr(dict(request.metadata)))
+
+    async def count(self, input_message: Any) -> AsyncIterator[Any]:
+        for number in range(int(input_message.value)):
+            self.sent = number + 1
+            yield StringValue(value=str(number))
+
+    async def collect(self, input_messages: Any) -> Any:
+        values = [m.value async for m in input_messages]
+        return StringValue(value=",".join(values))
+
+    async def chat(self, input_messages: Any) -> AsyncIterator[Any]:
+        async for m in input_messages:
+            yield m
+
+    async def late_chat(self, input_messages: Any) -> AsyncIterator[Any]:
+        """Reads nothing until released."""
+        await self.release.wait()
+        async for m in input_messages:
+            yield m
+
+    async def hang(self, input_message: Any) -> Any:
+        self.running.set()
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            self.log.append("cancelled")
+            raise
+        finally:
+            self.ended.set()
+
+    async def wait(self, input_message: Any, request: Any) -> Any:
+        self.running.set()
+        with request.only_waiting():
+            await trio.sleep_forever()
+
+    async def held(self, input_message: Any) -> Any:
+        self.running.set()
+        await self.release.wait()
+        return input_message
+
+    async def stubborn(self, input_message: Any) -> Any:
+        """Swallows its cancellation once, and answers all the same."""
+        self.running.set()
+        try:
+            await trio.sleep_forever()
+        except BaseException:  # noqa: BLE001 - what a careless handler does
+            self.log.append("swallowed")
+        return StringValue(value="still alive")
+
+    async def immovable(self, input_message: Any) -> Any:
+        """Does not end when cancelled."""
+        self.running.set()
+        with trio.CancelScope(shield=True):
+            await self.release.wait()
+        return input_message
+
+    async def abort(self, input_message: Any, request: Any) -> Any:
+        request.abort(purerpc.StatusCode.ABORTED, "try again", [("hint", "soon")])
+
+    async def not_found(self, input_message: Any) -> Any:
+        raise purerpc.NotFoundError("no such thing")
+
+    async def fail(self, input_message: Any) -> Any:
+        raise ValueError("a secret of the server")
+
+    async def fail_in_nursery(self, input_message: Any) -> Any:
+        async with trio.open_nursery():
+            raise KeyError("typed")
+
+    async def bad_metadata(self, input_message: Any, request: Any) -> Any:
+        request.trailing_metadata.append(("x", "a\nb"))
+        return input_message
+
+    async def missing(self, input_message: Any) -> Any:
+        raise NotImplementedError
+
+    async def missing_stream(self, input_message: Any) -> Any:
+        raise NotImplementedError
+
+    @property
+    def service(self) -> purerpc.Service:
+        service = purerpc.Service("test.Echo")
+        kinds = {
+            "count": C.UNARY_STREAM,
+            "collect": C.STREAM_UNARY,
+            "chat": C.STREAM_STREAM,
+            "late_chat": C.STREAM_STREAM,
+            "missing_stream": C.UNARY_STREAM,
+        }
+        for name in NAMES:
+            signature = purerpc.RPCSignature(
+                kinds.get(name, C.UNARY_UNARY), StringValue, StringValue
+            )
+            public = "".join(part.capitalize() for part in name.split("_"))
+            service.add_method(public, getattr(self, name), signature)
+        return service
+
+
+class InMemory:
+    """The server's end of a stream in memory."""
+
+    def __init__(self, stream: Any) -> None:
+        self.aclose = stream.aclose
+        self.send_all = stream.send_all
+        self.send_eof = stream.send_eof
+        self._receive_some = stream.receive_some
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        return bytes(await self._receive_some(max_bytes))
+
+
+class Peer:
+    """A strict client on the other end of a stream in memory."""
+
+    def __init__(self, stream: Any, connection: Connection, serving: Serving) -> None:
+        self.stream = stream
+        self.connection = connection
+        self.serving = serving
+        self.client = StrictClient()
+        self.closed = trio.Event()
+
+    async def flush(self) -> None:
+        """Send what the client has to say."""
+        if data := self.client.output():
+            await self.stream.send_all(data)
+
+    async def begin(self, method: str, *extra: tuple[str, str]) -> int:
+        """Send the head of a call."""
+        stream_id = self.client.start(head(f"/test.Echo/{method}", *extra))
+        await self.flush()
+        return stream_id
+
+    async def send(self, stream_id: int, value: str, *, end: bool = False) -> None:
+        """Send one message of a call."""
+        self.client.h2.send_data(stream_id, message(text(value)), end_stream=end)
+        await self.flush()
+
+    async def call(self, method: str, value: str = "x", *extra: tuple[str, str]) -> int:
+        """Send a whole unary request."""
+        stream_id = self.client.call(text(value), head(f"/test.Echo/{method}", *extra))
+        await self.flush()
+        return stream_id
+
+    async def read(self) -> bool:
+        """Take what the server has sent; False at the end of the connection."""
+        data = bytes(await self.stream.receive_some(1 << 16))
+        self.client.receive(data)
+        await self.flush()
+        return bool(data)
+
+    async def answer(self, stream_id: int) -> Any:
+        """Wait for the end of a call and return what came back."""
+        answer = self.client.answers[stream_id]
+        while not answer.ended and answer.reset is None:
+            assert await self.read(), "the connection ended before the call"
+        return answer
+
+
+@asynccontextmanager
+async def served(
+    echo: Echo | None = None,
+    *,
+    limits: Limits | None = None,
+    options: ListenerOptions | None = None,
+    pair: Any = None,
+    **hooks: Any,
+) -> AsyncIterator[Peer]:
+    """One connection over a stream in memory, its client settled."""
+    interceptors = hooks.pop("interceptors", ())
+    hooks = {"observers": (), "authorize": None, "map_error": None} | hooks
+    serving = Serving(
+        routes=routes([(echo or Echo()).service], interceptors),
+        limits=limits or Limits(),
+        options=options or ListenerOptions(),
+        **hooks,
+    )
+    near, far = pair or trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        serving.calls = nursery
+        connection = Connection(serving, InMemory(far), "client:1")
+        peer = Peer(near, connection, serving)
+
+        async def run() -> None:
+            await connection.run()
+            await far.aclose()
+            peer.closed.set()
+
+        nursery.start_soon(run)
+        await peer.flush()
+        await peer.read()
+        yield peer
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def listening(*services: purerpc.Service, **settings: Any) -> AsyncIterator[Listener]:
+    """A listener on a free port of the loopback address."""
+    listener = Listener(services or [Echo().service], **settings)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(listener.serve)
+        yield listener
+        nursery.cancel_scope.cancel()
