@@ -12,6 +12,9 @@ def optimize(transaction: Transaction) -> None:
 
 def vacuum(transaction: Transaction) -> int:
     """Give some free pages back to the file system; returns how many are left."""
-    transaction.all(f"PRAGMA incremental_vacuum({limits.VACUUM_PAGES})")
+    for _ in range(limits.VACUUM_PAGES):
+        # One page each: sqlite3 takes a single step of a statement without columns, and every
+        # step of this one gives one page back, whatever number it was asked for.
+        transaction.all("PRAGMA incremental_vacuum(1)")
     row = transaction.one("PRAGMA freelist_count")
     return row[0] if row is not None else 0

@@ -11,8 +11,8 @@ from globalstore.db.errors import DatabaseFilesystem
 # File systems on which shared memory or locks do not reach from one opener to the next, or on
 # which fsync promises nothing. (fuseblk, the local disks among the FUSE ones, is not among them.)
 _NETWORK: Final = frozenset(
-    ("9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse", "gpfs", "lustre", "ncpfs", "nfs")
-    + ("nfs4", "smb2", "smb3", "smbfs")
+    {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse", "gpfs", "lustre", "ncpfs", "nfs"}
+    | {"nfs4", "smb2", "smb3", "smbfs"}
 )
 
 

@@ -103,10 +103,10 @@ class Writer:
         except (sqlite3.Error, MemoryError) as error:
             return self._commit_failed(group, error)
         observe(Site.AFTER_COMMIT)
-        self._deliver(group, transaction.events)
-        observe(Site.AFTER_WAKE)
         if was_full and self._connection.total_changes != changes:
             self._health.note_written()
+        self._deliver(group, transaction.events)
+        observe(Site.AFTER_WAKE)
         self._count(len(group), time.perf_counter() - started)
         return []
 
