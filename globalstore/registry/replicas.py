@@ -380,12 +380,14 @@ def checksum_of_worker(tx: Snapshot, worker_key: int) -> str:
         Entry(
             artifact_id,
             view_id,
-            *endpoint,
+            node_id,
+            address,
+            port,
             MemoryTier(tier).name,
             device if tier == MemoryTier.GPU else 0,
             bool(available),
         )
-        for artifact_id, view_id, *endpoint, tier, device, available in rows
+        for artifact_id, view_id, node_id, address, port, tier, device, available in rows
     )
 
 

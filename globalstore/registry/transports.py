@@ -56,6 +56,10 @@ class Request:
     group: Group | None
     transport_id: bytes
 
+    @property
+    def space(self) -> tuple[str, str]:
+        return self.artifact_id, self.view_id
+
 
 @attrs.frozen
 class Granted:
@@ -99,34 +103,39 @@ _EXPORTABLE = (
 def grant(
     tx: Transaction,
     requests: list[Request],
+    newcomers: list[Request],
     routable: frozenset[int],
     relaxed_kinds: frozenset[str],
     now_us: int,
 ) -> list[Answer]:
     """Answer requests for one artifact and view, in the order given.
 
+    ``newcomers`` have others before them and only learn whether they are repeats, contradict
+    another request or wait for something that does not exist; their answers come last.
     ``routable`` are the keys of the workers that are heard and accepting; ``relaxed_kinds`` the
     group kinds, in lower case, that may mix artifacts. Choosing a source, counting it and
     recording the transport are one step with respect to every other call.
     """
-    artifact_key = _artifact_key(tx, requests[0].artifact_id)
-    answers: list[Answer] = []
+    artifact_id, view_id = (*requests, *newcomers)[0].space
+    artifact_key = _artifact_key(tx, artifact_id)
     miss: Miss | None = None
-    for request in requests:
+
+    def answer(request: Request, may_claim: bool) -> Answer:
+        nonlocal miss
         earlier = _replayed(tx, request, now_us)
         if earlier is None and request.group is not None:
             earlier = _group_conflict(tx, request, artifact_key, relaxed_kinds)
         if earlier is not None:
-            answers.append(earlier)
-            continue
-        if miss is None:
-            source = _choose(tx, artifact_key, request.view_id, routable, now_us)
+            return earlier
+        if miss is None and may_claim:
+            source = _choose(tx, artifact_key, view_id, routable, now_us)
             if source is not None:
-                answers.append(_claim(tx, request, source, now_us))
-                continue
-            miss = _why(tx, artifact_key, request.view_id, now_us)
-        answers.append(miss)
-    return answers
+                return _claim(tx, request, source, now_us)
+        miss = miss or _why(tx, artifact_key, view_id, now_us)
+        return miss
+
+    served = [answer(request, True) for request in requests]
+    return served + [answer(request, False) for request in newcomers]
 
 
 def _artifact_key(tx: Snapshot, artifact_id: str) -> int:

@@ -1,0 +1,342 @@
+"""Who waits for a source, in which order, and what wakes them.
+
+A waiter is a parked call: it exists only while its RPC lives and costs neither a thread nor a
+look at the database. Whatever may free a source kicks the queue of that artifact and view; one pass
+at a time then serves its oldest waiters in one transaction. While a pass is deciding on a waiter
+(``settling``) nobody else may end it, so it is either granted or withdrawn, never both.
+"""
+
+import enum
+import math
+from collections.abc import Callable
+from typing import Self
+
+import attrs
+import trio
+
+from globalstore.db import DatabaseError, Lane, Store
+from globalstore.registry import transports
+from globalstore.registry.transports import Answer, Granted, Miss, Outcome, Refused, Request
+from globalstore.scheduling.workers import Workers
+
+Space = tuple[str, str]
+
+
+class Withdrawn(enum.Enum):
+    """Why a request ended without anybody having decided on a source."""
+
+    TIMED_OUT = "timed out"
+    TOO_MANY = "too many waiters"
+    STOPPING = "server stopping"
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """A request that waits, for one or more calls that carry it."""
+
+    request: Request
+    deadline: float
+    settling: bool = True
+    callers: int = 0
+    answer: Answer | Withdrawn | Exception | None = None
+    received: bool = False
+    changed: trio.Event = attrs.Factory(trio.Event)
+
+    def notify(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+@attrs.define(eq=False)
+class _Queue:
+    """The waiters of one artifact and view, oldest first (dict order is arrival order)."""
+
+    space: Space
+    waiters: dict[str, _Waiter] = attrs.Factory(dict)
+    newcomers: dict[str, _Waiter] = attrs.Factory(dict)
+    kicked: bool = False
+    running: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Policy:
+    """Bounds of the queues; see ``worker_policy.transport_scheduler`` of the configuration."""
+
+    max_waiters: int = 65536
+    batch_limit: int = 16
+    relaxed_group_kinds: frozenset[str] = frozenset({"tp_version"})
+
+
+# Newcomers looked at in one pass. Each costs the writer two index look-ups, so that a burst of
+# requests for one artifact is taken in at once without holding others up.
+_NEWCOMERS_PER_PASS = 128
+
+
+class SourceQueues:
+    """All requests that wait for a source. Use as ``async with``: it owns the tasks of its passes.
+
+    ``wall_us`` tells the wall clock in microseconds.
+    """
+
+    def __init__(
+        self, store: Store, workers: Workers, policy: Policy, wall_us: Callable[[], int]
+    ) -> None:
+        self._store = store
+        self._workers = workers
+        self._policy = policy
+        self._wall_us = wall_us
+        self._queues: dict[Space, _Queue] = {}
+        self._by_request: dict[str, _Waiter] = {}
+        self._by_requester: dict[str, set[_Waiter]] = {}
+        self._by_group: dict[tuple[str, str, int], dict[str, Request]] = {}
+        self._stopping = False
+        self._nursery_context = trio.open_nursery()
+        self._nursery: trio.Nursery | None = None
+
+    def __repr__(self) -> str:
+        return f"<SourceQueues [waiters: {len(self)}, queues: {len(self._queues)}]>"
+
+    def __len__(self) -> int:
+        return len(self._by_request)
+
+    async def __aenter__(self) -> Self:
+        self._nursery = await self._nursery_context.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> bool | None:
+        self.stop()
+        return await self._nursery_context.__aexit__(*exc_info)  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        """End every waiting request as STOPPING, and each that comes later."""
+        self._stopping = True
+        for waiter in list(self._by_request.values()):
+            if not waiter.settling:
+                self._withdraw(waiter, Withdrawn.STOPPING)
+
+    # For the calls.
+
+    async def request(self, request: Request, patience_s: float) -> Answer | Withdrawn:
+        """Wait up to ``patience_s`` seconds for a source; 0 is one immediate attempt.
+
+        A second call with the same request joins the first: both get one answer and the longer
+        patience holds. Raises DatabaseError when the attempt could not be made. When cancelled,
+        the request is withdrawn; a source that was just being granted is given back.
+        """
+        deadline = trio.current_time() + patience_s
+        waiter = self._by_request.get(request.request_id)
+        if waiter is None:
+            refused = self._refused(request)
+            if refused is not None:
+                return refused
+            waiter = self._enqueue(request, deadline)
+        elif waiter.request.fingerprint != request.fingerprint:
+            return Refused(
+                f"request_id {request.request_id[:80]!r} was already used with different payload"
+            )
+        elif deadline > waiter.deadline:
+            waiter.deadline = deadline
+            waiter.notify()
+        return await self._wait(waiter)
+
+    def _refused(self, request: Request) -> Refused | Withdrawn | None:
+        if self._stopping:
+            return Withdrawn.STOPPING
+        if len(self) >= self._policy.max_waiters:
+            return Withdrawn.TOO_MANY
+        group = request.group
+        if group is None:
+            return None
+        parts = self._by_group.get(group.key, {})
+        if group.part_id in parts:
+            return Refused(transports.duplicate_part(group))
+        relaxed = group.kind.lower() in self._policy.relaxed_group_kinds
+        for other in parts.values():
+            assert other.group is not None
+            if other.group.total_parts != group.total_parts or not (
+                relaxed or other.space == request.space
+            ):
+                return Refused(transports.group_mismatch(group))
+            # All others agree with each other, so one tells for all; a relaxed group's spaces
+            # may differ but are not compared.
+            break
+        return None
+
+    def _enqueue(self, request: Request, deadline: float) -> _Waiter:
+        waiter = _Waiter(request, deadline)
+        queue = self._queues.setdefault(request.space, _Queue(request.space))
+        queue.newcomers[request.request_id] = waiter
+        self._by_request[request.request_id] = waiter
+        if request.requester_worker_id:
+            self._by_requester.setdefault(request.requester_worker_id, set()).add(waiter)
+        if request.group is not None:
+            self._by_group.setdefault(request.group.key, {})[request.group.part_id] = request
+        self._kick(queue)
+        return waiter
+
+    async def _wait(self, waiter: _Waiter) -> Answer | Withdrawn:
+        waiter.callers += 1
+        try:
+            while waiter.answer is None:
+                limit = math.inf if waiter.settling else waiter.deadline
+                changed = waiter.changed
+                with trio.move_on_at(limit):
+                    await changed.wait()
+                    continue
+                if waiter.answer is None and not waiter.settling:
+                    self._withdraw(waiter, Withdrawn.TIMED_OUT)
+            if isinstance(waiter.answer, Exception):
+                raise waiter.answer
+            waiter.received = True
+            return waiter.answer
+        finally:
+            waiter.callers -= 1
+            if waiter.callers == 0 and not waiter.received:
+                self._abandoned(waiter)
+
+    # What happened elsewhere.
+
+    def source_freed(self, artifact_id: str, view_id: str) -> None:
+        """A waiter for this artifact and view may find a source now, or that there is none."""
+        queue = self._queues.get((artifact_id, view_id))
+        if queue is not None:
+            self._kick(queue)
+
+    def worker_routable(self) -> None:
+        """Some worker became a possible source of anything it holds."""
+        for queue in self._queues.values():
+            self._kick(queue)
+
+    def worker_ended(self, worker_id: str) -> None:
+        """A requester is gone: what it waits for ends as timed out."""
+        for waiter in list(self._by_requester.get(worker_id, ())):
+            waiter.deadline = -math.inf
+            if not waiter.settling:
+                self._withdraw(waiter, Withdrawn.TIMED_OUT)
+
+    # One pass over a queue.
+
+    def _kick(self, queue: _Queue) -> None:
+        queue.kicked = True
+        if not queue.running:
+            assert self._nursery is not None
+            queue.running = True
+            self._nursery.start_soon(self._serve, queue)
+
+    async def _serve(self, queue: _Queue) -> None:
+        try:
+            while queue.kicked:
+                queue.kicked = False
+                await self._pass(queue)
+        finally:
+            queue.running = False
+            if not queue.waiters and not queue.newcomers:
+                self._queues.pop(queue.space, None)
+
+    async def _pass(self, queue: _Queue) -> None:
+        """Offer free sources to the oldest waiters, and take newcomers in behind them."""
+        newcomers = list(queue.newcomers.values())[:_NEWCOMERS_PER_PASS]
+        for waiter in newcomers:
+            del queue.newcomers[waiter.request.request_id]
+            queue.waiters[waiter.request.request_id] = waiter
+        served: list[_Waiter] = []
+        for waiter in queue.waiters.values():
+            if len(served) == self._policy.batch_limit:
+                break
+            served.append(waiter)
+        among = set(served)
+        rest = [waiter for waiter in newcomers if waiter not in among]
+        asked = served + rest
+        if not asked:
+            return
+        for waiter in asked:
+            waiter.settling = True
+        answers: list[Answer] | list[Exception]
+        try:
+            answers = await self._store.write(
+                transports.grant,
+                [waiter.request for waiter in served],
+                [waiter.request for waiter in rest],
+                self._workers.routable(),
+                self._policy.relaxed_group_kinds,
+                self._wall_us(),
+            )
+        except Exception as fault:  # noqa: BLE001  each caller raises it on its own
+            answers = [fault] * len(asked)
+        for waiter, answer in zip(asked, answers, strict=True):
+            self._settle(waiter, answer)
+        missed = next((answer for answer in answers if isinstance(answer, Miss)), None)
+        if missed in {Miss.NO_REPLICA, Miss.NO_SOURCE}:
+            for waiter in [*queue.waiters.values()]:
+                if waiter.answer is None:
+                    self._settle(waiter, missed)
+        elif missed is None and queue.waiters:
+            queue.kicked = True
+        if queue.newcomers:
+            queue.kicked = True
+
+    def _settle(self, waiter: _Waiter, answer: Answer | Exception | None) -> None:
+        waiter.settling = False
+        if answer is Miss.BUSY:
+            if waiter.callers == 0:
+                self._forget(waiter)
+            elif self._stopping:
+                self._withdraw(waiter, Withdrawn.STOPPING)
+            elif waiter.deadline <= trio.current_time():
+                self._withdraw(waiter, Withdrawn.TIMED_OUT)
+            else:
+                waiter.notify()  # its deadline counts from now on
+            return
+        waiter.answer = answer
+        self._forget(waiter)
+        waiter.notify()
+        if waiter.callers == 0:
+            self._abandoned(waiter)
+
+    def _withdraw(self, waiter: _Waiter, why: Withdrawn) -> None:
+        waiter.answer = why
+        self._forget(waiter)
+        waiter.notify()
+
+    def _abandoned(self, waiter: _Waiter) -> None:
+        """Nobody is left to hear the answer: give back what was granted."""
+        if waiter.answer is None:
+            if not waiter.settling:
+                self._forget(waiter)
+        elif isinstance(waiter.answer, Granted) and not waiter.answer.replayed:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._give_back, waiter.answer)
+
+    async def _give_back(self, granted: Granted) -> None:
+        try:
+            await self._store.write(
+                transports.complete,
+                granted.transport_id,
+                Outcome.CANCELLED,
+                "requester_gone",
+                self._wall_us(),
+                lane=Lane.CONTROL,
+            )
+        except DatabaseError:
+            # Nothing is lost for good: the transport ends by its time to live.
+            return
+
+    def _forget(self, waiter: _Waiter) -> None:
+        request = waiter.request
+        if self._by_request.pop(request.request_id, None) is None:
+            return
+        queue = self._queues[request.space]
+        queue.waiters.pop(request.request_id, None)
+        queue.newcomers.pop(request.request_id, None)
+        if not queue.running and not queue.waiters and not queue.newcomers:
+            del self._queues[request.space]
+        if request.requester_worker_id:
+            waiting = self._by_requester[request.requester_worker_id]
+            waiting.discard(waiter)
+            if not waiting:
+                del self._by_requester[request.requester_worker_id]
+        if request.group is not None:
+            parts = self._by_group[request.group.key]
+            del parts[request.group.part_id]
+            if not parts:
+                del self._by_group[request.group.key]
