@@ -1,7 +1,6 @@
 """One client connection: a reader, one writer, and a task for each call."""
 
 import logging
-import math
 from typing import Protocol
 
 import trio
@@ -24,6 +23,7 @@ from globalstore.rpc.events import (
     StreamReset,
 )
 from globalstore.rpc.headers import RequestHead
+from globalstore.rpc.patrol import Patrol
 from globalstore.rpc.serving import Serving
 from globalstore.rpc.status import DRAINING, OK, Status
 from globalstore.rpc.wakeup import Wakeup
@@ -38,7 +38,6 @@ FRAMES_BUSY = 32
 # A client's answer to the ping that goes with the first GOAWAY takes one round trip.
 GOAWAY_SECONDS = 1.0
 _LEAVING = b"leaving\x00"
-_KEEPALIVE = b"alive?\x00\x00"
 
 _GONE = Status(StatusCode.CANCELLED, "the client reset the call or disconnected")
 _LATE = Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
@@ -81,12 +80,28 @@ class Connection:
         self._leaving = False
         self._last = False
         self._receiving = False
-        self._now = self._opened_at = self._heard_at = self._idle_since = now
+        self._now = now
+        self._patrol = Patrol(serving.options, now)
         self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
         state = "FAILED" if self._engine.failed else "LEAVING" if self._leaving else "OPEN"
         return f"<Connection [{self.peer}, {state}, calls: {len(self._calls)}]>"
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is in flight."""
+        return bool(self._calls)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether leave has been taken, by either side."""
+        return self._leaving
+
+    def ping(self, payload: bytes) -> None:
+        """Ask the client for a sign of life."""
+        self._engine.ping(payload)
+        self._output.set()
 
     @property
     def buffered_bytes(self) -> int:
@@ -102,7 +117,7 @@ class Connection:
                 self._nursery = nursery
                 nursery.start_soon(self._write, nursery)
                 if self._serving.patrols:
-                    nursery.start_soon(self._patrol)
+                    nursery.start_soon(self._patrol.walk, self)
                 if self.draining.is_set():
                     self.leave()
                 try:
@@ -129,8 +144,7 @@ class Connection:
 
     async def _take_leave(self) -> None:
         self._engine.goaway(final=False)
-        self._engine.ping(_LEAVING)
-        self._output.set()
+        self.ping(_LEAVING)
         with trio.move_on_after(GOAWAY_SECONDS):
             await self._leave_acknowledged.wait()
         self._engine.goaway()
@@ -158,7 +172,7 @@ class Connection:
 
     async def _received(self, data: bytes) -> None:
         engine = self._engine
-        self._now = self._heard_at = trio.current_time()
+        self._now = self._patrol.heard_at = trio.current_time()
         self._receiving = True
         events = engine.receive(data, self._now)
         self._receiving = False
@@ -309,7 +323,7 @@ class Connection:
             self._engine.send_trailers(call.stream_id, status.code.value, status.message)
         self._output.set()
         if not self._calls:
-            self._idle_since = self._now
+            self._patrol.idle_since = trio.current_time()
         self._serving.finish(call, status.code)
 
     def _answer(self, call: Call, status: Status) -> None:
@@ -373,6 +387,7 @@ class Connection:
                 if patience.cancelled_caught:
                     log.info("client takes nothing, dropped peer=%s", self.peer)
                     self.close()
+                    return  # half a frame may be out: nothing sound can follow
                 self._room.set()
                 if self._senders:
                     for call in list(self._senders):
@@ -383,38 +398,6 @@ class Connection:
                 await self._output.wait()
         nursery.cancel_scope.deadline = trio.current_time() + self._limits.flush_seconds
         await transport.send_eof()
-
-    # --- watching -----------------------------------------------------------------------
-
-    async def _patrol(self) -> None:
-        """Keepalive, idleness and age: sleeps until the next of them is due."""
-        options = self._serving.options
-        asked_at = math.inf
-        while True:
-            idle_at = math.inf if self._calls else self._idle_since + options.max_connection_idle
-            age_at = self._opened_at + options.max_connection_age
-            quiet_at = self._heard_at + options.keepalive_time
-            answer_by = asked_at + options.keepalive_timeout
-            now = trio.current_time()
-            if self._heard_at >= asked_at:
-                asked_at = math.inf
-                continue
-            if answer_by <= now:
-                log.info("keepalive unanswered, dropped peer=%s", self.peer)
-                self.close()
-                return
-            if not self._leaving and (idle_at <= now or age_at <= now):
-                self.leave()
-            if quiet_at <= now and asked_at == math.inf:
-                asked_at = now
-                self._engine.ping(_KEEPALIVE)
-                self._output.set()
-                continue
-            due = [answer_by if asked_at < math.inf else quiet_at]
-            if not self._leaving:
-                # An active connection is looked at again when it could first be idle.
-                due += [age_at, min(idle_at, now + options.max_connection_idle)]
-            await trio.sleep_until(min(at for at in due if at > now))
 
 
 def _expected_one(got: str) -> Status:

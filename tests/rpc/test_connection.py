@@ -130,6 +130,7 @@ async def test_a_client_that_reads_nothing_holds_back_only_itself(autojump_clock
         # Every answer is small, so no window ever stops them; only reading does.
         peer.client.h2.remote_settings.max_concurrent_streams = 1000
         peer.client.h2.remote_settings.acknowledge()
+        peer.client.h2.increment_flow_control_window(10 << 20)
         sent = 0
         with trio.move_on_after(10):
             while sent < 900:
