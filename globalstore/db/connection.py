@@ -7,7 +7,10 @@ from globalstore.db import limits
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
-    """A connection, ``ro`` or ``rw``, to an existing file; no hidden transactions."""
+    """A connection to an existing file, without hidden transactions.
+
+    ``mode`` is ``ro`` or ``rw``, with further URI parameters after an ampersand.
+    """
     uri = path.absolute().as_uri() + f"?mode={mode}"
     return sqlite3.connect(
         uri,

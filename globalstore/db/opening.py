@@ -97,14 +97,19 @@ def _is_new(path: Path) -> bool:
     if path.exists() and path.stat().st_size > 0:
         return False
     for suffix in ("-wal", "-journal"):
-        left = path.with_name(path.name + suffix)
-        if left.exists() and left.stat().st_size > 0:
+        if _has_content(path, suffix):
+            left = path.with_name(path.name + suffix)
             # SQLite would play it into the new database.
             raise DatabaseDamaged(
                 f"{left} is there without its database {path}; put the database back beside it, or"
                 f" move {left} away to start with an empty one"
             )
     return True
+
+
+def _has_content(path: Path, suffix: str) -> bool:
+    beside = path.with_name(path.name + suffix)
+    return beside.exists() and beside.stat().st_size > 0
 
 
 def _create(path: Path, observe: Observer, *, durable: bool) -> None:
@@ -158,15 +163,15 @@ def _examine(path: Path, newest: int) -> None:
     if int.from_bytes(header[68:72]) != limits.APPLICATION_ID:
         raise _foreign(path, "its application id is another program's")
     _refuse_newer(path, int.from_bytes(header[60:64]), newest)
-    journal = path.with_name(path.name + "-journal")
     try:
-        if journal.exists():
+        if _has_content(path, "-journal"):
             # Left by a kill within a change of the journal mode: SQLite completes or undoes it.
             connection = connect(path, "rw")
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             connection.close()
-        # A read-only connection neither copies the log at its close nor removes it.
-        connection = connect(path, "ro")
+        # A read-only connection neither copies the log at its close nor removes it; without a log
+        # it must be told that nobody writes, or it would create one.
+        connection = connect(path, "ro" if _has_content(path, "-wal") else "ro&immutable=1")
         try:
             _check(connection, path, newest)
         finally:
