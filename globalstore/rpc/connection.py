@@ -35,8 +35,6 @@ log = logging.getLogger("globalstore.rpc")
 READ_BYTES = 64 << 10
 READ_BYTES_BUSY = 4 << 10
 FRAMES_BUSY = 32
-# A client's answer to the ping that goes with the first GOAWAY takes one round trip.
-GOAWAY_SECONDS = 1.0
 _LEAVING = b"leaving\x00"
 
 _GONE = Status(StatusCode.CANCELLED, "the client reset the call or disconnected")
@@ -145,7 +143,7 @@ class Connection:
     async def _take_leave(self) -> None:
         self._engine.goaway(final=False)
         self.ping(_LEAVING)
-        with trio.move_on_after(GOAWAY_SECONDS):
+        with trio.move_on_after(self._limits.goaway_seconds):
             await self._leave_acknowledged.wait()
         self._engine.goaway()
         self._last = True

@@ -72,6 +72,8 @@ class Limits:
     reset_age_seconds: float = _bound(1.0)
     # Earned by time: harmless to the processor, ample for clients with tight deadlines.
     resets_per_second: float = _bound(50.0)
+    # The client's answer to the ping that goes with the first GOAWAY takes one round trip.
+    goaway_seconds: float = _bound(1.0)
     # After the grace period calls are cancelled and get this long to unwind.
     unwind_seconds: float = _bound(1.0)
     # The last answers and the GOAWAY get this long to reach the client.

@@ -1,5 +1,6 @@
 """A service with one method of each kind and of each temper, and ways to serve it."""
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -185,7 +186,7 @@ class InMemory:
 class Peer:
     """A strict client on the other end of a stream in memory."""
 
-    def __init__(self, stream: Any, connection: Connection, serving: Serving) -> None:
+    def __init__(self, stream: Any, connection: Any, serving: Any) -> None:
         self.stream = stream
         self.connection = connection
         self.serving = serving
@@ -273,3 +274,15 @@ async def listening(*services: purerpc.Service, **settings: Any) -> AsyncIterato
         await nursery.start(listener.serve)
         yield listener
         nursery.cancel_scope.cancel()
+
+
+async def dial(listener: Listener, tls: ssl.SSLContext | None = None) -> Peer:
+    """A strict client connected to a listener over the network."""
+    stream: Any = await trio.open_tcp_stream("127.0.0.1", listener.port)
+    if tls is not None:
+        stream = trio.SSLStream(stream, tls, server_hostname="localhost", https_compatible=True)
+        await stream.do_handshake()
+    peer = Peer(stream, None, None)
+    await peer.flush()
+    await peer.read()
+    return peer
