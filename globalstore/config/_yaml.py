@@ -44,7 +44,7 @@ def parse_yaml(text: str) -> tuple[Node, list[Problem]]:
         raise DocumentError(f"not valid YAML: {reason}", line) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        message = f"not valid YAML: character U+{ord(str(error.character)):04X} is not allowed"
+        message = f"not valid YAML: character U+{ord(text[error.position]):04X} is not allowed"
         raise DocumentError(message, line) from None
     return builder.root or Node(None, 1), builder.problems
 

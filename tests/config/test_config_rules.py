@@ -1,0 +1,257 @@
+"""Rules between settings, warnings, and what a launcher may override."""
+
+import pytest
+from config_files import load_document, merged, nested, problems_of
+
+from globalstore.config import GlobalStoreConfig, environment_warnings
+
+POLLS = "worker_policy.group_realization"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "blamed"),
+    [
+        (
+            ("limits.operation_leases.default_ttl", "10s"),
+            ("limits.operation_leases.max_ttl", "5s"),
+            "limits.operation_leases.default_ttl",
+        ),
+        (
+            ("registration.default_ttl", "10s"),
+            ("registration.max_ttl", "5s"),
+            "registration.default_ttl",
+        ),
+        (
+            ("registration.min_ttl", "10s"),
+            ("registration.default_ttl", "5s"),
+            "registration.min_ttl",
+        ),
+        (
+            (f"{POLLS}.min_wait_poll_interval_ms", 10),
+            (f"{POLLS}.max_wait_poll_interval_ms", 5),
+            f"{POLLS}.min_wait_poll_interval_ms",
+        ),
+        (
+            ("server.limits.max_message_bytes", 10),
+            ("server.limits.max_inbound_buffer_bytes", 5),
+            "server.limits.max_message_bytes",
+        ),
+    ],
+)
+def test_the_lower_bound_above_the_upper_is_an_error(tmp_path, first, second, blamed):
+    document = merged(nested(*first), nested(*second))
+    [problem] = problems_of(tmp_path, document)
+    assert problem.startswith(f"{blamed}: expected at most {second[0]}")
+    equal = merged(nested(*first), nested(second[0], first[1]))
+    assert problems_of(tmp_path, equal) == []
+
+
+def test_a_bound_broken_through_the_other_ones_default_names_a_line(tmp_path):
+    [problem] = problems_of(tmp_path, {"limits": {"operation_leases": {"max_ttl": "5s"}}})
+    assert problem == (
+        "limits.operation_leases.default_ttl: expected at most limits.operation_leases.max_ttl"
+        " (5s), found 30s (line 1)"
+    )
+
+
+def test_an_unreadable_bound_causes_no_second_complaint(tmp_path):
+    leases = {"default_ttl": "10s", "max_ttl": "soon"}
+    [problem] = problems_of(tmp_path, {"limits": {"operation_leases": leases}})
+    assert problem.startswith("limits.operation_leases.max_ttl: expected a duration")
+
+
+@pytest.mark.parametrize("timeout", ["0s", "0.099s", "-5s"])
+def test_a_heartbeat_timeout_nobody_could_meet_is_an_error(tmp_path, timeout):
+    [problem] = problems_of(tmp_path, {"worker_policy": {"heartbeat_timeout": timeout}})
+    assert problem.startswith("worker_policy.heartbeat_timeout: expected at least 0.1s")
+
+
+def test_a_heartbeat_timeout_of_a_tenth_of_a_second_is_accepted(tmp_path):
+    config = load_document(tmp_path, {"worker_policy": {"heartbeat_timeout": "0.1s"}})
+    assert config.worker_policy.heartbeat_timeout == 0.1
+
+
+@pytest.mark.parametrize(
+    "path", ["database.optimize_interval", "backup.interval", "registration.sweep_interval"]
+)
+def test_a_pass_that_would_never_rest_is_an_error(tmp_path, path):
+    [problem] = problems_of(tmp_path, nested(path, "0s"))
+    assert problem.startswith(f"{path}: expected at least 0.1s")
+
+
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [
+        ({}, ["cert_file", "key_file"]),
+        ({"cert_file": "c.pem"}, ["key_file"]),
+        ({"key_file": "k.pem"}, ["cert_file"]),
+        ({"client_ca_file": "ca.pem"}, ["cert_file", "key_file"]),
+        ({"cert_file": "c.pem", "key_file": "k.pem"}, []),
+    ],
+)
+def test_tls_needs_a_certificate_and_a_key(tmp_path, files, missing):
+    document = {"server": {"grpc": {"tls": files | {"enabled": True}}}}
+    problems = problems_of(tmp_path, document)
+    assert [problem.partition(":")[0] for problem in problems] == [
+        f"server.grpc.tls.{name}" for name in missing
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", ["server.listen.port", "server.advertise.port", "server.metrics_port"]
+)
+def test_a_port_ends_at_65535(tmp_path, path):
+    assert problems_of(tmp_path, nested(path, 65535)) == []
+    [problem] = problems_of(tmp_path, nested(path, 65536))
+    assert problem.startswith(f"{path}: expected a port from 0 to 65535")
+
+
+@pytest.mark.parametrize("ratio", [-0.01, 1.01, 2])
+def test_the_fairness_floor_is_a_share(tmp_path, ratio):
+    path = "worker_policy.transport_scheduler.group_dispatch.fairness_floor_ratio"
+    [problem] = problems_of(tmp_path, nested(path, ratio))
+    assert problem.startswith(f"{path}: expected a number from 0 to 1")
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400"])
+def test_a_weight_is_finite(tmp_path, value):
+    text = (
+        "worker_policy: {transport_scheduler: {source_balance_weights: "
+        f"{{replica_load_weight: {value}}}}}}}"
+    )
+    [problem] = problems_of(tmp_path, text)
+    assert "replica_load_weight: expected a finite number of at least 0" in problem
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.8.8.8",
+        "localhost",
+        "LOCALHOST.",
+        "::1",
+        "[::1]",
+        "0.0.0.0",
+        "::",
+        "*",
+        "127.1",
+        "0",
+        "::ffff:127.0.0.1",
+        " 127.0.0.1 ",
+    ],
+)
+def test_an_advertised_host_others_cannot_reach_is_an_error(tmp_path, host):
+    [problem] = problems_of(tmp_path, {"server": {"advertise": {"host": host}}})
+    assert problem.startswith("server.advertise.host: expected an address that other machines")
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "store.example", "2001:db8::1", "[2001:db8::1]"])
+def test_a_reachable_advertised_host_is_accepted(tmp_path, host):
+    config = load_document(tmp_path, {"server": {"advertise": {"host": host}}})
+    assert config.server.advertise.host == host
+
+
+@pytest.mark.parametrize("host", ["", "  "])
+def test_a_listen_host_must_be_said(tmp_path, host):
+    [problem] = problems_of(tmp_path, {"server": {"listen": {"host": host}}})
+    assert problem.startswith("server.listen.host: expected an address to bind")
+
+
+@pytest.mark.parametrize(
+    ("settings", "blamed"),
+    [
+        ({"sampler": "sometimes"}, "sampler"),
+        ({"sampler": "traceidratio", "sampler_arg": "half"}, "sampler_arg"),
+        ({"sampler": "traceidratio", "sampler_arg": "1.5"}, "sampler_arg"),
+        ({"sampler": "parentbased_traceidratio", "sampler_arg": "nan"}, "sampler_arg"),
+        ({"sampler": "parentbased_traceidratio", "sampler_arg": "-0.5"}, "sampler_arg"),
+    ],
+)
+def test_tracing_settings_count_only_when_tracing_is_on(tmp_path, settings, blamed):
+    on = {"observability": {"otel": settings | {"enabled": True}}}
+    [problem] = problems_of(tmp_path, on)
+    assert problem.startswith(f"observability.otel.{blamed}: expected")
+    assert problems_of(tmp_path, {"observability": {"otel": settings}}) == []
+
+
+@pytest.mark.parametrize("argument", ["", "0", "1", "1.0", "0.25", ".5"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        "",
+        "always_on",
+        "always_off",
+        "traceidratio",
+        "parentbased_always_on",
+        "parentbased_always_off",
+        "parentbased_traceidratio",
+    ],
+)
+def test_known_samplers_and_ratios_are_accepted(tmp_path, sampler, argument):
+    otel = {"enabled": True, "sampler": sampler, "sampler_arg": argument}
+    assert problems_of(tmp_path, {"observability": {"otel": otel}}) == []
+
+
+def test_heartbeats_as_rare_as_the_timeout_earn_a_warning(tmp_path):
+    document = {"worker_policy": {"default_heartbeat_interval": "30s"}}
+    warnings = load_document(tmp_path, document).warnings()
+    assert any(w.startswith("worker_policy.default_heartbeat_interval (30s)") for w in warnings)
+    assert not any("heartbeat" in warning for warning in GlobalStoreConfig().warnings())
+
+
+def test_a_database_in_memory_earns_a_warning(tmp_path):
+    [warning] = GlobalStoreConfig().warnings()
+    assert warning.startswith("database.db_file is not set")
+    assert load_document(tmp_path, {"database": {"db_file": "x.db"}}).warnings() == []
+    assert load_document(tmp_path, {"database": {"db_file": ""}}).warnings() == [warning]
+
+
+def test_plaintext_beyond_this_machine_earns_a_warning(tmp_path):
+    document = {"database": {"db_file": "x.db"}, "server": {"listen": {"host": "0.0.0.0"}}}
+    [warning] = load_document(tmp_path, document).warnings()
+    assert warning.startswith("server.listen.host is 0.0.0.0 and server.grpc.tls.enabled is false")
+    tls = {"enabled": True, "cert_file": "c", "key_file": "k"}
+    document["server"]["grpc"] = {"tls": tls}
+    assert load_document(tmp_path, document).warnings() == []
+
+
+def test_client_certificates_without_tls_earn_a_warning(tmp_path):
+    document = {
+        "database": {"db_file": "x.db"},
+        "server": {"grpc": {"tls": {"client_ca_file": "ca.pem"}}},
+    }
+    [warning] = load_document(tmp_path, document).warnings()
+    assert warning.startswith("server.grpc.tls.client_ca_file is set")
+
+
+FORMER = {
+    "GLOBAL_STORE_DB_PATH": "database.db_file",
+    "GLOBAL_STORE_PORT": "server.listen.port",
+    "GLOBAL_STORE_METRICS_PORT": "server.metrics_port",
+    "GLOBAL_STORE_OPTIMIZE_INTERVAL_MS": "database.optimize_interval",
+    "LOG_LEVEL": "observability.logging.level",
+}
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_former_variable_is_named_with_its_key_and_without_its_value(name):
+    [warning] = environment_warnings({name: "s3cret", "PATH": "/bin"})
+    assert f"{name} (use {FORMER[name]})" in warning
+    assert "s3cret" not in warning
+
+
+def test_all_former_variables_share_one_warning():
+    [warning] = environment_warnings(dict.fromkeys(FORMER, ""))
+    assert all(name in warning for name in FORMER)
+    assert environment_warnings({"PATH": "/bin", "GLOBAL_STORE": "x"}) == []
+
+
+def test_a_launcher_may_choose_the_addresses():
+    config = GlobalStoreConfig().with_listen(host="0.0.0.0", port=-1, metrics_port=9000)
+    assert config.server.listen.host == "0.0.0.0"
+    assert config.server.listen.port == 0
+    assert config.server.metrics_port == 9000
+    assert GlobalStoreConfig().with_listen() == GlobalStoreConfig()
+    with pytest.raises(ValueError, match="65536"):
+        GlobalStoreConfig().with_listen(port=65536)
