@@ -38,17 +38,23 @@ class Answers:
         self._on_commit = on_commit
         self._runner = runner
         self._stall_timeout_s = stall_timeout_s
-        self._token = trio.lowlevel.current_trio_token()
+        self._token: trio.lowlevel.TrioToken | None = None
         self._watched: trio.Event | None = None
-        self.engines: Sequence[Running] = ()
+        self._engines: Sequence[Running] = ()
         self.failed = trio.Event()
         self.failure: DatabaseError | None = None
+
+    def begin(self, engines: Sequence[Running]) -> None:
+        """Deliver from now on to the event loop that this is called on."""
+        self._token = trio.lowlevel.current_trio_token()
+        self._engines = engines
 
     def deliver(self, tickets: list[Ticket], events: list[Any]) -> None:
         """Called where a batch ran: answer its tickets on the event loop, in one wake-up."""
         if self._runner is Runner.INLINE:
             self._resolve(tickets, events)
             return
+        assert self._token is not None
         try:
             self._token.run_sync_soon(self._resolve, tickets, events)
         except trio.RunFinishedError:
@@ -70,7 +76,7 @@ class Answers:
         for queue in self._queues:
             queue.close(refusal)
             _answer(queue.clear(), refusal)
-        for engine in self.engines:
+        for engine in self._engines:
             _answer(engine.running, failure)
         self._end_watch()
         self.failed.set()

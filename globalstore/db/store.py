@@ -67,12 +67,14 @@ class Store:
         self._path = path
         self._migrations = checked(migrations)
         self._options = options or StoreOptions()
-        self._on_commit = on_commit
         self._runner = runner
         self._observers = observers or Observers()
         self._observe = at_site or unobserved
         self._writes = WriteQueue()
         self._reads = ReadQueue()
+        self._answers = Answers(
+            (self._writes, self._reads), on_commit, runner, self._options.stall_timeout_s
+        )
         self._health = Health()
         self._opened: Opened | None = None
         self._entered = False
@@ -80,7 +82,7 @@ class Store:
 
     def __repr__(self) -> str:
         where = self._path or "in memory"
-        if self._entered and self.failure is not None:
+        if self.failure is not None:
             state = "FAILED"
         elif self._opened is None:
             state = "CLOSED" if self._entered else "NEW"
@@ -223,12 +225,6 @@ class Store:
         if self._entered:
             raise RuntimeError("a store is opened once")
         self._entered = True
-        self._answers = Answers(
-            (self._writes, self._reads),
-            self._on_commit,
-            self._runner,
-            self._options.stall_timeout_s,
-        )
         self._opened = opened = await self._open()
         options, observe = self._options, self._observe
         answers = self._answers
@@ -255,7 +251,7 @@ class Store:
             Reader(connection, answers.deliver, self._health, observe, slow_s)
             for connection in opened.readers
         ]
-        answers.engines = (self._writer, *self._readers)
+        answers.begin((self._writer, *self._readers))
         # Not an ``async with`` around the caller's block: a nursery would wrap the block's own
         # exceptions into groups. Its tasks have ended when it is left.
         self._nursery_context = trio.open_nursery()

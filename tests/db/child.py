@@ -13,7 +13,16 @@ from pathlib import Path
 import ledger
 import trio
 
-from globalstore.db import Closed, Migration, OutcomeUnknown, Site, StartRefused, Store, fail_at
+from globalstore.db import (
+    Closed,
+    Migration,
+    OutcomeUnknown,
+    Site,
+    StartRefused,
+    Store,
+    fail_at,
+    opening,
+)
 
 LATER = (
     *ledger.MIGRATIONS,
@@ -69,6 +78,13 @@ async def flood(path: Path, start: str) -> None:
             nursery.start_soon(submit)
 
 
+async def flood_unsynced(path: Path, start: str) -> None:
+    """The same without fsync, which the test of power cuts has to notice."""
+    prepare = opening.prepare_writer
+    opening.prepare_writer = lambda *arguments, durable: prepare(*arguments, durable=False)
+    await flood(path, start)
+
+
 async def outgrow(path: Path, limit_bytes: str) -> None:
     """Write until the operating system refuses to let the log grow, in the middle of a COMMIT."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -94,7 +110,7 @@ async def outgrow(path: Path, limit_bytes: str) -> None:
 
 def main() -> None:
     path, verb, *arguments = sys.argv[1:]
-    verbs = {"hold": hold, "enter": enter, "flood": flood, "outgrow": outgrow}
+    verbs = {f.__name__: f for f in (hold, enter, flood, flood_unsynced, outgrow)}
     try:
         trio.run(verbs[verb], Path(path), *arguments)
     except StartRefused as error:

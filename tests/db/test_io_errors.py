@@ -1,5 +1,7 @@
 """The disk fails: whoever cannot be told the truth is told so, and the store stops."""
 
+import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -9,8 +11,19 @@ import ledger
 import pytest
 import trio
 
-from globalstore.db import Damaged, IoFailed, Store, StoreOptions
+from globalstore.db import (
+    Busy,
+    Closed,
+    Damaged,
+    IoFailed,
+    Observers,
+    Site,
+    Store,
+    StoreOptions,
+)
+from globalstore.db.wal import Log
 
+SEED = 44_100
 CHILD = Path(__file__).with_name("child.py")
 
 
@@ -86,6 +99,93 @@ async def test_a_log_that_a_reader_holds_is_reported_once(tmp_path, caplog):
         for _ in range(20):
             await store.write(ledger.add_blob, 1_000_000)
         assert store.statistics().wal_bytes < 40 << 20
+
+
+async def test_the_length_of_the_log_is_what_sqlite_says_it_is(tmp_path):
+    path = tmp_path / "store.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    connection.execute("CREATE TABLE a (b)")
+    log = Log(f"{path}-wal")
+    dice = random.Random(SEED)
+    print("seed", SEED)
+    for _ in range(200):
+        if dice.random() < 0.1:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        connection.execute("INSERT INTO a VALUES (zeroblob(?))", (dice.randrange(60_000),))
+        if dice.random() < 0.5:
+            frames, frame_bytes = log.frames()
+            assert frame_bytes == 4096 + 24
+            # Asking also copies, which changes neither the log nor its length.
+            _, length, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            assert frames == length
+    assert log.generation > 20
+    log.close()
+    connection.close()
+
+
+async def test_a_foreign_tool_that_holds_the_file_delays_and_harms_nothing(tmp_path):
+    path = tmp_path / "store.db"
+    async with Store(path, migrations=ledger.MIGRATIONS) as store:
+        await store.write(lambda tx: tx.all("PRAGMA busy_timeout = 10"))
+        foreign = sqlite3.connect(path, isolation_level=None)
+        foreign.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Busy):
+            await store.write(ledger.add, "a")
+        assert await store.read(ledger.names) == []
+        foreign.execute("ROLLBACK")
+        foreign.close()
+        assert await store.write(ledger.add, "a") == "a"
+
+
+@pytest.mark.parametrize("site", [Site.BEFORE_CHECKPOINT, Site.BEFORE_CLOSE])
+async def test_a_failed_checkpoint_stops_the_store_and_loses_nothing(tmp_path, site):
+    def broken_disk(passed: Site) -> None:
+        if passed is site:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    # The store that failed keeps its files open for good; a copy is what the next start finds.
+    path = tmp_path / "store.db"
+    store = Store(path, migrations=ledger.MIGRATIONS, at_site=broken_disk)
+    async with store:
+        await store.write(ledger.add, "a")
+        await store.write(ledger.add_blob, 6_000_000)
+        if site is Site.BEFORE_CHECKPOINT:
+            await store.failed.wait()
+            with pytest.raises(Closed, match="stopped"):
+                await store.write(ledger.add, "b")
+    assert store.failed.is_set()
+    (tmp_path / "next").mkdir()
+    for suffix in ("", "-wal"):
+        shutil.copy(f"{path}{suffix}", tmp_path / "next")
+    async with Store(tmp_path / "next" / "store.db", migrations=ledger.MIGRATIONS) as store:
+        assert await store.read(ledger.names) == ["a"]
+
+
+async def test_observers_hear_of_groups_and_checkpoints():
+    groups, checkpoints = [], []
+    observers = Observers(
+        group_committed=lambda operations, seconds: groups.append((operations, seconds)),
+        checkpointed=checkpoints.append,
+    )
+    async with Store(None, migrations=ledger.MIGRATIONS, observers=observers) as store:
+        await store.write(ledger.add_blob, 6_000_000)
+        await store.write(ledger.add, "a")
+        figures = store.statistics()
+    assert [operations for operations, _ in groups] == [1, 1]
+    assert len(checkpoints) == 1
+    assert 0 < sum(checkpoints) < figures.busy_seconds
+    assert sum(seconds for _, seconds in groups) < figures.busy_seconds
+
+
+async def test_little_free_space_is_reported_once(tmp_path, caplog):
+    options = StoreOptions(min_free_bytes=1 << 60)
+    path = tmp_path / "store.db"
+    async with Store(path, migrations=ledger.MIGRATIONS, options=options) as store:
+        for _ in range(3):
+            await store.write(ledger.add_blob, 6_000_000)
+    assert sum("little free space" in r.getMessage() for r in caplog.records) == 1
 
 
 def test_errors_of_the_disk_keep_sqlites_own_name():
