@@ -252,7 +252,7 @@ class Connection:
             self._unstarted.append(call)
 
     def _request_ended(self, call: Call) -> None:
-        if not call.method.streams_requests and not call.messages_waiting and not call.started:
+        if not call.method.streams_requests and not call.messages_waiting:
             self._stop(call, _expected_one("none"))
             return
         call.end_request()

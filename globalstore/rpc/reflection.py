@@ -74,7 +74,7 @@ class _Reflection:
         elif kind == "file_by_filename":
             self._describe(answer, pool.FindFileByName(question.file_by_filename))
         elif kind == "file_containing_symbol":
-            self._describe(answer, pool.FindFileContainingSymbol(question.file_containing_symbol))
+            self._describe(answer, self._file_of(question.file_containing_symbol))
         elif kind == "file_containing_extension":
             wanted = question.file_containing_extension
             extended = pool.FindMessageTypeByName(wanted.containing_type)
@@ -90,6 +90,22 @@ class _Reflection:
         else:
             answer.error_response.error_code = StatusCode.INVALID_ARGUMENT.value
             answer.error_response.error_message = "message_request: expected one of its fields"
+
+    def _file_of(self, symbol: str) -> FileDescriptor:
+        pool = self._pool
+        try:
+            return pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            # The pool knows types and services; methods and fields are looked for in them.
+            parent, _, member = symbol.rpartition(".")
+            file = pool.FindFileContainingSymbol(parent)
+            service = file.services_by_name.get(parent.rpartition(".")[2])
+            if service is not None and service.full_name == parent:
+                if member in service.methods_by_name:
+                    return file
+            elif member in pool.FindMessageTypeByName(parent).fields_by_name:
+                return file
+            raise
 
     def _describe(self, answer: Any, file: FileDescriptor) -> None:
         """Add ``file`` and all it imports, each once."""

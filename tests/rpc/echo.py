@@ -19,7 +19,7 @@ from .wire import StrictClient, head, message
 
 C = purerpc.Cardinality
 NAMES = (
-    "unary", "plain", "metadata", "count", "collect", "chat", "late_chat", "hang", "wait",
+    "unary", "plain", "metadata", "count", "flood", "collect", "chat", "late_chat", "hang", "wait",
     "held", "stubborn", "immovable", "abort", "not_found", "fail", "fail_in_nursery",
     "bad_metadata", "missing", "missing_stream",
 )  # fmt: skip
@@ -77,6 +77,12 @@ class Echo:
         for number in range(int(input_message.value)):
             self.sent = number + 1
             yield StringValue(value=str(number))
+
+    async def flood(self, input_message: Any) -> AsyncIterator[Any]:
+        """More than any buffer of a kernel holds, in messages of 10 kB."""
+        for number in range(int(input_message.value)):
+            self.sent = number + 1
+            yield StringValue(value="x" * 10_000)
 
     async def collect(self, input_messages: Any) -> Any:
         values = [m.value async for m in input_messages]
@@ -156,6 +162,7 @@ class Echo:
         service = purerpc.Service("test.Echo")
         kinds = {
             "count": C.UNARY_STREAM,
+            "flood": C.UNARY_STREAM,
             "collect": C.STREAM_UNARY,
             "chat": C.STREAM_STREAM,
             "late_chat": C.STREAM_STREAM,
