@@ -192,6 +192,7 @@ class Engine(ControlHalf):
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
+        data = frames.without_padding(flags, payload) if flags & frames.PADDED else payload
         self._receive_window -= size
         if self._receive_window < 0:
             raise ConnectionFault(ErrorCodes.FLOW_CONTROL_ERROR, "connection window overrun")
@@ -212,7 +213,6 @@ class Engine(ControlHalf):
             self._reset_for_fault(stream, ErrorCodes.FLOW_CONTROL_ERROR)
             return
         stream.unreturned += size
-        data = frames.without_padding(flags, payload) if flags & frames.PADDED else payload
         if data:
             self._control_frames.earn(self._limits.control_frames_per_request)
             stream.body_bytes += len(data)
