@@ -38,10 +38,10 @@ class StoreOptions:
     backup_directory: Path | None = None
     """Where the backup before a migration goes; None puts it beside the database."""
     readers: int = attrs.field(
-        default=1, validator=[attrs.validators.ge(1), attrs.validators.le(2)]
+        default=2, validator=[attrs.validators.ge(1), attrs.validators.le(2)]
     )
-    """Reader threads. A second one keeps short reads short beside a long one, and costs
-    throughput: both share one interpreter lock."""
+    """Reader threads, 1 or 2. The second one keeps short reads short beside a long one, and costs a
+    little throughput, since both share one interpreter lock."""
     cache_bytes: int = 64 << 20
     """Page cache of each connection."""
     slow_operation_ms: int = 50

@@ -92,6 +92,8 @@ def _create(directory: Path) -> None:
         return
     directory.mkdir(mode=0o700, exist_ok=True)
     directory.chmod(0o700)
+    # A power cut must not take the directory, with every answer in it.
+    sync_directory(directory.parent)
 
 
 def _unescaped(point: str) -> str:

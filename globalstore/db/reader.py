@@ -61,6 +61,7 @@ class Reader:
                     "slow query: name=%s ms=%.1f", name_of(ticket.operation), (ended - begun) * 1e3
                 )
             begun = ended
+        self._snapshot.end()
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
         self.running = []

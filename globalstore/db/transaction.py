@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from globalstore.db.errors import mapped
+from globalstore.db.errors import Closed, mapped
 
 Row = tuple[Any, ...]
 Parameters = Mapping[str, Any] | Sequence[Any]
@@ -40,13 +40,20 @@ class Snapshot:
         self.broken = None
         self._execute = self._connection.execute
 
+    def end(self) -> None:
+        """Make the view useless: whoever kept it would write without a transaction."""
+        self._break(Closed("the transaction that this belongs to is over"))
+
+    def _break(self, error: Exception) -> None:
+        self.broken = error
+        self._execute = self._refuse
+
     def _failure(self, error: sqlite3.Error) -> Exception:
         failure = mapped(error)
         if not self._connection.in_transaction:
             # SQLite has rolled back everything. A statement run now would commit by itself, so an
             # operation that catches this error must not get a further one through.
-            self.broken = failure
-            self._execute = self._refuse
+            self._break(failure)
         return failure
 
     def _refuse(self, *_: object) -> Any:

@@ -141,8 +141,10 @@ class Checkpointer:
                 # The log starts over only when no reader is left in it. New readers go past it
                 # as soon as it is copied, so the wait is for those reading now.
                 execute(f"PRAGMA busy_timeout={limits.CHECKPOINT_WAIT_MS}").fetchall()
-                execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-                execute(f"PRAGMA busy_timeout={limits.BUSY_TIMEOUT_MS}").fetchall()
+                try:
+                    execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+                finally:
+                    execute(f"PRAGMA busy_timeout={limits.BUSY_TIMEOUT_MS}").fetchall()
             else:
                 execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self._full = False

@@ -94,6 +94,7 @@ class Writer:
             return self._refuse(group, mapped(error))
         observe(Site.AFTER_BEGIN)
         failed = self._run_operations(group)
+        transaction.end()
         if failed is not None:
             return self._give_up(group, failed)
         observe(Site.BEFORE_COMMIT)

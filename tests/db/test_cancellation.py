@@ -118,7 +118,7 @@ async def test_cancellations_in_the_middle_of_groups_tell_the_truth():
 
     def slow_disk(site: Site) -> None:
         if site is Site.BEFORE_COMMIT:
-            time.sleep(0.001)
+            time.sleep(0.003)
 
     async def caller(name, patience_s):
         with trio.move_on_after(patience_s) as scope:
