@@ -4,7 +4,7 @@
 
 import attrs
 
-from globalstore.config.kinds import Headers, Int32, LogLevel, OTelProtocol
+from globalstore.config.kinds import Headers, Int32, LogLevel, OTelProtocol, enum_short_name
 from globalstore.config.schema._settings import section, setting
 
 
@@ -22,8 +22,13 @@ class Logging:
     )
     sink_file: str = setting("", "Also append one JSON object per event to this file. Empty: off.")
     vlog_level: Int32 = setting(
-        0, "Steps of detail below DEBUG that are written as well; costs time and space."
+        0, "With level DEBUG, further steps of detail that are written; costs time and space."
     )
+
+    @property
+    def level_name(self) -> str:
+        """DEBUG, INFO, WARN or ERROR."""
+        return enum_short_name(self.level)
 
 
 @attrs.frozen

@@ -1,0 +1,219 @@
+"""Events: a level, a message that never varies, and fields that do.
+
+    log = get_logger("globalstore.workers")
+    log.info("worker registered", worker_id=worker_id, generation=3)
+
+Within ``call_context`` every event carries the fields of the call as well. Nothing here waits:
+see ``globalstore.telemetry.outputs`` for how lines get out.
+"""
+
+import contextvars
+import logging
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+import trio
+
+# How often one event with one key is written.
+LIMITED_SECONDS: Final = 60.0
+
+# Keys remembered by a limiter: more than there are workers, bounded whatever clients invent.
+LIMITED_KEYS_MAX: Final = 10_000
+
+_EMPTY: Final[dict[str, object]] = {}
+_call_fields: contextvars.ContextVar[dict[str, object]] = contextvars.ContextVar(
+    "call_fields", default=_EMPTY
+)
+
+
+class call_context:  # noqa: N801 (used like a function, as contextlib's are)
+    """Within it every event carries these fields; inner ones are added to outer ones.
+
+    Costs one small dictionary, whether anything is logged or not.
+
+    Args:
+        fields: such as method, worker_id, request_id.
+    """
+
+    __slots__ = ("_fields", "_token")
+
+    def __init__(self, **fields: object) -> None:
+        self._fields = fields
+
+    def __enter__(self) -> Self:
+        outer = _call_fields.get()
+        self._token = _call_fields.set(outer | self._fields if outer else self._fields)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _call_fields.reset(self._token)
+
+
+def add_call_fields(**fields: object) -> None:
+    """Let every later event of the current call carry these fields too.
+
+    They last until the innermost ``call_context`` ends; outside of one, as long as the task.
+    """
+    _call_fields.set(_call_fields.get() | fields)
+
+
+def call_fields() -> dict[str, object]:
+    """The fields that the current call adds to its events; a copy."""
+    return dict(_call_fields.get())
+
+
+def _monotonic() -> float:
+    try:
+        return trio.current_time()
+    except RuntimeError:  # not inside trio: start-up, or another thread
+        return time.monotonic()
+
+
+class RateLimit:
+    """Lets an event with a key through once per period and counts the others."""
+
+    def __init__(
+        self,
+        seconds: float = LIMITED_SECONDS,
+        keys_max: int = LIMITED_KEYS_MAX,
+        clock: Callable[[], float] = _monotonic,
+    ) -> None:
+        """
+        Args:
+            seconds: period in which a key passes once.
+            keys_max: keys remembered; beyond it the one that passed longest ago is forgotten.
+            clock: monotonic time in seconds.
+        """
+        self._seconds = seconds
+        self._keys_max = keys_max
+        self._clock = clock
+        self._passed: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._passed)
+
+    def suppressed(self, key: str) -> int | None:
+        """How often ``key`` was held back since it last passed, or None: hold it back now."""
+        now = self._clock()
+        found = self._passed.get(key)
+        if found is not None and 0 <= now - found[0] < self._seconds:
+            self._passed[key] = (found[0], found[1] + 1)
+            return None
+        self._passed[key] = (now, 0)
+        self._passed.move_to_end(key)
+        if len(self._passed) > self._keys_max:
+            self._passed.popitem(last=False)
+        return 0 if found is None else found[1]
+
+
+class Logger:
+    """Writes events under a name, with the fields it was bound to."""
+
+    __slots__ = ("_fields", "_limit", "_logger")
+
+    def __init__(self, logger: logging.Logger, fields: dict[str, object], limit: RateLimit) -> None:
+        self._logger = logger
+        self._fields = fields
+        self._limit = limit
+
+    def __repr__(self) -> str:
+        return f"<Logger {self._logger.name} {self._fields}>"
+
+    def bind(self, **fields: object) -> "Logger":
+        """A logger that adds these fields to each of its events."""
+        return Logger(self._logger, self._fields | fields, self._limit)
+
+    def is_enabled_for(self, level: int) -> bool:
+        """Whether events of this level (``logging.DEBUG`` …) are written at all."""
+        return self._logger.isEnabledFor(level)
+
+    def debug(self, message: str, /, **fields: object) -> None:
+        """Each call and other detail."""
+        if self._logger.isEnabledFor(logging.DEBUG):
+            self._write(logging.DEBUG, message, fields)
+
+    def info(self, message: str, /, **fields: object) -> None:
+        """A change of state."""
+        if self._logger.isEnabledFor(logging.INFO):
+            self._write(logging.INFO, message, fields)
+
+    def warning(self, message: str, /, **fields: object) -> None:
+        """Something that works and yet needs a look."""
+        if self._logger.isEnabledFor(logging.WARNING):
+            self._write(logging.WARNING, message, fields)
+
+    def error(self, message: str, /, **fields: object) -> None:
+        """Something that does not work."""
+        if self._logger.isEnabledFor(logging.ERROR):
+            self._write(logging.ERROR, message, fields)
+
+    def exception(
+        self, message: str, /, error: BaseException | None = None, **fields: object
+    ) -> None:
+        """An error with a traceback.
+
+        Args:
+            message: what could not be done.
+            error: the exception, by default the one being handled.
+            fields: as ever.
+        """
+        if self._logger.isEnabledFor(logging.ERROR):
+            self._write(logging.ERROR, message, fields, error or sys.exception())
+
+    def vlog(self, step: int, message: str, /, **fields: object) -> None:
+        """Detail below DEBUG; ``step`` counts from 1, greater is rarer needed."""
+        level = max(1, logging.DEBUG - max(1, step))
+        if self._logger.isEnabledFor(level):
+            self._write(level, message, fields)
+
+    def limited(
+        self, key: str, message: str, /, *, level: int = logging.WARNING, **fields: object
+    ) -> None:
+        """An event that is written at most once per key and minute.
+
+        Args:
+            key: what counts as the same event, such as "heartbeat of w-1"; per logger name.
+            message: the event.
+            level: ``logging.WARNING`` unless it is worse or better.
+            fields: as ever; ``suppressed`` is added when some were held back before.
+        """
+        if not self._logger.isEnabledFor(level):
+            return
+        count = self._limit.suppressed(key)
+        if count is not None:
+            self._write(level, message, fields | {"suppressed": count} if count else fields)
+
+    def _write(
+        self,
+        level: int,
+        message: str,
+        fields: dict[str, object],
+        error: BaseException | None = None,
+    ) -> None:
+        said = fields | {k: v for k, v in self._fields.items() if k not in fields}
+        said |= {k: v for k, v in _call_fields.get().items() if k not in said}
+        trace = (type(error), error, error.__traceback__) if error is not None else None
+        record = logging.LogRecord(self._logger.name, level, "", 0, message, (), trace)
+        record.fields = said
+        self._logger.handle(record)
+
+
+_limits: dict[str, RateLimit] = {}
+
+
+def get_logger(name: str) -> Logger:
+    """The logger of a noun.
+
+    Args:
+        name: dotted, below ``globalstore``: ``globalstore.workers``.
+    """
+    return Logger(logging.getLogger(name), {}, _limits.setdefault(name, RateLimit()))

@@ -1,0 +1,100 @@
+"""Events as text: one line each, whatever a client's string contains."""
+
+import enum
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+MASK: Final = "***"
+
+# A value longer than this says no more; a client must not decide how long our lines are.
+VALUE_CHARS_MAX: Final = 1024
+
+# Room for a traceback of some thirty frames; the innermost ones, which matter, are kept.
+TRACEBACK_CHARS_MAX: Final = 16384
+
+_BARE = re.compile(r"[^\s\"'=\\,{}]+")
+_SECRET = re.compile(
+    r"(?:^|[_\-.])(?:tokens?|secrets?|passwords?|passwd|authorization|credentials?|rkeys?"
+    r"|(?:memory|private|access|encryption)_keys?)$",
+    re.IGNORECASE,
+)
+_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def is_secret(key: str) -> bool:
+    """Whether a value under this name must never be written: tokens, passwords, memory keys."""
+    return _SECRET.search(key) is not None
+
+
+def clipped(text: str, limit: int = VALUE_CHARS_MAX) -> str:
+    """``text``, or its beginning with the number of characters that are missing."""
+    return text if len(text) <= limit else f"{text[:limit]}…(+{len(text) - limit})"
+
+
+def printable(text: str) -> str:
+    """``text`` with everything that could end a line or steer a terminal written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def plain(value: object) -> Any:
+    """``value`` as JSON can hold it, secrets inside mappings masked, long text clipped."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        # Six digits tell durations and shares apart; JSON has no NaN or infinity.
+        rounded = float(f"{value:.6g}")
+        return rounded if rounded - rounded == 0 else str(rounded)
+    if isinstance(value, bytes):
+        return clipped(value[: VALUE_CHARS_MAX + 1].hex())
+    if isinstance(value, Mapping):
+        return {
+            clipped(str(key)): MASK if is_secret(str(key)) else plain(inner)
+            for key, inner in _first(value.items())
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(inner) for inner in _first(value)]
+    try:
+        return clipped(str(value))
+    except Exception as error:  # noqa: BLE001 (a value that cannot be shown must not end a call)
+        return f"<{type(value).__name__}: {type(error).__name__} in str()>"
+
+
+def _first(items: Iterable[Any], limit: int = 32) -> list[Any]:
+    """The first few items: enough to recognise a list by, whatever its length."""
+    return [item for item, _ in zip(items, range(limit), strict=False)]
+
+
+def pair(key: str, value: object) -> str:
+    """``key=value``, quoted where a reader could otherwise mistake its end."""
+    if is_secret(key):
+        return f"{key}={MASK}"
+    simple = plain(value)
+    if isinstance(simple, str):
+        return f"{key}={quoted(simple)}"
+    if isinstance(simple, dict | list):
+        return f"{key}={quoted(json.dumps(simple, ensure_ascii=False))}"
+    return f"{key}={json.dumps(simple)}"
+
+
+def quoted(text: str) -> str:
+    """``text`` as one word: bare if it is one, else in double quotes with escapes."""
+    if _BARE.fullmatch(text) and text.isprintable():
+        return text
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
