@@ -20,6 +20,10 @@ _DETERMINISTIC: dict[str, type[Refusal]] = {
 }
 
 
+class PayloadConflict(FailedPrecondition):
+    """A client_request_id came again with another request."""
+
+
 @attrs.frozen
 class Token:
     """What a repeat is recognised by.
@@ -51,7 +55,7 @@ def once(
     """Run ``act`` unless a request with this id ran before; return its answer, old or new.
 
     A refusal is returned, not raised, because recording it is an effect that has to commit.
-    Raises FailedPrecondition when the id was used for another request.
+    Raises PayloadConflict when the id was used for another request.
     """
     row = tx.one(
         "SELECT operation_kind, payload_digest, refusal, reply FROM recorded_replies"
@@ -61,7 +65,7 @@ def once(
     if row is not None:
         kind, digest, refusal, reply = row
         if (kind, digest) != (token.operation_kind, token.payload_digest):
-            raise FailedPrecondition(
+            raise PayloadConflict(
                 f"client_request_id {token.request_id[:80]!r} was already used for another"
                 f" {kind} request"
             )

@@ -12,23 +12,23 @@ TEXT_BYTES_MAX = 1024
 INTEGER_MAX = 2**63 - 1
 
 
-def identifier(field: str, value: str) -> str:
+def identifier(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
     """Return an id, key or address without surrounding white space.
 
-    Refuses control characters and texts above ``TEXT_BYTES_MAX``; blank is allowed and means
-    absent.
+    Refuses control characters and more than ``bytes_max`` bytes of UTF-8; blank is allowed and
+    means absent.
     """
     value = value.strip()
     if not value.isprintable() and any(ord(c) < 0x20 or ord(c) == 0x7F for c in value):
         raise InvalidArgument(f"{field} contains a control character")
-    if len(value) > TEXT_BYTES_MAX // 4 and len(value.encode()) > TEXT_BYTES_MAX:
-        raise InvalidArgument(f"{field} is longer than {TEXT_BYTES_MAX} bytes")
+    if len(value) > bytes_max // 4 and len(value.encode()) > bytes_max:
+        raise InvalidArgument(f"{field} is longer than {bytes_max} bytes")
     return value
 
 
-def required(field: str, value: str) -> str:
+def required(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
     """Return an identifier that must not be blank."""
-    value = identifier(field, value)
+    value = identifier(field, value, bytes_max)
     if not value:
         raise InvalidArgument(f"{field} is required")
     return value

@@ -70,6 +70,7 @@ class Workers:
         self._fresh: set[int] = set()
         self._routable: frozenset[int] | None = None
         self._unwritten: dict[int, LiveWorker] = {}
+        self._some_unwritten = trio.Event()
         self._sooner = trio.Event()
 
     def __len__(self) -> int:
@@ -161,6 +162,7 @@ class Workers:
         # file, so most heartbeats are never written.
         if changed or now - worker.written_at >= self.timeout_s / 3:
             self._unwritten[worker.key] = worker
+            self._some_unwritten.set()
         if was_routable != worker.accepting:
             self._routable_changed(gained=worker.accepting)
 
@@ -251,6 +253,12 @@ class Workers:
     def take_unconfirmed(self) -> list[int]:
         """Return the keys of workers that had to confirm their replicas by now."""
         return list(self._confirm_by.pop_due(trio.current_time()))
+
+    async def wait_unwritten(self) -> None:
+        """Return when there is liveness to store."""
+        while not self._unwritten:
+            self._some_unwritten = trio.Event()
+            await self._some_unwritten.wait()
 
     def take_unwritten(self, limit: int) -> list[dict[str, int]]:
         """Return what is to be stored of up to ``limit`` workers; it counts as written."""

@@ -1,0 +1,48 @@
+"""HealthCheck, GetServerInfo."""
+
+from globalstore.api.application import Application
+from globalstore.config import host_port
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.rpc import Call
+from globalstore.rules.refusals import Unavailable
+
+
+class AdminFace:
+    """The calls that say something about the server itself."""
+
+    app: Application
+
+    async def HealthCheck(  # noqa: N802
+        self, input_message: wire.HealthCheckRequest, request: Call
+    ) -> wire.HealthCheckResponse:
+        """Answer that the server is there, and of which cluster it is."""
+        if request.draining.is_set():
+            raise Unavailable("the server is shutting down")
+        return wire.HealthCheckResponse(
+            status=wire.STATUS_OK, cluster_token=self.app.config.meta.cluster_token
+        )
+
+    async def GetServerInfo(  # noqa: N802
+        self, input_message: wire.GetServerInfoRequest, request: Call
+    ) -> wire.GetServerInfoResponse:
+        """Tell where the server listens and what it calls itself."""
+        info = self.app.info
+        if info is None:
+            raise Unavailable("the server is starting")
+        return wire.GetServerInfoResponse(
+            status=wire.STATUS_OK,
+            advertise_address=_address(info.advertise_host, info.advertise_port),
+            advertise_host=info.advertise_host,
+            advertise_port=info.advertise_port,
+            listen_address=_address(info.listen_host, info.listen_port),
+            listen_host=info.listen_host,
+            listen_port=info.listen_port,
+            metrics_port=info.metrics_port,
+            version=info.version,
+            db_file=info.db_file,
+            cluster_id=info.cluster_id,
+        )
+
+
+def _address(host: str, port: int) -> str:
+    return host_port(host, port) if host and port else ""

@@ -1,0 +1,121 @@
+"""What all faces work with."""
+
+import hashlib
+from collections.abc import Callable
+from typing import TypeVar, TypeVarTuple
+
+import attrs
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from globalstore.api.slots import Slots
+from globalstore.config import GlobalStoreConfig
+from globalstore.db import Lane, Snapshot, Store, Transaction
+from globalstore.registry import idempotency
+from globalstore.registry.idempotency import Token
+from globalstore.rpc import Call
+from globalstore.rules.refusals import Refusal
+from globalstore.rules.values import identifier
+from globalstore.scheduling.transports import SourceQueues
+from globalstore.scheduling.workers import Workers
+from globalstore.telemetry.metrics import Metrics
+
+R = TypeVar("R")
+Arguments = TypeVarTuple("Arguments")
+
+
+@attrs.frozen
+class ServerInfo:
+    """Where the server listens and what it calls itself; see GetServerInfo."""
+
+    listen_host: str
+    listen_port: int
+    advertise_host: str
+    advertise_port: int
+    metrics_port: int
+    version: str
+    db_file: str
+    cluster_id: str
+
+
+@attrs.define(eq=False)
+class Application:
+    """The parts of the server that a call may use.
+
+    ``wall_us`` tells the wall clock in microseconds since 1970; it is stored and shown, and
+    measures no lifetime. ``info`` is set once the ports are bound.
+    """
+
+    config: GlobalStoreConfig
+    store: Store
+    workers: Workers
+    queues: SourceQueues
+    slots: Slots
+    metrics: Metrics
+    wall_us: Callable[[], int]
+    info: ServerInfo | None = None
+
+    async def write(
+        self,
+        call: Call,
+        operation: Callable[[Transaction, *Arguments], R],
+        *args: *Arguments,
+        lane: Lane = Lane.NORMAL,
+    ) -> R:
+        """Run an operation for a call and return its result once it is durable."""
+        self.slots.release(call)
+        return await self.store.write(operation, *args, lane=lane)
+
+    async def once(
+        self,
+        call: Call,
+        repeat: Token,
+        act: Callable[[Transaction], R],
+        encode: Callable[[R], Message],
+        now_us: int,
+    ) -> idempotency.Reply:
+        """Run an operation unless a request with this id ran before; return its encoded answer.
+
+        Raises what the operation refused with, now or then.
+        """
+        replays = self.metrics.idempotency_replay
+        try:
+            outcome = await self.write(
+                call,
+                idempotency.once,
+                repeat,
+                now_us,
+                act,
+                lambda result: encode(result).SerializeToString(),
+            )
+        except idempotency.PayloadConflict:
+            replays.labels(repeat.operation_kind, "payload_conflict").inc()
+            raise
+        if isinstance(outcome, Refusal):
+            raise outcome
+        if outcome.replayed:
+            replays.labels(repeat.operation_kind, "hit").inc()
+        return outcome
+
+    async def read(self, query: Callable[[Snapshot, *Arguments], R], *args: *Arguments) -> R:
+        """Run a query that sees all that was answered before."""
+        return await self.store.read(query, *args)
+
+
+def timestamp(us: int) -> Timestamp:
+    """Return microseconds since 1970 as the wire has them."""
+    return Timestamp(seconds=us // 1_000_000, nanos=us % 1_000_000 * 1000)
+
+
+def microseconds(stamp: Timestamp) -> int:
+    """Return a wire timestamp in microseconds since 1970; finer parts are dropped."""
+    return stamp.seconds * 1_000_000 + stamp.nanos // 1000
+
+
+def token(request: Message, kind: str, client_request_id: str) -> Token | None:
+    """Return what a repeat of this request is recognised by; None if it names no id."""
+    request_id = identifier("client_request_id", client_request_id)
+    if not request_id:
+        return None
+    payload = request.SerializeToString(deterministic=True)
+    return Token(request_id, kind, hashlib.sha256(payload).digest())

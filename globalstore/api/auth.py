@@ -1,0 +1,127 @@
+"""Who may call (``server.auth.token_file``).
+
+The file has lines ``role sha256-of-token``; role is ``full`` or ``read``. Only digests are kept
+and compared, so neither the file nor a dump of the process shows a token.
+"""
+
+import enum
+import hashlib
+import hmac
+import string
+from pathlib import Path
+
+from globalstore.rpc import Call, StatusCode
+
+
+class Role(enum.Enum):
+    """What a token allows."""
+
+    FULL = "full"
+    READ = "read"
+
+
+class TokenFileUnusable(Exception):
+    """The token file cannot be read, or a line of it is not as it should be."""
+
+
+# Calls that change nothing. Whatever is not listed is a mutation, new calls included.
+_READS = frozenset(
+    {
+        "BatchGetReplicaCounts",
+        "BatchGetShardHomeLeases",
+        "CheckProofCommitmentsMatch",
+        "GetArtifactBinding",
+        "GetArtifactIndex",
+        "GetArtifactIndexById",
+        "GetArtifactInfoById",
+        "GetAssemblyAttempt",
+        "GetAssemblyLayoutBinding",
+        "GetAssemblyReadinessCut",
+        "GetAssemblySlotOccupancy",
+        "GetGroupRealization",
+        "GetLayoutSpec",
+        "GetOperation",
+        "GetServerInfo",
+        "GetShardHomeLease",
+        "ListActiveInstances",
+        "ListActiveWorkers",
+        "ListArtifactDiskLocations",
+        "ListArtifactLayouts",
+        "ListAssemblySlotOccupancies",
+        "ListOutstandingLeases",
+        "ListReplicasV2",
+        "ListViews",
+        "QueryChunkLocations",
+        "QueryTransportWindow",
+        "ResolveKeyMapping",
+        "ServerReflectionInfo",
+        "WaitGroupRealizationPublished",
+        "WaitReplicaDrain",
+    }
+)
+
+# Probes have no tokens, and what they learn is no secret.
+_EXEMPT = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
+
+_BEARER = "bearer "
+
+
+class Tokens:
+    """The tokens of a file. ``reload`` reads it again; a bad file keeps what was read before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._roles = _read(path)
+
+    def reload(self) -> None:
+        """Read the file again. Raises TokenFileUnusable."""
+        self._roles = _read(self._path)
+
+    def authorize(self, call: Call) -> None:
+        """End a call that its token does not allow."""
+        if call.path in _EXEMPT or call.method.name == "HealthCheck":
+            return
+        role = self._role(call.metadata_value("authorization"))
+        if role is None:
+            call.abort(StatusCode.UNAUTHENTICATED, "authorization: expected a known Bearer token")
+        if role is Role.READ and call.method.name not in _READS:
+            call.abort(
+                StatusCode.PERMISSION_DENIED, f"{call.method.name} needs a token of role full"
+            )
+
+    def _role(self, header: str | bytes | None) -> Role | None:
+        if not isinstance(header, str) or not header.lower().startswith(_BEARER):
+            return None
+        given = hashlib.sha256(header[len(_BEARER) :].strip().encode()).digest()
+        found = None
+        # Every entry is compared in full, so that time tells nothing about where a match is.
+        for digest, role in self._roles:
+            if hmac.compare_digest(digest, given):
+                found = role
+        return found
+
+
+def _read(path: Path) -> list[tuple[bytes, Role]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenFileUnusable(f"server.auth.token_file {path}: {error}") from None
+    roles = []
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if (
+            len(words) != 2
+            or words[0] not in {role.value for role in Role}
+            or len(words[1]) != 64
+            or not set(words[1].lower()) <= set(string.hexdigits)
+        ):
+            raise TokenFileUnusable(
+                f"server.auth.token_file {path}, line {number}: expected 'full' or 'read' and the"
+                " SHA-256 of a token in hex"
+            )
+        roles.append((bytes.fromhex(words[1]), Role(words[0])))
+    if not roles:
+        raise TokenFileUnusable(f"server.auth.token_file {path} has no tokens")
+    return roles

@@ -1,0 +1,52 @@
+"""What memory learns from each commit, before anybody is answered."""
+
+from collections.abc import Sequence
+
+from globalstore.registry import events
+from globalstore.scheduling.transports import SourceQueues
+from globalstore.scheduling.workers import Workers
+from globalstore.telemetry.metrics import Metrics
+from globalstore.timers.transports import TransportExpiry
+
+
+class Commits:
+    """Carries the events of the registry to whoever keeps something in memory."""
+
+    def __init__(self, workers: Workers, metrics: Metrics) -> None:
+        self._workers = workers
+        self._metrics = metrics
+        self._queues: SourceQueues | None = None
+        self._expiry: TransportExpiry | None = None
+
+    def attach(self, queues: SourceQueues, expiry: TransportExpiry) -> None:
+        """Name the followers that themselves need the store."""
+        self._queues = queues
+        self._expiry = expiry
+
+    def follow(self, committed: Sequence[object]) -> None:
+        """Take in the events of one commit, in their order."""
+        assert self._queues is not None
+        assert self._expiry is not None
+        for event in committed:
+            match event:
+                case events.SourceFreed(artifact_id, view_id):
+                    self._queues.source_freed(artifact_id, view_id)
+                case events.WorkerReplicasChanged(worker_key):
+                    self._workers.replicas_changed(worker_key)
+                case events.TransportGranted(transport_key):
+                    self._expiry.granted(transport_key)
+                    self._metrics.active_transports.inc()
+                case events.TransportEnded(transport_key):
+                    self._expiry.ended(transport_key)
+                    self._metrics.active_transports.dec()
+                case events.ReplicaStored(artifact_id, memory_tier, created):
+                    self._metrics.replica_stored(artifact_id, memory_tier, created)
+                case events.ReplicaRemoved(artifact_id, _, memory_tier, last):
+                    self._metrics.replica_removed(artifact_id, memory_tier, last)
+                case events.WorkerRegistered(worker):
+                    self._workers.registered(worker)
+                case events.WorkerEnded(worker_key, worker_id):
+                    self._workers.ended(worker_key)
+                    self._queues.worker_ended(worker_id)
+                case _:
+                    raise TypeError(f"nobody follows {event!r}")

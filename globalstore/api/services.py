@@ -1,0 +1,41 @@
+"""The gRPC services, put together from the faces of the nouns.
+
+An RPC that no face implements yet answers UNIMPLEMENTED.
+"""
+
+from globalstore.api.admin import AdminFace
+from globalstore.api.application import Application
+from globalstore.api.replicas import ReplicasFace
+from globalstore.api.transports import TransportsFace
+from globalstore.api.workers import WorkersFace
+from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
+from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
+
+
+class ClusterRuntime(
+    WorkersFace, ReplicasFace, TransportsFace, services.ClusterRuntimeServiceServicer
+):
+    """Workers, replicas and transports."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+
+
+class ClusterAdmin(AdminFace, services.ClusterAdminServiceServicer):
+    """The server itself."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+
+
+def all_services(app: Application) -> list[object]:
+    """Return every service of the contract."""
+    servicers = (
+        ClusterRuntime(app),
+        services.ArtifactCatalogServiceServicer(),
+        services.AssemblyViewServiceServicer(),
+        services.WorkflowOrchestrationServiceServicer(),
+        ClusterAdmin(app),
+        memory_tier_grpc.MemoryTierServiceServicer(),
+    )
+    return [servicer.service for servicer in servicers]

@@ -1,0 +1,150 @@
+"""RequestReplicaTransport, CompleteReplicaTransport."""
+
+import math
+
+import attrs
+from google.protobuf.duration_pb2 import Duration
+
+from globalstore.api import memory_info
+from globalstore.api.application import Application
+from globalstore.db import Lane
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry import replicas, transports
+from globalstore.registry.transports import Granted, Group, Miss, Refused, Request
+from globalstore.rpc import Call
+from globalstore.rules.artifact_ids import looked_up
+from globalstore.rules.fingerprints import transport_request
+from globalstore.rules.refusals import InvalidArgument, Unavailable
+from globalstore.rules.values import identifier, required, storable, uuid_bytes, uuid_text
+from globalstore.scheduling.transports import Withdrawn
+
+# What is kept of a caller's own deadline so that the answer still reaches it in time.
+_REPLY_MARGIN_S = 0.05
+
+# Outcome of a request by what the answer was, for the metric.
+_MISSED = {
+    Miss.NO_REPLICA: (wire.STATUS_NOT_FOUND, "not_found"),
+    Miss.NO_SOURCE: (wire.STATUS_NOT_FOUND, "not_found"),
+    Withdrawn.TIMED_OUT: (wire.STATUS_TIMED_OUT, "timeout"),
+    Withdrawn.TOO_MANY: (wire.STATUS_TOO_MANY_REQUESTS, "rejected"),
+}
+
+
+class TransportsFace:
+    """The calls by which a requester gets a source and says how it went."""
+
+    app: Application
+
+    async def RequestReplicaTransport(  # noqa: N802
+        self, input_message: wire.RequestReplicaTransportRequest, request: Call
+    ) -> wire.RequestReplicaTransportResponse:
+        """Grant a source of an artifact, waiting for one if the caller likes."""
+        asked = _request(input_message)
+        metrics = self.app.metrics
+        patience = min(
+            _seconds(input_message.wait_timeout_dur),
+            max(0.0, request.time_remaining - _REPLY_MARGIN_S),
+        )
+        self.app.slots.release(request)
+        with metrics.transport_wait(asked.artifact_id):
+            if patience > 0:
+                with request.only_waiting():
+                    answer = await self.app.queues.request(asked, patience)
+            else:
+                answer = await self.app.queues.request(asked, 0)
+        if isinstance(answer, Granted):
+            metrics.transport_request(asked.artifact_id, "success")
+            response = wire.RequestReplicaTransportResponse(
+                status=wire.STATUS_OK, transport_id=uuid_text(answer.transport_id)
+            )
+            if answer.source is not None:
+                response.remote_memory_info.CopyFrom(memory_info.to_message(answer.source))
+            return response
+        if isinstance(answer, Refused):
+            metrics.transport_request(asked.artifact_id, "error")
+            raise InvalidArgument(answer.text)
+        if answer is Withdrawn.STOPPING:
+            metrics.transport_request(asked.artifact_id, "error")
+            raise Unavailable("the server is shutting down")
+        if answer is Miss.NO_SOURCE:
+            metrics.transport_no_exportable(asked.artifact_id)
+        status, outcome = _MISSED[answer]
+        metrics.transport_request(asked.artifact_id, outcome)
+        return wire.RequestReplicaTransportResponse(status=status)
+
+    async def CompleteReplicaTransport(  # noqa: N802
+        self, input_message: wire.CompleteReplicaTransportRequest, request: Call
+    ) -> wire.CompleteReplicaTransportResponse:
+        """End a transport and free its slot; again changes nothing."""
+        transport_id = uuid_bytes("transport_id", input_message.transport_id)
+        outcome = transports.outcome_of(input_message.outcome)
+        detail = identifier("outcome_detail", input_message.outcome_detail)
+        found = await self.app.write(
+            request,
+            transports.complete,
+            transport_id,
+            outcome,
+            detail,
+            self.app.wall_us(),
+            lane=Lane.CONTROL,
+        )
+        return wire.CompleteReplicaTransportResponse(
+            status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND
+        )
+
+
+def _seconds(duration: Duration) -> float:
+    """Return a wait in seconds, whole milliseconds of it; negative is none."""
+    return max(0, math.trunc(duration.seconds * 1000 + duration.nanos / 1_000_000)) / 1000
+
+
+def _request(message: wire.RequestReplicaTransportRequest) -> Request:
+    view_id = memory_info.view_of("requested_byte_space", message.requested_byte_space)
+    group = _group(message) if message.HasField("scheduling_group") else None
+    request_id = required("request_id", message.request_id)
+    artifact_id = looked_up("artifact_id", message.artifact_id)
+    node_id = required("source_node_id", message.source_node_id)
+    address = required("source_address", message.source_address)
+    if message.source_port > 65535:
+        raise InvalidArgument(f"source_port is {message.source_port}, expected at most 65535")
+    requester_worker_id = identifier("requester_worker_id", message.requester_worker_id)
+    fingerprint = transport_request(
+        artifact_id=artifact_id,
+        view_id=view_id,
+        node_id=node_id,
+        address=address,
+        port=message.source_port,
+        requester_worker_id=requester_worker_id,
+        group=attrs.astuple(group) if group is not None else None,
+    )
+    return Request(
+        artifact_id=artifact_id,
+        view_id=view_id,
+        node_id=node_id,
+        address=address,
+        port=message.source_port,
+        requester_worker_id=requester_worker_id,
+        request_id=request_id,
+        fingerprint=fingerprint,
+        group=group,
+        transport_id=replicas.fresh_id(),
+    )
+
+
+def _group(message: wire.RequestReplicaTransportRequest) -> Group:
+    said = message.scheduling_group
+    group_id = identifier("scheduling_group.group_id", said.group_id)
+    kind = identifier("scheduling_group.group_kind", said.group_kind)
+    part_id = identifier("scheduling_group.part_id", said.part_id)
+    if not (group_id and kind and part_id):
+        raise InvalidArgument("scheduling_group: group_id/group_kind/part_id are required")
+    if said.total_parts == 0:
+        raise InvalidArgument("scheduling_group.total_parts is 0, expected a number above 0")
+    return Group(
+        kind=kind,
+        group_id=group_id,
+        epoch=storable("scheduling_group.epoch", said.epoch),
+        part_id=part_id,
+        total_parts=said.total_parts,
+        priority=said.priority,
+    )

@@ -1,0 +1,278 @@
+"""RegisterWorker, WorkerHeartbeat, UnregisterWorker, ListActiveWorkers."""
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from typing import TypeVar
+
+from globalstore.api.application import Application, timestamp, token
+from globalstore.db import Snapshot
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry import replicas, workers
+from globalstore.registry.workers import EndpointTaken, PreviousWorkerForeign, Registered
+from globalstore.rpc import Call
+from globalstore.rules.addresses import routable
+from globalstore.rules.refusals import InvalidArgument
+from globalstore.rules.values import TEXT_BYTES_MAX, identifier, port, required, storable
+from globalstore.scheduling.workers import Heartbeat, LiveWorker
+from globalstore.telemetry import get_logger
+
+R = TypeVar("R")
+
+_log = get_logger("globalstore.workers")
+
+# A worker id is made of the node id and 16 more characters, and has to pass as an id itself.
+_NODE_ID_BYTES_MAX = TEXT_BYTES_MAX - 64
+
+
+class WorkersFace:
+    """The calls by which a store daemon says that it is there."""
+
+    app: Application
+
+    async def RegisterWorker(  # noqa: N802
+        self, input_message: wire.RegisterWorkerRequest, request: Call
+    ) -> wire.RegisterWorkerResponse:
+        """Make a daemon's worker active; a name taken by others is refused in the body."""
+        asked = _registration(input_message)
+        worker_id = f"worker_{asked.node_id}_{secrets.token_hex(4)}"
+        outcome = await self.app.write(
+            request,
+            workers.register,
+            asked,
+            self.app.workers.fresh(),
+            worker_id,
+            self.app.wall_us(),
+        )
+        if not isinstance(outcome, Registered):
+            self._log_conflict(asked, outcome)
+            return wire.RegisterWorkerResponse(status=wire.STATUS_ERROR)
+        self._log_registered(asked, outcome)
+        worker = outcome.worker
+        return wire.RegisterWorkerResponse(
+            status=wire.STATUS_OK,
+            worker_id=worker.worker_id,
+            heartbeat_interval_ms=self._heartbeat_interval_ms(),
+            state_sync_required=outcome.state_sync_required,
+            expected_state_version=worker.state_version,
+            reconcile_generation=worker.generation,
+        )
+
+    def _heartbeat_interval_ms(self) -> int:
+        seconds = self.app.config.worker_policy.default_heartbeat_interval
+        return min(round(seconds * 1000), 2**32 - 1)
+
+    def _log_registered(self, asked: workers.Registration, outcome: Registered) -> None:
+        self.app.metrics.worker_register.labels(outcome.kind, "ok").inc()
+        worker = outcome.worker
+        if outcome.evicted is not None:
+            self.app.metrics.worker_evicted.inc()
+            self.app.metrics.control_plane_conflicts.labels("endpoint_takeover").inc()
+            _log.warning(
+                "worker evicted",
+                worker_id=outcome.evicted.worker_id,
+                daemon_id=outcome.evicted.daemon_id,
+                by_daemon_id=asked.daemon_id,
+                address=f"{asked.node_address}:{asked.grpc_port}",
+            )
+        _log.info(
+            "worker registered",
+            worker_id=worker.worker_id,
+            daemon_id=worker.daemon_id,
+            node_id=worker.node_id,
+            address=f"{worker.node_address}:{worker.grpc_port}",
+            kind=outcome.kind,
+            previous_worker_id=asked.previous_worker_id,
+            generation=worker.generation,
+            state_version=worker.state_version,
+        )
+
+    def _log_conflict(
+        self, asked: workers.Registration, outcome: EndpointTaken | PreviousWorkerForeign
+    ) -> None:
+        kind = "recovery" if asked.is_recovery else "new"
+        self.app.metrics.worker_register.labels(kind, "rejected").inc()
+        _log.error(
+            "worker registration conflict",
+            reason=(
+                "endpoint belongs to another worker"
+                if isinstance(outcome, EndpointTaken)
+                else "previous_worker_id belongs to another daemon"
+            ),
+            endpoint=f"{asked.node_address}:{asked.grpc_port}",
+            owner_worker_id=outcome.worker_id,
+            owner_daemon_id=outcome.daemon_id,
+            owner_node_id=getattr(outcome, "node_id", ""),
+            daemon_id=asked.daemon_id,
+            node_id=asked.node_id,
+        )
+
+    async def WorkerHeartbeat(  # noqa: N802
+        self, input_message: wire.WorkerHeartbeatRequest, request: Call
+    ) -> wire.WorkerHeartbeatResponse:
+        """Keep a worker alive and tell it whether the two views of what it holds agree."""
+        if input_message.state_version == 0:
+            self.app.metrics.worker_heartbeat.labels("invalid").inc()
+            raise InvalidArgument("state_version is 0, expected the last version that was answered")
+        said = _heartbeat(input_message)
+        worker = await self._heard(input_message)
+        if worker is None:
+            self.app.metrics.worker_heartbeat.labels("not_found").inc()
+            _log.limited(
+                f"heartbeat of {input_message.worker_id[:80]}",
+                "heartbeat of an unknown worker",
+                worker_id=input_message.worker_id,
+                state_version=input_message.state_version,
+            )
+            return wire.WorkerHeartbeatResponse(status=wire.STATUS_NOT_FOUND)
+        now_us = self.app.wall_us()
+        self.app.workers.heartbeat(worker, said, now_us)
+        obsolete = await self._not_held(worker, list(input_message.registered_artifact_ids))
+        in_step = (
+            not obsolete
+            and not worker.state.needs_reconcile
+            and input_message.state_version == worker.state.state_version
+            and await self._agrees(worker, input_message.state_checksum)
+        )
+        self.app.metrics.worker_heartbeat.labels("ok" if in_step else "sync_required").inc()
+        return wire.WorkerHeartbeatResponse(
+            status=wire.STATUS_OK,
+            state_sync_required=not in_step,
+            expected_state_version=worker.state.state_version,
+            obsolete_replicas=obsolete,
+            server_timestamp_ts=timestamp(now_us),
+        )
+
+    async def _heard(self, message: wire.WorkerHeartbeatRequest) -> LiveWorker | None:
+        """Return the active worker that a heartbeat speaks for."""
+        worker_id = message.worker_id.strip()
+        worker = self.app.workers.find(worker_id)
+        while worker is not None and worker.expiring is not None:
+            await worker.expiring.wait()
+            worker = self.app.workers.find(worker_id)
+        daemon_id = message.daemon_id.strip()
+        if worker is not None and daemon_id not in {"", worker.state.daemon_id}:
+            self.app.metrics.control_plane_conflicts.labels("heartbeat_daemon_mismatch").inc()
+            return None
+        return worker
+
+    async def _not_held(self, worker: LiveWorker, artifact_ids: list[str]) -> list[str]:
+        if not artifact_ids:
+            return []
+        ids = list(dict.fromkeys(artifact_id.strip() for artifact_id in artifact_ids))
+        digest = hashlib.blake2b("\0".join(ids).encode(), digest_size=16).digest()
+        return await self._derived(
+            worker, digest, lambda tx: replicas.artifacts_not_held(tx, worker.key, ids)
+        )
+
+    async def _agrees(self, worker: LiveWorker, checksum: str) -> bool:
+        if not checksum:
+            return True
+        return checksum == await self._derived(
+            worker, "checksum", lambda tx: replicas.checksum_of_worker(tx, worker.key)
+        )
+
+    async def _derived(self, worker: LiveWorker, what: object, query: Callable[[Snapshot], R]) -> R:
+        """Return something that follows from a worker's replicas, read once per change of them."""
+        revision = worker.replicas_revision
+        known = worker.derived.get(what)
+        if known is not None and known[0] == revision:
+            return known[1]  # type: ignore[return-value]
+        value = await self.app.read(query)
+        if any(of != revision for of, _ in worker.derived.values()):
+            worker.derived.clear()
+        worker.derived[what] = revision, value
+        return value
+
+    async def UnregisterWorker(  # noqa: N802
+        self, input_message: wire.UnregisterWorkerRequest, request: Call
+    ) -> wire.UnregisterWorkerResponse:
+        """End a worker on its own order; with a client_request_id, once."""
+        worker_id = identifier("worker_id", input_message.worker_id)
+        graceful = input_message.is_graceful_shutdown
+        now_us = self.app.wall_us()
+        repeat = token(input_message, "UnregisterWorker", input_message.client_request_id)
+        if repeat is None:
+            found = await self.app.write(request, workers.unregister, worker_id, graceful, now_us)
+            return self._unregistered(worker_id, graceful, _unregister_response(found))
+        reply = await self.app.once(
+            request,
+            repeat,
+            lambda tx: workers.unregister(tx, worker_id, graceful, now_us),
+            _unregister_response,
+            now_us,
+        )
+        response = wire.UnregisterWorkerResponse.FromString(reply.body)
+        return response if reply.replayed else self._unregistered(worker_id, graceful, response)
+
+    def _unregistered(
+        self, worker_id: str, graceful: bool, response: wire.UnregisterWorkerResponse
+    ) -> wire.UnregisterWorkerResponse:
+        found = response.status == wire.STATUS_OK
+        self.app.metrics.worker_unregister.labels(
+            "true" if graceful else "false", "ok" if found else "not_found"
+        ).inc()
+        if found:
+            _log.info("worker unregistered", worker_id=worker_id, graceful=graceful)
+        return response
+
+    async def ListActiveWorkers(  # noqa: N802
+        self, input_message: wire.ListActiveWorkersRequest, request: Call
+    ) -> wire.ListActiveWorkersResponse:
+        """List the workers that are being heard, the last heard first."""
+        found = self.app.workers.listed(
+            input_message.required_capability_flags, input_message.include_unavailable
+        )
+        return wire.ListActiveWorkersResponse(workers=map(_worker_info, found))
+
+
+def _registration(message: wire.RegisterWorkerRequest) -> workers.Registration:
+    return workers.Registration(
+        daemon_id=required("daemon_id", message.daemon_id),
+        node_id=required("node_id", message.node_id, _NODE_ID_BYTES_MAX),
+        node_address=routable("node_address", message.node_address),
+        grpc_port=port("grpc_port", message.grpc_port),
+        p2p_port=port("p2p_port", message.p2p_port),
+        mem_pool_total_size=storable("mem_pool_total_size", message.mem_pool_total_size),
+        mem_pool_available_size=storable(
+            "mem_pool_available_size", message.mem_pool_available_size
+        ),
+        capability_flags=message.capability_flags,
+        is_recovery=message.is_recovery_registration,
+        previous_worker_id=identifier("previous_worker_id", message.previous_worker_id),
+    )
+
+
+def _heartbeat(message: wire.WorkerHeartbeatRequest) -> Heartbeat:
+    return Heartbeat(
+        storable("mem_pool_available_size", message.mem_pool_available_size),
+        message.accepting_new_requests,
+        message.capability_flags if message.HasField("capability_flags") else None,
+    )
+
+
+def _unregister_response(found: bool) -> wire.UnregisterWorkerResponse:
+    return wire.UnregisterWorkerResponse(status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND)
+
+
+def _worker_info(worker: LiveWorker) -> wire.ListActiveWorkersResponse.WorkerInfo:
+    state = worker.state
+    return wire.ListActiveWorkersResponse.WorkerInfo(
+        worker_id=state.worker_id,
+        node_id=state.node_id,
+        node_address=state.node_address,
+        grpc_port=state.grpc_port,
+        p2p_port=state.p2p_port,
+        mem_pool_total_size=state.mem_pool_total_size,
+        mem_pool_available_size=min(worker.mem_pool_available_size, state.mem_pool_total_size),
+        accepting_new_requests=worker.accepting,
+        last_heartbeat_ts=timestamp(worker.last_heartbeat_us),
+        state_version=state.state_version,
+        status=(
+            wire.CONNECTION_STATUS_CONNECTED
+            if worker.accepting
+            else wire.CONNECTION_STATUS_RECONNECTING
+        ),
+        daemon_id=state.daemon_id,
+        capability_flags=worker.capability_flags,
+    )

@@ -1,0 +1,235 @@
+"""Spread a safetensors file over three daemons that run in this process.
+
+The daemons register with a running server. The first offers the file; the others ask the server
+for a source, pull the bytes from whom they are sent to, verify them, and offer them in turn. The
+server never sees a byte of it.
+"""
+
+import argparse
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import attrs
+import purerpc
+import trio
+
+from globalstore.daemon import Artifact, Daemon, Identity, Malformed, StoreClient, read_artifact
+from globalstore.daemon.bytes_server import BytesServer, TransferFailed, fetch
+from globalstore.daemon.client import Unreachable
+from globalstore.daemon.daemon import Refused, Source
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+
+_DAEMONS = 3
+
+# The demo waits this long for the server to take a connection, in seconds.
+_CONNECT_S = 10.0
+
+# A daemon waits this long for its turn at a source, and tries so many sources.
+_PATIENCE_S = 60.0
+_TRIES = 3
+
+_CHUNK_BYTES = 1 << 20
+
+
+class _Failed(Exception):
+    """The demo did not come to its end; the text says why."""
+
+
+# What ends the demo with a line instead of a traceback.
+_FORESEEN = (_Failed, Refused, Unreachable, Malformed, OSError, purerpc.RpcFailedError)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    parser.add_argument("file", type=Path, metavar="FILE.safetensors", help="the model file")
+    parser.add_argument(
+        "--server", default="127.0.0.1:50051", metavar="HOST:PORT", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the daemons alive at the end, until Ctrl-C"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo; 0 when every daemon has the verified bytes."""
+    host, _, port = arguments.server.rpartition(":")
+    if not host or not port.isdecimal():
+        print(f"--server: expected HOST:PORT, got {arguments.server!r}", file=sys.stderr)
+        return 2
+    try:
+        trio.run(
+            _demo,
+            arguments.file,
+            host.strip("[]"),
+            int(port),
+            arguments.keep,
+            strict_exception_groups=True,
+        )
+    except BaseException as error:
+        causes = list(_causes(error))
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            return 130
+        if not all(isinstance(cause, _FORESEEN) for cause in causes):
+            raise
+        print(f"demo: {causes[0]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _causes(each)
+    else:
+        yield error
+
+
+@attrs.define(eq=False)
+class _Node:
+    """A daemon, what it serves bytes with, and where the others reach it."""
+
+    name: str
+    daemon: Daemon
+    client: StoreClient
+    server: BytesServer
+    folder: Path
+
+
+def _say(who: str, text: str) -> None:
+    print(f"{who:<9} {text}", flush=True)
+
+
+async def _demo(file: Path, host: str, port: int, keep: bool) -> None:
+    artifact = await trio.to_thread.run_sync(_read, file)
+    _say("file", f"{file.name}: {len(artifact.tensors)} tensors, {artifact.size:,} bytes")
+    _say("artifact", artifact.artifact_id)
+    with tempfile.TemporaryDirectory() as folder:
+        async with trio.open_nursery() as nursery:
+            # The store refuses loopback addresses, which mean another machine to everybody who
+            # reads them. So the daemons advertise names that only they resolve.
+            ports: dict[str, int] = {}
+            nodes = [
+                await _start(nursery, number, Path(folder), host, port, ports)
+                for number in range(1, _DAEMONS + 1)
+            ]
+            await _offer(nodes[0], artifact, artifact.stream)
+            async with trio.open_nursery() as pulling:
+                for node in nodes[1:]:
+                    pulling.start_soon(_pull, node, artifact, ports)
+            await _show(nodes[0], artifact)
+            if keep:
+                _say("daemons", "kept alive; Ctrl-C ends them")
+                await trio.sleep_forever()
+            for node in nodes:
+                await node.daemon.leave()
+            nursery.cancel_scope.cancel()
+    _say("done", f"{_DAEMONS} daemons held the same verified bytes, and left")
+
+
+def _read(file: Path) -> Artifact:
+    try:
+        return read_artifact(file)
+    except Malformed as error:
+        raise _Failed(f"{file} is not a safetensors file: {error}") from None
+
+
+async def _start(
+    nursery: trio.Nursery, number: int, folder: Path, host: str, port: int, ports: dict[str, int]
+) -> _Node:
+    name = f"daemon-{number}"
+    address = f"{name}.{secrets.token_hex(4)}.demo"
+    server = BytesServer()
+    ports[address] = await nursery.start(server.serve, "127.0.0.1")
+    client = StoreClient(host, port)
+    with trio.move_on_after(_CONNECT_S) as patience:
+        await nursery.start(client.run)
+    if patience.cancelled_caught:
+        raise _Failed(
+            f"no server at {host}:{port}; start one with"
+            " `uv run -m globalstore --config=configs/global_store.yaml`"
+        )
+    identity = Identity(
+        daemon_id=address,
+        node_id=name,
+        node_address=address,
+        grpc_port=ports[address],
+        p2p_port=ports[address],
+        pool_bytes=shutil.disk_usage(folder).free,
+    )
+    daemon = Daemon(client, identity, on_event=partial(_say, name))
+    await nursery.start(daemon.run)
+    return _Node(name, daemon, client, server, folder)
+
+
+async def _offer(node: _Node, artifact: Artifact, stream: Callable[[], Iterator[bytes]]) -> None:
+    # One transport at a time, so that the third daemon has to wait for its turn.
+    held = await node.daemon.offer(artifact, max_concurrency=1)
+    node.server.streams[held.memory_key] = (artifact.size, stream)
+    _say(node.name, "offers a replica in RAM")
+
+
+async def _pull(node: _Node, artifact: Artifact, ports: dict[str, int]) -> None:
+    """Get the bytes from whomever the store names, and offer them in turn."""
+    for _ in range(_TRIES):
+        source = await node.daemon.claim(artifact.artifact_id, _PATIENCE_S)
+        if source is None:
+            raise _Failed(f"{node.name}: no source within {_PATIENCE_S:.0f} s")
+        _say(node.name, f"may read from {source.node_id} (transport {source.transport_id})")
+        target = node.folder / node.name
+        try:
+            began = trio.current_time()
+            await _fetch(node, artifact, source, ports, target)
+            seconds = max(trio.current_time() - began, 1e-6)
+        except TransferFailed as error:
+            _say(node.name, f"transfer failed: {error}")
+            await node.daemon.complete(source, False, str(error))
+            continue
+        await node.daemon.complete(source, True)
+        rate = artifact.size / seconds / 1e6
+        _say(node.name, f"verified {artifact.size:,} bytes ({rate:,.0f} MB/s)")
+        await _offer(node, artifact, partial(_chunks, target))
+        return
+    raise _Failed(f"{node.name}: {_TRIES} transfers failed")
+
+
+async def _fetch(
+    node: _Node, artifact: Artifact, source: Source, ports: dict[str, int], target: Path
+) -> None:
+    done = 0
+    shown = 0
+
+    def show(size: int) -> None:
+        nonlocal done, shown
+        done += size
+        quarter = 4 * done // artifact.size
+        if quarter > shown:
+            shown = quarter
+            _say(node.name, f"{25 * quarter:3d} % of {artifact.size:,} bytes")
+
+    port = ports.get(source.node_address)
+    if port is None:
+        raise TransferFailed(f"{source.node_address} is not a daemon of this demo")
+    await fetch("127.0.0.1", port, source.memory_key, artifact.data_multihash, target, show)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+async def _show(node: _Node, artifact: Artifact) -> None:
+    answer = await node.client.call(
+        "runtime",
+        "BatchGetReplicaCounts",
+        wire.BatchGetReplicaCountsRequest(artifact_ids=[artifact.artifact_id]),
+        timeout_s=5,
+        repeatable=True,
+    )
+    counted = answer.counts[0]
+    _say("store", f"{counted.replica_count} replicas, {counted.available_count} available")

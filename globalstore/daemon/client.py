@@ -1,0 +1,157 @@
+"""One long-lived connection to the Global Store, made again whenever it breaks.
+
+The rules are those a daemon of a large cluster should follow: a deadline on every call; retries of
+a single call only after answers and faults that a retry may cure, with jitter; reconnecting for
+ever, because a limit strands a daemon after a long outage, with full jitter up to a minute, because
+two hundred daemons come back at once.
+"""
+
+import random
+import ssl
+from typing import Any
+
+import anyio
+import purerpc
+import trio
+from purerpc.grpclib.exceptions import GRPCError
+
+from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
+from globalstore.rpc import StatusCode
+
+# Pauses between attempts to connect, in seconds: full jitter below a bound that doubles.
+_CONNECT_PAUSE_FIRST_S = 1.0
+_CONNECT_PAUSE_MAX_S = 60.0
+_CONNECT_TIMEOUT_S = 10.0
+
+# Attempts at one call and the pauses between them, each up to half longer or shorter.
+_ATTEMPTS = 3
+_PAUSE_FIRST_S = 0.1
+
+_RETRIED = frozenset({StatusCode.UNAVAILABLE, StatusCode.ABORTED})
+
+# How much longer than its deadline a call is waited for: the server ends it by then.
+_DEADLINE_MARGIN_S = 1.0
+
+_TRANSPORT_ERRORS = (
+    GRPCError,
+    OSError,
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+    anyio.EndOfStream,
+    trio.TooSlowError,
+)
+
+
+class Unreachable(Exception):
+    """The store did not answer: no connection, or it broke before the answer came."""
+
+
+class StoreClient:
+    """Calls to one Global Store. ``run`` keeps the connection; everything else needs it running.
+
+    ``seed`` makes the jitter of a test repeatable.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        ssl_context: ssl.SSLContext | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._ssl_context = ssl_context
+        self._random = random.Random(seed)
+        self._connected = trio.Event()
+        self._broken = trio.Event()
+        self._stubs: dict[str, Any] = {}
+        self.connections = 0
+
+    def __repr__(self) -> str:
+        state = "CONNECTED" if self._connected.is_set() else "CONNECTING"
+        return f"<StoreClient [{self._host}:{self._port}, {state}]>"
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a connection, until cancelled. Started means that the first one stands."""
+        bound_s = _CONNECT_PAUSE_FIRST_S
+        started = False
+        while True:
+            try:
+                with trio.fail_after(_CONNECT_TIMEOUT_S) as connecting:
+                    async with purerpc.secure_channel(
+                        self._host, self._port, self._ssl_context
+                    ) as channel:
+                        connecting.deadline = float("inf")
+                        bound_s = _CONNECT_PAUSE_FIRST_S
+                        self._take(channel)
+                        if not started:
+                            task_status.started()
+                            started = True
+                        await self._broken.wait()
+                        # Leaving the channel waits for its peer's goodbye, which may never come.
+                        connecting.deadline = trio.current_time() + _DEADLINE_MARGIN_S
+            except (*_TRANSPORT_ERRORS, BaseExceptionGroup) as error:
+                if not _is_transport_error(error):
+                    raise
+            finally:
+                self._connected = trio.Event()
+            await trio.sleep(self._random.uniform(0, bound_s))
+            bound_s = min(bound_s * 2, _CONNECT_PAUSE_MAX_S)
+
+    def _take(self, channel: Any) -> None:
+        self._broken = trio.Event()
+        self._stubs = {
+            "runtime": services.ClusterRuntimeServiceStub(channel),
+            "admin": services.ClusterAdminServiceStub(channel),
+        }
+        self.connections += 1
+        self._connected.set()
+
+    async def call(
+        self, service: str, method: str, request: Any, *, timeout_s: float, repeatable: bool
+    ) -> Any:
+        """Make a call and return its answer.
+
+        ``service`` is ``runtime`` or ``admin``. ``timeout_s`` is the deadline of each attempt, the
+        wait for a connection included. A ``repeatable`` call is tried up to three times. Raises
+        purerpc's RpcFailedError for an answer that is an error, Unreachable when none came.
+        """
+        pause_s = _PAUSE_FIRST_S
+        for attempt in range(1, _ATTEMPTS + 1):
+            last = not repeatable or attempt == _ATTEMPTS
+            try:
+                return await self._attempt(service, method, request, timeout_s)
+            except purerpc.RpcFailedError as error:
+                if last or error.status.status_code not in _RETRIED:
+                    raise
+            except Unreachable:
+                if last:
+                    raise
+            await trio.sleep(pause_s * self._random.uniform(0.5, 1.5))
+            pause_s *= 2
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, service: str, method: str, request: Any, timeout_s: float) -> Any:
+        try:
+            with trio.fail_after(timeout_s):
+                await self._connected.wait()
+        except trio.TooSlowError:
+            raise Unreachable(f"no connection to {self._host}:{self._port}") from None
+        broken = self._broken
+        try:
+            with trio.fail_after(timeout_s + _DEADLINE_MARGIN_S):
+                return await getattr(self._stubs[service], method)(
+                    request, metadata=(("grpc-timeout", f"{max(1, round(timeout_s * 1000))}m"),)
+                )
+        except purerpc.RpcFailedError:
+            raise
+        except _TRANSPORT_ERRORS as error:
+            broken.set()
+            raise Unreachable(f"{method}: {error or type(error).__name__}") from error
+
+
+def _is_transport_error(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_transport_error(each) for each in error.exceptions)
+    return isinstance(error, _TRANSPORT_ERRORS)

@@ -1,0 +1,87 @@
+"""The gRPC listener as the configuration wants it."""
+
+import math
+import ssl
+from typing import TYPE_CHECKING
+
+import attrs
+
+from globalstore.api.errors import status_of
+from globalstore.api.services import all_services
+from globalstore.config import GlobalStoreConfig
+from globalstore.rpc import (
+    Limits,
+    Listener,
+    ListenerOptions,
+    ServingStatus,
+    reflection_services,
+    server_context,
+)
+from globalstore.telemetry.metrics import CallMetrics
+
+if TYPE_CHECKING:
+    from globalstore.server import Server
+
+
+class TlsUnusable(Exception):
+    """The certificate, key or client authorities cannot be used; the text says which and why."""
+
+
+def listener(server: "Server") -> Listener:
+    """Return the listener with every service, not bound yet. Raises TlsUnusable."""
+    config = server.app.config
+    services = all_services(server.app)
+    for name in ["", *(service.name for service in services)]:
+        server.grpc_health.set(name, ServingStatus.NOT_SERVING)
+    offered = [*services, server.grpc_health.service]
+    if config.server.reflection:
+        offered += reflection_services([service.name for service in offered])
+    return Listener(
+        offered,
+        limits=_limits(config),
+        options=_options(config),
+        interceptors=[server.slots.interceptor],
+        observers=[CallMetrics(server.metrics)],
+        authorize=server.tokens.authorize if server.tokens else None,
+        map_error=status_of,
+    )
+
+
+def _limits(config: GlobalStoreConfig) -> Limits:
+    said = config.server.limits
+    limits = Limits(
+        message_bytes_max=said.max_message_bytes,
+        inbound_bytes_max=said.max_inbound_buffer_bytes,
+        connections_max=said.max_connections,
+    )
+    streams = config.server.grpc.max_concurrent_streams
+    return attrs.evolve(limits, streams_max=streams) if streams else limits
+
+
+def _options(config: GlobalStoreConfig) -> ListenerOptions:
+    grpc = config.server.grpc
+    options = ListenerOptions(
+        host=config.server.listen.host,
+        port=config.server.listen.port,
+        ssl_context=tls_context(config),
+        tcp_nodelay=grpc.tcp_nodelay,
+        so_reuseport=grpc.so_reuseport,
+        keepalive_time=grpc.keepalive_time or math.inf,
+        max_connection_idle=grpc.max_connection_idle or math.inf,
+        max_connection_age=grpc.max_connection_age or math.inf,
+    )
+    if grpc.keepalive_timeout:
+        options = attrs.evolve(options, keepalive_timeout=grpc.keepalive_timeout)
+    return options
+
+
+def tls_context(config: GlobalStoreConfig) -> ssl.SSLContext | None:
+    """Return the TLS context of the configured files, None when TLS is off. Raises TlsUnusable."""
+    tls = config.server.grpc.tls
+    if not tls.enabled:
+        return None
+    try:
+        return server_context(tls.cert_file, tls.key_file, tls.client_ca_file or None)
+    except (OSError, ValueError) as error:
+        files = " and ".join(filter(None, (tls.cert_file, tls.key_file, tls.client_ca_file)))
+        raise TlsUnusable(f"server.grpc.tls: {files}: {error}") from error

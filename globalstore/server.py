@@ -1,0 +1,251 @@
+"""The nursery: opens the store, starts every part in order, and stops them in reverse.
+
+Start: database → HTTP (not ready) → recovery → gRPC → ready → background tasks. Stop: not ready →
+drain delay → calls in flight → heartbeats written → database closed.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import trio
+
+import globalstore
+from globalstore import listening
+from globalstore.api.application import Application, ServerInfo
+from globalstore.api.auth import Tokens
+from globalstore.api.commits import Commits
+from globalstore.api.slots import Slots
+from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address
+from globalstore.db import DatabaseError, Lane, Observers, Store, StoreOptions
+from globalstore.http import HealthState, HttpApp, bind_http, serve_http
+from globalstore.registry import recovery, replicas, transports, workers
+from globalstore.registry.schema import MIGRATIONS
+from globalstore.rpc import HealthService, Listener, ServingStatus
+from globalstore.scheduling.transports import Policy, SourceQueues
+from globalstore.scheduling.workers import Workers
+from globalstore.telemetry import get_logger
+from globalstore.telemetry.metrics import Metrics
+from globalstore.timers.maintenance import Maintenance, Schedule
+from globalstore.timers.pulse import Pulse
+from globalstore.timers.supervision import keep_running
+from globalstore.timers.transports import TransportExpiry
+from globalstore.timers.workers import HeartbeatWriter, Reaper, grace_s
+
+_log = get_logger("globalstore.server")
+
+
+def wall_us() -> int:
+    """Return the wall clock in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def _new_cluster_id(now_us: int) -> str:
+    moment = datetime.fromtimestamp(now_us // 1_000_000, UTC)
+    return f"{moment:%Y%m%dT%H%M%S}Z_{secrets.token_hex(4)}"
+
+
+class Server:
+    """One Global Store. Create it inside trio."""
+
+    def __init__(self, config: GlobalStoreConfig, wall: Callable[[], int] = wall_us) -> None:
+        self._config = config
+        self._wall_us = wall
+        self._stopping = trio.Event()
+        policy = config.worker_policy
+        timeout_s = policy.heartbeat_timeout
+        self.metrics = Metrics()
+        self.health = HealthState()
+        self.grpc_health = HealthService()
+        self.workers = Workers(timeout_s, grace_s(timeout_s), self._worker_routable)
+        self._commits = Commits(self.workers, self.metrics)
+        self.store = Store(
+            config.database.path,
+            migrations=MIGRATIONS,
+            options=StoreOptions(
+                max_wal_bytes=config.database.max_wal_bytes,
+                min_free_bytes=config.database.min_free_bytes,
+                backup_directory=(
+                    Path(config.backup.directory).expanduser() if config.backup.directory else None
+                ),
+            ),
+            on_commit=self._commits.follow,
+            observers=Observers(checkpointed=self.metrics.db_checkpoint.observe),
+        )
+        scheduler = policy.transport_scheduler
+        self.queues = SourceQueues(
+            self.store,
+            self.workers,
+            Policy(
+                max_waiters=scheduler.max_waiters,
+                batch_limit=scheduler.group_dispatch.dispatch_batch_limit,
+                relaxed_group_kinds=frozenset(
+                    kind.lower() for kind in scheduler.group_dispatch.relaxed_group_kinds
+                ),
+            ),
+            self._wall_us,
+        )
+        self.pulse = Pulse(self.workers.postpone)
+        self.expiry = TransportExpiry(
+            self.store, self.pulse, _transport_ttl_s(config), self._wall_us
+        )
+        self.pulse.follow(self.expiry.postpone)
+        self._commits.attach(self.queues, self.expiry)
+        self.slots = Slots(config.server.max_workers)
+        self.app = Application(
+            config, self.store, self.workers, self.queues, self.slots, self.metrics, self._wall_us
+        )
+        token_file = config.server.auth.token_file
+        self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
+        self.listener: Listener | None = None
+
+    def _worker_routable(self) -> None:
+        self.queues.worker_routable()
+
+    def stop(self) -> None:
+        """Begin to stop; ``run`` returns when that is done."""
+        self._stopping.set()
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[ServerInfo] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until ``stop`` is called; the started value says where.
+
+        Raises StartRefused, PortBusy or another OSError, ssl.SSLError or TokenFileUnusable when it
+        cannot start, and the database's own error when that fails for good.
+        """
+        self.metrics.watch(self)
+        async with self.store, self.queues, trio.open_nursery() as nursery:
+            metrics_port = await self._start_http(nursery)
+            await self._recover()
+            self.listener = listening.listener(self)
+            await self.listener.bind()
+            self.app.info = self._server_info(self.listener, metrics_port)
+            await nursery.start(self.listener.serve)
+            self._start_background(nursery)
+            self.grpc_health.set_all(ServingStatus.SERVING)
+            self.health.set_ready()
+            _log.info("ready")
+            task_status.started(self.app.info)
+            await self._until_stopped()
+            await self._drain(self.listener)
+            nursery.cancel_scope.cancel()
+        if self.store.failure is not None:
+            raise self.store.failure
+
+    async def _start_http(self, nursery: trio.Nursery) -> int:
+        server = self._config.server
+        sock = bind_http(server.listen.host, server.metrics_port)
+        app = HttpApp(self.metrics.registry, self.health)
+        await nursery.start(partial(serve_http, app, sock))
+        port: int = sock.getsockname()[1]
+        _log.info("http listening", address=server.listen.host, port=port)
+        return port
+
+    async def _recover(self) -> None:
+        """Set right what an earlier server left, and take its workers and transports over."""
+        began = trio.current_time()
+        now_us = self._wall_us()
+        self.cluster = await self.store.write(
+            recovery.recover, _new_cluster_id(now_us), now_us, lane=Lane.CONTROL
+        )
+        self.workers.restore(await self.store.read(workers.active))
+        self.expiry.restore(await self.store.read(transports.in_progress))
+        self.metrics.restore_replicas(await self.store.read(replicas.totals))
+        self.metrics.active_transports.set(len(self.expiry))
+        seconds = trio.current_time() - began
+        self.metrics.recovered(seconds, len(self.workers), len(self.expiry))
+        _log.info(
+            "recovered",
+            cluster_id=self.cluster.cluster_id,
+            workers_unconfirmed=self.cluster.workers_unconfirmed,
+            transports_in_progress=len(self.expiry),
+            counters_corrected=self.cluster.counters_corrected,
+            seconds=round(seconds, 3),
+        )
+
+    def _server_info(self, listener: Listener, metrics_port: int) -> ServerInfo:
+        advertised = advertised_address(self._config.server, listener.port)
+        warn = advertised.source is AddressSource.FALLBACK
+        (_log.warning if warn else _log.info)(
+            "advertise", address=str(advertised), source=advertised.source.value
+        )
+        path = self._config.database.path
+        _log.info("listening", address=listener.host, port=listener.port)
+        return ServerInfo(
+            listen_host=listener.host,
+            listen_port=listener.port,
+            advertise_host=advertised.host,
+            advertise_port=advertised.port,
+            metrics_port=metrics_port,
+            version=globalstore.__version__,
+            db_file=str(path.resolve()) if path else "",
+            cluster_id=self.cluster.cluster_id,
+        )
+
+    def _start_background(self, nursery: trio.Nursery) -> None:
+        self.heartbeats = HeartbeatWriter(self.store, self.workers, self.metrics.heartbeats_flushed)
+        config = self._config
+        maintenance = Maintenance(
+            self.store,
+            Schedule(
+                cleanup_interval_s=config.worker_policy.cleanup_interval,
+                optimize_interval_s=config.database.optimize_interval,
+                transport_retention_s=config.worker_policy.transport_retention,
+            ),
+            self._wall_us,
+            self.metrics.rows_deleted,
+        )
+        reaper = Reaper(
+            self.store, self.workers, self.pulse, self._wall_us, self.metrics.worker_expired.inc
+        )
+        for name, task in {
+            "pulse": self.pulse.run,
+            "heartbeat reaper": reaper.run,
+            "heartbeat writer": self.heartbeats.run,
+            "transport expiry": self.expiry.run,
+            "maintenance": maintenance.run,
+        }.items():
+            nursery.start_soon(
+                keep_running, name, task, self.health.task_failed, self.health.task_recovered
+            )
+
+    async def _until_stopped(self) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def end_with(event: trio.Event) -> None:
+                await event.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(end_with, self._stopping)
+            nursery.start_soon(end_with, self.store.failed)
+
+    async def _drain(self, listener: Listener) -> None:
+        """Take no more work, let what runs end, and write down who was heard."""
+        began = trio.current_time()
+        self.health.set_not_ready("stopping")
+        self.grpc_health.set_all(ServingStatus.NOT_SERVING)
+        _log.info("stopping", reason=str(self.store.failure or "signal"))
+        await trio.sleep(self._config.shutdown.drain_delay)
+        self.queues.stop()
+        report = await listener.drain(self._config.shutdown.grace_period)
+        try:
+            await self.heartbeats.flush()
+        except DatabaseError as error:
+            _log.warning("heartbeats not written", reason=str(error))
+        _log.info(
+            "stopped",
+            seconds=round(trio.current_time() - began, 3),
+            calls_in_flight=report.in_flight,
+            calls_cut_off=report.cancelled,
+        )
+
+
+def _transport_ttl_s(config: GlobalStoreConfig) -> float:
+    policy = config.worker_policy
+    if policy.transport_ttl is not None:
+        return policy.transport_ttl
+    return max(60.0, 2 * policy.heartbeat_timeout, 10 * policy.cleanup_interval)

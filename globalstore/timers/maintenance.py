@@ -1,0 +1,91 @@
+"""What is done now and then: retention, and the database's own upkeep."""
+
+from collections.abc import Awaitable, Callable
+
+import attrs
+import trio
+
+from globalstore.db import Store, Transaction
+from globalstore.registry import idempotency, replicas, transports, workers
+from globalstore.telemetry import get_logger
+
+_log = get_logger("globalstore.maintenance")
+
+# Rows that one transaction deletes, so that none holds the database for long.
+_ROWS = 1000
+
+# How long recorded answers, ended workers and their like stay: a retry comes within a day or never.
+_DAY_S = 86400.0
+
+Purge = Callable[[Transaction, int, int], int]
+
+
+@attrs.frozen(kw_only=True)
+class Schedule:
+    """When maintenance runs, in seconds; ``transport_retention_s`` 0 keeps transports for good."""
+
+    cleanup_interval_s: float
+    optimize_interval_s: float
+    transport_retention_s: float
+
+    @property
+    def period_s(self) -> float:
+        return max(1.0, self.cleanup_interval_s)
+
+
+class Maintenance:
+    """One pass after the other; a part that fails does not keep the others from running."""
+
+    def __init__(
+        self,
+        store: Store,
+        schedule: Schedule,
+        wall_us: Callable[[], int],
+        on_deleted: Callable[[str, int], None],
+    ) -> None:
+        self._store = store
+        self._schedule = schedule
+        self._wall_us = wall_us
+        self._on_deleted = on_deleted
+        self._optimize_at = trio.current_time() + schedule.optimize_interval_s
+
+    async def run(self) -> None:
+        """Run a pass each period, until cancelled."""
+        while True:
+            await trio.sleep(self._schedule.period_s)
+            await self.run_pass()
+
+    async def run_pass(self) -> None:
+        """Run every part once; failures are logged and the next pass tries again."""
+        retention_s = self._schedule.transport_retention_s
+        parts: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            ("replicas", lambda: self._purge("replicas", replicas.remove_expired, 0.0)),
+            (
+                "recorded_replies",
+                lambda: self._purge("recorded_replies", idempotency.purge, _DAY_S),
+            ),
+            ("workers", lambda: self._purge("workers", workers.purge, _DAY_S)),
+            ("optimize", self._optimize),
+        ]
+        if retention_s > 0:
+            parts.append(
+                ("transports", lambda: self._purge("transports", transports.purge, retention_s))
+            )
+        for name, part in parts:
+            try:
+                await part()
+            except Exception as error:  # noqa: BLE001  the other parts go on; this one is retried
+                _log.exception("maintenance failed", error, part=name)
+
+    async def _purge(self, table: str, purge: Purge, age_s: float) -> None:
+        before_us = self._wall_us() - int(age_s * 1_000_000)
+        while True:
+            deleted = await self._store.bulk(purge, before_us, _ROWS)
+            self._on_deleted(table, deleted)
+            if deleted < _ROWS:
+                return
+
+    async def _optimize(self) -> None:
+        if trio.current_time() >= self._optimize_at:
+            self._optimize_at = trio.current_time() + self._schedule.optimize_interval_s
+            await self._store.maintain()

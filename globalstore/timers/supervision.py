@@ -1,0 +1,49 @@
+"""Background tasks that go on after a failure."""
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from globalstore.telemetry import get_logger
+
+_log = get_logger("globalstore.server")
+
+# Pauses before a failed task is started again: short at first, because most faults pass, and
+# bounded, because the task is needed.
+_PAUSE_FIRST_S = 0.1
+_PAUSE_MAX_S = 30.0
+
+# A task that ran this long is well again.
+_WELL_AFTER_S = 60.0
+
+
+async def keep_running(
+    name: str,
+    task: Callable[[], Awaitable[None]],
+    on_failure: Callable[[str, str], None],
+    on_recovery: Callable[[str], None],
+) -> None:
+    """Run a task for ever; after a failure it is logged, reported and started again.
+
+    ``on_failure`` gets the task's name and the reason; ``on_recovery`` the name, once the task has
+    run for a minute since. Returns when the task does.
+    """
+    pause_s = _PAUSE_FIRST_S
+    while True:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_report_recovery, name, on_recovery)
+                await task()
+                nursery.cancel_scope.cancel()
+        except Exception as error:  # noqa: BLE001  whatever it is, the task is needed
+            _log.exception("background task failed", error, task=name, restart_in_s=pause_s)
+            on_failure(name, str(error) or type(error).__name__)
+            await trio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _PAUSE_MAX_S)
+        else:
+            return
+
+
+async def _report_recovery(name: str, on_recovery: Callable[[str], None]) -> None:
+    await trio.sleep(_WELL_AFTER_S)
+    on_recovery(name)

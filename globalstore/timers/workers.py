@@ -1,0 +1,114 @@
+"""The heartbeat reaper, and the writing down of heartbeats."""
+
+from collections.abc import Callable
+
+import trio
+
+from globalstore.db import DatabaseError, Lane, Store
+from globalstore.registry import workers as registry
+from globalstore.scheduling.workers import LiveWorker, Workers
+from globalstore.telemetry import get_logger
+from globalstore.timers.pulse import Pulse
+
+_log = get_logger("globalstore.workers")
+
+# Rows of one heartbeat flush: some milliseconds of the writer's time.
+_FLUSH_ROWS = 512
+
+# Rows that one transaction hides when a process is gone and its replicas were not confirmed.
+_HIDE_ROWS = 1000
+
+
+def flush_interval_s(heartbeat_timeout_s: float) -> float:
+    """Return how long heartbeats are gathered before they are written."""
+    return min(max(heartbeat_timeout_s / 40, 0.05), 0.2)
+
+
+def grace_s(heartbeat_timeout_s: float) -> float:
+    """Return how long after the timeout a silent worker is expired: its heartbeat may be late."""
+    return max(0.5, 4 * flush_interval_s(heartbeat_timeout_s))
+
+
+class Reaper:
+    """Expires workers that are silent, each at its own deadline."""
+
+    def __init__(
+        self,
+        store: Store,
+        workers: Workers,
+        pulse: Pulse,
+        wall_us: Callable[[], int],
+        on_expired: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._workers = workers
+        self._pulse = pulse
+        self._wall_us = wall_us
+        self._on_expired = on_expired
+
+    async def run(self) -> None:
+        """Expire whoever is due, until cancelled."""
+        while True:
+            await self._workers.wait_due()
+            if self._pulse.check():
+                continue
+            async with trio.open_nursery() as nursery:
+                for worker in self._workers.take_silent():
+                    nursery.start_soon(self._expire, worker)
+                for worker_key in self._workers.take_unconfirmed():
+                    nursery.start_soon(self._hide_unconfirmed, worker_key)
+
+    async def _expire(self, worker: LiveWorker) -> None:
+        """End one worker; if that cannot be written now, it is tried again after the grace."""
+        try:
+            ended = await self._store.write(
+                registry.expire,
+                worker.key,
+                worker.state.generation,
+                self._wall_us(),
+                lane=Lane.CONTROL,
+            )
+        except DatabaseError as error:
+            _log.error("worker not expired", worker_id=worker.state.worker_id, reason=str(error))
+            ended = False
+        finally:
+            self._workers.keep(worker)
+        if ended:
+            self._on_expired()
+            _log.info(
+                "worker expired",
+                worker_id=worker.state.worker_id,
+                daemon_id=worker.state.daemon_id,
+                node_id=worker.state.node_id,
+                generation=worker.state.generation,
+            )
+
+    async def _hide_unconfirmed(self, worker_key: int) -> None:
+        """Take replicas out of use that a new process of their daemon has not confirmed."""
+        while await self._store.bulk(registry.hide_unconfirmed, worker_key, _HIDE_ROWS):
+            pass
+
+
+class HeartbeatWriter:
+    """Writes liveness down in batches. Losing one interval in a crash is acceptable."""
+
+    def __init__(
+        self, store: Store, workers: Workers, on_flush: Callable[[int, int], None]
+    ) -> None:
+        self._store = store
+        self._workers = workers
+        self._on_flush = on_flush
+        self._interval_s = flush_interval_s(workers.timeout_s)
+
+    async def run(self) -> None:
+        """Write what has gathered, until cancelled."""
+        while True:
+            await self._workers.wait_unwritten()
+            await trio.sleep(self._interval_s)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write all that is not written yet. Raises DatabaseError; what was taken is not kept."""
+        while rows := self._workers.take_unwritten(_FLUSH_ROWS):
+            written = await self._store.write(registry.record_heartbeats, rows, lane=Lane.CONTROL)
+            self._on_flush(len(rows), written)
