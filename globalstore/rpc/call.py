@@ -102,7 +102,9 @@ class Call:
 
     def __repr__(self) -> str:
         state = "finished" if self.finished else "running" if self.started else "arriving"
-        return f"<Call {self.head.path} from {self.peer} [{state}, waiting: {len(self._messages)}]>"
+        return (
+            f"<Call {self.method.path} from {self.peer} [{state}, waiting: {len(self._messages)}]>"
+        )
 
     @property
     def path(self) -> str:

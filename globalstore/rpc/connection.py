@@ -30,11 +30,11 @@ from globalstore.rpc.wakeup import Wakeup
 
 log = logging.getLogger("globalstore.rpc")
 
-# One read: large while large messages come, small while it brings many frames, so that
-# what one read causes stays below a millisecond either way.
-READ_BYTES = 64 << 10
-READ_BYTES_BUSY = 4 << 10
-FRAMES_BUSY = 32
+# One read. The small one brings some thirty small calls, whose start takes half a millisecond;
+# the large one follows only on a read that was full and brought few frames: a large message.
+READ_BYTES = 2 << 10
+READ_BYTES_BULK = 64 << 10
+FRAMES_BULK_MAX = 16
 _LEAVING = b"leaving\x00"
 
 _GONE = Status(StatusCode.CANCELLED, "the client reset the call or disconnected")
@@ -156,17 +156,17 @@ class Connection:
         first_by = trio.current_time() + self._limits.handshake_seconds
         with trio.CancelScope(deadline=first_by):
             while not self._engine.settled:
-                if not (data := await receive_some(READ_BYTES_BUSY)):
+                if not (data := await receive_some(READ_BYTES)):
                     return
                 await self._received(data)
         if not self._engine.settled:
             log.info("client sent no HTTP/2 preface in time peer=%s", self.peer)
             return
-        engine = self._engine
-        while data := await receive_some(
-            READ_BYTES if engine.frames_read < FRAMES_BUSY else READ_BYTES_BUSY
-        ):
+        size = READ_BYTES
+        while data := await receive_some(size):
             await self._received(data)
+            bulk = len(data) >= size and self._engine.frames_read <= FRAMES_BULK_MAX
+            size = READ_BYTES_BULK if bulk else READ_BYTES
 
     async def _received(self, data: bytes) -> None:
         engine = self._engine

@@ -381,8 +381,12 @@ class Engine(ControlHalf):
     def _refuse_stream(self, stream_id: int, code: ErrorCodes, reason: str) -> None:
         self._control(frames.rst_stream(stream_id, code))
         self._remember_reset(stream_id)
-        self._spend_reset()
         refused = code is ErrorCodes.REFUSED_STREAM
+        # A client that has not seen our bounds or our GOAWAY yet may rightly exceed them.
+        if refused:
+            self._spend()
+        else:
+            self._spend_reset()
         status = StatusCode.UNAVAILABLE if refused else StatusCode.INVALID_ARGUMENT
         self._events.append(RequestMalformed(stream_id, status.value, reason))
 

@@ -171,8 +171,9 @@ class SendingHalf:
             self._control(data)
 
     def _message(self, stream: Stream, payload: bytes) -> None:
-        data = b"\x00%b%b" % (len(payload).to_bytes(4, "big"), payload)
-        size = len(data)
+        size = len(payload) + 5
+        first = self._frame_bytes_max - 5  # the rest of a large message is not copied
+        data = b"\x00%b%b" % (len(payload).to_bytes(4, "big"), payload[:first])
         if (
             not stream.outgoing
             and not self._round
@@ -188,6 +189,8 @@ class SendingHalf:
             else:
                 stream.parked = True
         stream.outgoing.append(memoryview(data))
+        if len(payload) > first:
+            stream.outgoing.append(memoryview(payload)[first:])
         stream.outgoing_bytes += size
         self.queued_bytes += size
 

@@ -93,6 +93,17 @@ def test_requests_made_to_be_refused_are_a_flood_too():
     assert events[-1].error_code == ErrorCodes.ENHANCE_YOUR_CALM
 
 
+def test_a_burst_of_calls_before_the_client_knows_the_bound_is_no_flood():
+    pair = Pair(Limits(streams_max=10, resets_max=20))
+    pair.client.h2.remote_settings.max_concurrent_streams = 1000
+    pair.client.h2.remote_settings.acknowledge()
+    streams = [pair.client.call(b"x") for _ in range(500)]
+    pair.pump()
+    assert not pair.engine.failed
+    refused = [s for s in streams if pair.client.answers[s].reset == ErrorCodes.REFUSED_STREAM]
+    assert len(refused) == 490
+
+
 def test_continuations_without_end_are_a_flood():
     pair = Pair(LIMITS)
     pair.engine.receive(frames.frame(frames.HEADERS, 0, 1, b""), 0.0)

@@ -1,4 +1,4 @@
-"""A short run of the mutation fuzzer over the engine; fuzz/rpc_engine.py runs for as long as asked."""
+"""A short run of the fuzzer over the engine; fuzz/rpc_engine.py runs for as long as asked."""
 
 import importlib.util
 from collections import Counter
