@@ -1,0 +1,341 @@
+"""Every metric of the server. Names, labels and buckets are a contract with dashboards.
+
+Label values come from closed sets, except ``artifact_id``, which ``ArtifactSeries`` bounds.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import prometheus_client
+import trio
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from globalstore.telemetry.calls import CallMetrics
+from globalstore.telemetry.labels import ArtifactSeries
+
+# Creation times would double the counters of a scrape; nobody asked for them.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+CAPABILITIES: Final = (
+    "queue_broker_enabled",
+    "retention_handles_enabled",
+    "capability_tokens_v2_enabled",
+    "gateway_ingress_enabled",
+    "shard_home_eligible",
+    "execution_signals_enabled",
+    "node_agent_enabled",
+)
+MEMORY_TYPES: Final = ("GPU", "RAM", "DISK")
+
+_RECONCILE_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10)
+_LANE_BUCKETS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
+)  # fmt: skip
+_BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_WAIT_BUCKETS: Final = (0, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10)
+_DIFFUSION_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_CHECKPOINT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+# Samples of one label set of a histogram besides its buckets: +Inf, sum, count.
+_HISTOGRAM_EXTRA_LINES: Final = 3
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.calls = CallMetrics(self.registry)
+        self._define_server()
+        self._define_workers()
+        self._define_control_plane()
+        self._define_replicas()
+        self._define_transports()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def _define_server(self) -> None:
+        executor = "tc_control_plane_executor"
+        self.executor_max_threads = self._gauge(
+            f"{executor}_max_threads", "Handlers that may run at once; 0: no bound."
+        )
+        self.executor_live_threads = self._gauge(
+            f"{executor}_live_threads", "Handler slots that exist."
+        )
+        self.executor_busy_threads = self._gauge(
+            f"{executor}_busy_threads", "Handler slots in use."
+        )
+        self.executor_idle_threads = self._gauge(f"{executor}_idle_threads", "Free handler slots.")
+        self.executor_queue_depth = self._gauge(
+            f"{executor}_queue_depth", "Calls waiting for a handler slot."
+        )
+        self.ready = self._gauge("tc_ready", "1 while /ready answers 200, else 0.")
+        self.event_loop_lag = self._gauge(
+            "tc_event_loop_lag_seconds", "Greatest delay of a wake-up in the last second."
+        )
+        self.grpc_connections = self._gauge("tc_grpc_server_connections", "Open gRPC connections.")
+        self.db_wal_bytes = self._gauge("tc_db_wal_bytes", "Size of the write-ahead log.")
+        self.db_free_bytes = self._gauge(
+            "tc_db_free_bytes", "Free bytes of the database's file system."
+        )
+        self.db_busy_seconds = self._counter(
+            "tc_db_busy_seconds_total", "Time the database's writer was at work."
+        )
+        self.db_checkpoint_seconds = self._histogram(
+            "tc_db_checkpoint_seconds", "Duration of checkpoints.", _CHECKPOINT_BUCKETS
+        )
+        self.clock_step_seconds = self._counter(
+            "tc_clock_step_seconds_total", "Sum of the wall clock's jumps, either way."
+        )
+        self.snapshot_age = self._gauge(
+            "tc_snapshot_age_seconds", "Age of the snapshot that a read replica serves."
+        )
+        self.tls_cert_expiry = self._gauge(
+            "tc_tls_cert_expiry_timestamp_seconds", "When the certificate in use expires."
+        )
+        self.backup_last_success = self._gauge(
+            "tc_backup_last_success_timestamp_seconds", "When the last good backup was made."
+        )
+        self.backup_duration = self._gauge(
+            "tc_backup_duration_seconds", "How long the last backup took."
+        )
+        self.backup_size = self._gauge("tc_backup_size_bytes", "Size of the last backup.")
+        self.backup_failures = self._counter("tc_backup_failures_total", "Backups that failed.")
+
+    def _define_workers(self) -> None:
+        self.active_workers = self._gauge("tc_active_workers", "Workers that are being heard.")
+        self.workers_unconfirmed = self._gauge(
+            "tc_workers_unconfirmed", "Active workers that still have to reconcile."
+        )
+        self.capability_entries = self._gauge(
+            "tc_capability_directory_entries",
+            "Active entries with a capability.",
+            "scope",
+            "capability",
+        )
+        for scope in ("worker", "instance"):
+            for capability in CAPABILITIES:
+                self.capability_entries.labels(scope, capability)
+        self.worker_register = self._counter(
+            "tc_worker_register_total", "Registrations of workers.", "kind", "result"
+        )
+        for kind in ("new", "renew", "reactivate", "recovery"):
+            for result in ("ok", "rejected"):
+                self.worker_register.labels(kind, result)
+        self.worker_unregister = self._counter(
+            "tc_worker_unregister_total", "Deregistrations of workers.", "graceful", "result"
+        )
+        for graceful in ("true", "false"):
+            for result in ("ok", "not_found"):
+                self.worker_unregister.labels(graceful, result)
+        self.worker_expired = self._counter(
+            "tc_worker_expired_total", "Workers that were not heard in time."
+        )
+        self.worker_evicted = self._counter(
+            "tc_worker_evicted_total", "Workers whose endpoint was taken over."
+        )
+        self.worker_heartbeat = self._counter("tc_worker_heartbeat_total", "Heartbeats.", "result")
+        for result in ("ok", "sync_required", "not_found", "invalid"):
+            self.worker_heartbeat.labels(result)
+        self.heartbeat_buffer_pending = self._gauge(
+            "tc_worker_heartbeat_buffer_pending", "Workers whose liveness is not yet written."
+        )
+        self.heartbeat_flush_batch_size = self._histogram(
+            "tc_worker_heartbeat_flush_batch_size",
+            "Workers whose liveness was written at once.",
+            _BATCH_BUCKETS,
+        )
+        self.heartbeat_flush_updates = self._counter(
+            "tc_worker_heartbeat_flush_updates_total", "Liveness rows by way of writing.", "result"
+        )
+        for result in ("batched", "fallback", "dropped"):
+            self.heartbeat_flush_updates.labels(result)
+        self.recovery_seconds = self._gauge(
+            "tc_recovery_seconds", "How long the recovery at start took."
+        )
+        self.recovery_rows = self._gauge(
+            "tc_recovery_rows", "Rows that the recovery at start read.", "table"
+        )
+
+    def _define_control_plane(self) -> None:
+        self.state_sync = self._counter("tc_state_sync_total", "Executed reconciles.", "result")
+        for result in ("success", "error"):
+            self.state_sync.labels(result)
+        self.state_sync_seconds = self._histogram(
+            "tc_state_sync_seconds", "Duration of reconciles.", _RECONCILE_BUCKETS
+        )
+        self.reconcile_result = self._counter(
+            "tc_reconcile_result_total", "Reconciles by their answer.", "result_kind"
+        )
+        self.reconcile_retry_later = self._counter(
+            "tc_reconcile_retry_later_total", "Reconciles that must be repeated.", "reason"
+        )
+        self.control_plane_conflicts = self._counter(
+            "tc_control_plane_conflicts_total", "Calls at odds with the state.", "scope"
+        )
+        self.idempotency_replay = self._counter(
+            "tc_control_plane_idempotency_replay_total",
+            "Requests whose client_request_id was known.",
+            "operation_kind",
+            "result",
+        )
+        reducer = "tc_worker_control_reducer"
+        self.reducer_queue_depth = self._gauge(
+            f"{reducer}_queue_depth", "Changes waiting in a lane.", "shard"
+        )
+        self.reducer_queue_latency = self._histogram(
+            f"{reducer}_queue_latency_seconds", "Wait of a change in its lane.", _LANE_BUCKETS
+        )
+        self.reducer_intents = self._counter(
+            f"{reducer}_intents_total", "Changes by lane and fate.", "shard", "kind", "result"
+        )
+
+    def _define_replicas(self) -> None:
+        self.replicas = self._gauge("tc_replicas_total", "Replicas.")
+        self.replicas_per_memtype = self._gauge(
+            "tc_replicas_per_memtype", "Replicas by memory type.", "memory_type"
+        )
+        for memory_type in MEMORY_TYPES:
+            self.replicas_per_memtype.labels(memory_type)
+        self._replicas_per_artifact = self._artifact_gauge(
+            "tc_replicas_per_artifact", "Replicas by artifact."
+        )
+        self._replica_register = self._artifact_counter(
+            "tc_replica_register_total", "Replicas created or updated.", "memory_type"
+        )
+        self._replica_unregister = self._artifact_counter(
+            "tc_replica_unregister_total", "Replicas deleted.", "memory_type"
+        )
+
+    def _define_transports(self) -> None:
+        self.active_transports = self._gauge("tc_active_transports", "Transfers in progress.")
+        self.transport_dispatch_events = self._counter(
+            "tc_transport_dispatch_events_total", "Life cycle of waiting requests.", "event"
+        )
+        self._transport_requests = self._artifact_counter(
+            "tc_transport_requests_total", "Requests for a source by outcome.", "status"
+        )
+        self._transport_wait = self._artifact_histogram(
+            "tc_transport_wait_seconds", "Wait for a source.", _WAIT_BUCKETS
+        )
+        self._transport_filter = self._artifact_counter(
+            "tc_transport_filter_total", "Replicas passed over, by reason.", "reason"
+        )
+        self._transport_no_exportable = self._artifact_counter(
+            "tc_transport_no_exportable_total", "Requests refused for want of any source."
+        )
+        self._top1_share = self._artifact_gauge(
+            "tc_transport_source_top1_share", "Share of transfers from the busiest source."
+        )
+        self._hhi = self._artifact_gauge(
+            "tc_transport_source_hhi", "Sum of the squared shares of all sources."
+        )
+        self._diffusion_first_hit = self._artifact_histogram(
+            "tc_transport_diffusion_first_hit_seconds",
+            "Time from a source's creation to its first transfer.",
+            _DIFFUSION_BUCKETS,
+        )
+
+    def _artifact_counter(self, name: str, text: str, *labels: str) -> ArtifactSeries[Counter]:
+        return ArtifactSeries(self._counter(name, text, "artifact_id", *labels), name)
+
+    def _artifact_gauge(self, name: str, text: str) -> ArtifactSeries[Gauge]:
+        return ArtifactSeries(self._gauge(name, text, "artifact_id"), name)
+
+    def _artifact_histogram(
+        self, name: str, text: str, buckets: tuple[float, ...]
+    ) -> ArtifactSeries[Histogram]:
+        histogram = self._histogram(name, text, buckets, "artifact_id")
+        return ArtifactSeries(histogram, name, len(buckets) + _HISTOGRAM_EXTRA_LINES)
+
+    def replicas_changed(self, artifact_id: str, before: int, after: int) -> None:
+        """The number of an artifact's replicas went from ``before`` to ``after``.
+
+        Gauges are kept by what changes, never by counting rows. An artifact that found no room
+        when its first replica came is counted as other until its last has gone.
+        """
+        series = self._replicas_per_artifact
+        if artifact_id in series or before == 0:
+            child = series.of(artifact_id)
+            if artifact_id in series:
+                child.set(after)
+                if after == 0:
+                    series.remove(artifact_id)
+                return
+        series.other().inc(after - before)
+
+    def replica_registered(self, artifact_id: str, memory_type: str) -> None:
+        """A replica was created or updated; ``memory_type`` is GPU, RAM or DISK."""
+        self._replica_register.of(artifact_id, memory_type).inc()
+
+    def replica_unregistered(self, artifact_id: str, memory_type: str) -> None:
+        """A replica was deleted; ``memory_type`` is GPU, RAM or DISK."""
+        self._replica_unregister.of(artifact_id, memory_type).inc()
+
+    def transport_request(self, artifact_id: str, status: str) -> None:
+        """A request for a source ended: success, timeout, not_found, rejected or error."""
+        self._transport_requests.of(artifact_id, status).inc()
+
+    @contextmanager
+    def transport_wait(self, artifact_id: str) -> Iterator[None]:
+        """Measure the wait for a source, however it ends; also when it is cancelled."""
+        begun = trio.current_time()
+        try:
+            yield
+        finally:
+            self._transport_wait.of(artifact_id).observe(trio.current_time() - begun)
+
+    def transport_filter(self, artifact_id: str, reason: str, count: int = 1) -> None:
+        """Replicas were passed over.
+
+        Args:
+            artifact_id: the artifact asked for.
+            reason: not_live, not_accepting, unavailable, saturated, presence_only, expired, capped.
+            count: how many.
+        """
+        self._transport_filter.of(artifact_id, reason).inc(count)
+
+    def transport_no_exportable(self, artifact_id: str) -> None:
+        """A request was refused because no source could ever serve it."""
+        self._transport_no_exportable.of(artifact_id).inc()
+
+    def source_concentration(self, artifact_id: str, top1_share: float, hhi: float) -> None:
+        """How transfers spread over sources; artifacts beyond the bound show the last one's.
+
+        Args:
+            artifact_id: the artifact.
+            top1_share: share of the busiest source, 0 to 1.
+            hhi: sum of the squared shares, 0 to 1.
+        """
+        self._top1_share.of(artifact_id).set(top1_share)
+        self._hhi.of(artifact_id).set(hhi)
+
+    def diffusion_first_hit(self, artifact_id: str, seconds: float) -> None:
+        """A source was used for the first time, ``seconds`` after it was created."""
+        self._diffusion_first_hit.of(artifact_id).observe(seconds)
+
+    def remove_artifact(self, artifact_id: str) -> None:
+        """Drop every series of an artifact that has no replica any more."""
+        for series in (
+            self._replicas_per_artifact,
+            self._replica_register,
+            self._replica_unregister,
+            self._transport_requests,
+            self._transport_wait,
+            self._transport_filter,
+            self._transport_no_exportable,
+            self._top1_share,
+            self._hhi,
+            self._diffusion_first_hit,
+        ):
+            series.remove(artifact_id)
