@@ -71,6 +71,7 @@ class Echo:
     async def metadata(self, input_message: Any, request: Any) -> Any:
         request.initial_metadata.append(("early", "1"))
         request.trailing_metadata.append(("late-bin", b"\x00\x01"))
+        request.trailing_metadata.append(("peer", request.peer))
         return StringValue(value=repr(dict(request.metadata)))
 
     async def count(self, input_message: Any) -> AsyncIterator[Any]:
@@ -199,11 +200,13 @@ class Peer:
         self.serving = serving
         self.client = StrictClient()
         self.closed = trio.Event()
+        self._sending = trio.Lock()
 
     async def flush(self) -> None:
         """Send what the client has to say."""
-        if data := self.client.output():
-            await self.stream.send_all(data)
+        async with self._sending:
+            if data := self.client.output():
+                await self.stream.send_all(data)
 
     async def begin(self, method: str, *extra: tuple[str, str]) -> int:
         """Send the head of a call."""

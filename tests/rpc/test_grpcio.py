@@ -214,3 +214,23 @@ async def test_fifty_calls_in_flight_finish_while_the_listener_drains():
         async with trio.open_nursery() as nursery:
             values = await trio.to_thread.run_sync(use)
     assert values == [str(n) for n in range(50)]
+
+
+async def test_calls_never_fail_because_their_connection_grew_old():
+    options = ListenerOptions(max_connection_age=0.05)
+    limits = Limits(goaway_seconds=0.5, flush_seconds=0.05)
+    async with listening(options=options, limits=limits) as listener:
+
+        def use() -> set[str]:
+            peers = set()
+            client = Client(listener.port)
+            with client.channel:
+                while len(peers) < 4:  # until the client has been moved on three times
+                    stub = client.stub("unary_unary", "Metadata")
+                    futures = [stub.future(StringValue(), timeout=TIMEOUT) for _ in range(20)]
+                    for future in futures:
+                        future.result()
+                        peers.update(m.value for m in future.trailing_metadata() if m.key == "peer")
+            return peers
+
+        assert len(await trio.to_thread.run_sync(use)) == 4
