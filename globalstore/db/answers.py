@@ -82,6 +82,10 @@ class Answers:
         self.failed.set()
 
     def _resolve(self, tickets: list[Ticket], events: list[Any]) -> None:
+        if self.failure is not None:
+            # Delivered before the store stopped, but nobody follows events up any more.
+            _answer(tickets, self.failure)
+            return
         if events and self._on_commit is not None:
             try:
                 self._on_commit(events)

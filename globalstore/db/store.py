@@ -216,8 +216,14 @@ class Store:
             return trio.lowlevel.Abort.FAILED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
-        if ticket.error is not None:
-            raise ticket.error
+        error = ticket.error
+        if error is not None:
+            # An error that its own traceback leads back to would wait for the garbage collector.
+            ticket.error = None
+            try:
+                raise error
+            finally:
+                del error
         result: R = ticket.result
         return result
 

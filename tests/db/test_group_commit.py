@@ -1,5 +1,7 @@
 """Operations that share a transaction, and what each of them may expect of it."""
 
+import contextlib
+import gc
 import logging
 from typing import Any
 
@@ -19,6 +21,7 @@ from globalstore.db import (
     StoreOptions,
     Transaction,
 )
+from globalstore.db.ticket import Ticket
 
 
 async def _all_at_once(*calls) -> list[Any]:
@@ -236,6 +239,38 @@ async def test_a_follow_up_that_raises_stops_the_store_and_claims_nothing(new_st
         with pytest.raises(Closed):
             await store.read(ledger.names)
     assert any(record.levelno == logging.CRITICAL for record in caplog.records)
+
+
+async def test_after_a_failed_follow_up_no_other_is_tried_and_nobody_hears_ok(new_store):
+    followed_up = []
+
+    def follow_up(events):
+        followed_up.append(events)
+        raise ValueError("cannot follow")
+
+    async with new_store(on_commit=follow_up) as store:
+        calls = ((store.write, ledger.add, f"{i}") for i in range(1500))
+        got = await _all_at_once(*calls)
+        assert {type(outcome) for outcome in got} == {OutcomeUnknown, Closed}
+    assert len(followed_up) == 1
+
+
+async def test_a_refusal_leaves_no_garbage_behind(new_store):
+    def refuse(tx: Transaction) -> None:
+        raise ledger.Refusal
+
+    async with new_store() as store:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(10):
+                with contextlib.suppress(ledger.Refusal):
+                    await store.write(refuse)
+            await store.write(ledger.nothing)
+            kept = [thing for thing in gc.get_objects() if isinstance(thing, Ticket)]
+            assert len(kept) <= 1
+        finally:
+            gc.enable()
 
 
 async def test_a_slow_operation_is_logged_by_name(new_store, caplog):
