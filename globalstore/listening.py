@@ -17,7 +17,6 @@ from globalstore.rpc import (
     reflection_services,
     server_context,
 )
-from globalstore.telemetry.metrics import CallMetrics
 
 if TYPE_CHECKING:
     from globalstore.server import Server
@@ -41,7 +40,7 @@ def listener(server: "Server") -> Listener:
         limits=_limits(config),
         options=_options(config),
         interceptors=[server.slots.interceptor],
-        observers=[CallMetrics(server.metrics)],
+        observers=[server.metrics.calls],
         authorize=server.tokens.authorize if server.tokens else None,
         map_error=status_of,
     )

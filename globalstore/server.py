@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import trio
@@ -16,15 +15,17 @@ import trio
 import globalstore
 from globalstore import listening
 from globalstore.api.application import Application, ServerInfo
-from globalstore.api.auth import Tokens
+from globalstore.api.auth import TokenFileUnusable, Tokens
 from globalstore.api.commits import Commits
+from globalstore.api.gauges import Gauges
 from globalstore.api.slots import Slots
 from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address
 from globalstore.db import DatabaseError, Lane, Observers, Store, StoreOptions
-from globalstore.http import HealthState, HttpApp, bind_http, serve_http
+from globalstore.http import HealthState, HttpApp, serve_http
 from globalstore.registry import recovery, replicas, transports, workers
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import HealthService, Listener, ServingStatus
+from globalstore.rpc.sockets import listening_sockets
 from globalstore.scheduling.transports import Policy, SourceQueues
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry import get_logger
@@ -36,6 +37,9 @@ from globalstore.timers.transports import TransportExpiry
 from globalstore.timers.workers import HeartbeatWriter, Reaper, grace_s
 
 _log = get_logger("globalstore.server")
+
+# Keys that take effect on SIGHUP.
+_RELOADED = ("observability.logging.level", "server.grpc.tls.", "server.auth.token_file")
 
 
 def wall_us() -> int:
@@ -73,7 +77,7 @@ class Server:
                 ),
             ),
             on_commit=self._commits.follow,
-            observers=Observers(checkpointed=self.metrics.db_checkpoint.observe),
+            observers=Observers(checkpointed=self.metrics.db_checkpoint_seconds.observe),
         )
         scheduler = policy.transport_scheduler
         self.queues = SourceQueues(
@@ -88,11 +92,12 @@ class Server:
             ),
             self._wall_us,
         )
-        self.pulse = Pulse(self.workers.postpone)
+        self.pulse = Pulse()
+        self.pulse.tell(self.workers.postpone)
         self.expiry = TransportExpiry(
             self.store, self.pulse, _transport_ttl_s(config), self._wall_us
         )
-        self.pulse.follow(self.expiry.postpone)
+        self.pulse.tell(self.expiry.postpone)
         self._commits.attach(self.queues, self.expiry)
         self.slots = Slots(config.server.max_workers)
         self.app = Application(
@@ -104,6 +109,41 @@ class Server:
 
     def _worker_routable(self) -> None:
         self.queues.worker_routable()
+
+    def _second(self, lag_s: float) -> None:
+        self.health.set_lag(lag_s)
+        self.metrics.event_loop_lag.set(lag_s)
+        self.metrics.calls.end_peak_window()
+        self.metrics.ready.set(self.health.ready)
+        self._show("database", self.store.degraded, damaged=self.store.damaged)
+        self.gauges.refresh()
+
+    def _show(self, name: str, reason: str | None, *, damaged: bool) -> None:
+        for conditions, holds in (
+            (self.health.failing, damaged),
+            (self.health.degraded, not damaged),
+        ):
+            if reason is not None and holds:
+                conditions.set(name, reason)
+            else:
+                conditions.clear(name)
+
+    def reload(self, config: GlobalStoreConfig) -> None:
+        """Take over what may change while running; name the rest. Nothing here raises."""
+        effective = config.effective()
+        for key, value in self._config.effective().items():
+            if effective[key] != value and not key.startswith(_RELOADED):
+                _log.warning("needs a restart", key=key)
+        try:
+            context = listening.tls_context(config)
+            if context is not None and self.listener is not None:
+                self.listener.replace_ssl_context(context)
+            if self.tokens is not None:
+                self.tokens.reload()
+        except (listening.TlsUnusable, TokenFileUnusable) as error:
+            _log.error("files not reloaded, the old ones stay in use", reason=str(error))
+        else:
+            _log.info("configuration reloaded")
 
     def stop(self) -> None:
         """Begin to stop; ``run`` returns when that is done."""
@@ -117,17 +157,18 @@ class Server:
         Raises StartRefused, PortBusy or another OSError, ssl.SSLError or TokenFileUnusable when it
         cannot start, and the database's own error when that fails for good.
         """
-        self.metrics.watch(self)
         async with self.store, self.queues, trio.open_nursery() as nursery:
             metrics_port = await self._start_http(nursery)
             await self._recover()
             self.listener = listening.listener(self)
             await self.listener.bind()
+            self.gauges = Gauges(self.app, self.listener)
+            self.pulse.on_second = self._second
             self.app.info = self._server_info(self.listener, metrics_port)
             await nursery.start(self.listener.serve)
             self._start_background(nursery)
             self.grpc_health.set_all(ServingStatus.SERVING)
-            self.health.set_ready()
+            self.health.not_ready.clear("startup")
             _log.info("ready")
             task_status.started(self.app.info)
             await self._until_stopped()
@@ -138,10 +179,10 @@ class Server:
 
     async def _start_http(self, nursery: trio.Nursery) -> int:
         server = self._config.server
-        sock = bind_http(server.listen.host, server.metrics_port)
+        sockets = await listening_sockets(server.listen.host, server.metrics_port, reuse_port=False)
+        port: int = sockets[0].getsockname()[1]
         app = HttpApp(self.metrics.registry, self.health)
-        await nursery.start(partial(serve_http, app, sock))
-        port: int = sock.getsockname()[1]
+        await nursery.start(serve_http, app, sockets)
         _log.info("http listening", address=server.listen.host, port=port)
         return port
 
@@ -157,7 +198,9 @@ class Server:
         self.metrics.restore_replicas(await self.store.read(replicas.totals))
         self.metrics.active_transports.set(len(self.expiry))
         seconds = trio.current_time() - began
-        self.metrics.recovered(seconds, len(self.workers), len(self.expiry))
+        self.metrics.recovery_seconds.set(seconds)
+        self.metrics.recovery_rows.labels("workers").set(len(self.workers))
+        self.metrics.recovery_rows.labels("transports").set(len(self.expiry))
         _log.info(
             "recovered",
             cluster_id=self.cluster.cluster_id,
@@ -187,7 +230,7 @@ class Server:
         )
 
     def _start_background(self, nursery: trio.Nursery) -> None:
-        self.heartbeats = HeartbeatWriter(self.store, self.workers, self.metrics.heartbeats_flushed)
+        self.heartbeats = HeartbeatWriter(self.store, self.workers, self._heartbeats_written)
         config = self._config
         maintenance = Maintenance(
             self.store,
@@ -197,7 +240,7 @@ class Server:
                 transport_retention_s=config.worker_policy.transport_retention,
             ),
             self._wall_us,
-            self.metrics.rows_deleted,
+            lambda table, rows: self.metrics.gc_rows_deleted.labels(table).inc(rows),
         )
         reaper = Reaper(
             self.store, self.workers, self.pulse, self._wall_us, self.metrics.worker_expired.inc
@@ -210,8 +253,13 @@ class Server:
             "maintenance": maintenance.run,
         }.items():
             nursery.start_soon(
-                keep_running, name, task, self.health.task_failed, self.health.task_recovered
+                keep_running, name, task, self.health.failing.set, self.health.failing.clear
             )
+
+    def _heartbeats_written(self, asked: int, written: int) -> None:
+        self.metrics.heartbeat_flush_batch_size.observe(asked)
+        self.metrics.heartbeat_flush_updates.labels("batched").inc(written)
+        self.metrics.heartbeat_flush_updates.labels("dropped").inc(asked - written)
 
     async def _until_stopped(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -226,7 +274,7 @@ class Server:
     async def _drain(self, listener: Listener) -> None:
         """Take no more work, let what runs end, and write down who was heard."""
         began = trio.current_time()
-        self.health.set_not_ready("stopping")
+        self.health.not_ready.set("draining", "stopping")
         self.grpc_health.set_all(ServingStatus.NOT_SERVING)
         _log.info("stopping", reason=str(self.store.failure or "signal"))
         await trio.sleep(self._config.shutdown.drain_delay)

@@ -39,10 +39,13 @@ class Commits:
                 case events.TransportEnded(transport_key):
                     self._expiry.ended(transport_key)
                     self._metrics.active_transports.dec()
-                case events.ReplicaStored(artifact_id, memory_tier, created):
-                    self._metrics.replica_stored(artifact_id, memory_tier, created)
-                case events.ReplicaRemoved(artifact_id, _, memory_tier, last):
-                    self._metrics.replica_removed(artifact_id, memory_tier, last)
+                case events.ReplicaStored(artifact_id, memory_type, created, first):
+                    self._metrics.replica_registered(artifact_id, memory_type)
+                    if created:
+                        self._metrics.replicas_changed(artifact_id, memory_type, 1, edge=first)
+                case events.ReplicaRemoved(artifact_id, memory_type, last):
+                    self._metrics.replica_unregistered(artifact_id, memory_type)
+                    self._metrics.replicas_changed(artifact_id, memory_type, -1, edge=last)
                 case events.WorkerRegistered(worker):
                     self._workers.registered(worker)
                 case events.WorkerEnded(worker_key, worker_id):

@@ -3,6 +3,8 @@
 An RPC that no face implements yet answers UNIMPLEMENTED.
 """
 
+from typing import Any
+
 from globalstore.api.admin import AdminFace
 from globalstore.api.application import Application
 from globalstore.api.replicas import ReplicasFace
@@ -28,7 +30,7 @@ class ClusterAdmin(AdminFace, services.ClusterAdminServiceServicer):
         self.app = app
 
 
-def all_services(app: Application) -> list[object]:
+def all_services(app: Application) -> list[Any]:
     """Return every service of the contract."""
     servicers = (
         ClusterRuntime(app),

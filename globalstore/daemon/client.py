@@ -8,12 +8,14 @@ two hundred daemons come back at once.
 
 import random
 import ssl
+from datetime import timedelta
 from typing import Any
 
 import anyio
 import purerpc
 import trio
 from purerpc.grpclib.exceptions import GRPCError
+from purerpc.wrappers import ClientStubUnaryUnary
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.rpc import StatusCode
@@ -26,6 +28,11 @@ _CONNECT_TIMEOUT_S = 10.0
 # Attempts at one call and the pauses between them, each up to half longer or shorter.
 _ATTEMPTS = 3
 _PAUSE_FIRST_S = 0.1
+
+_SERVICES: dict[str, Any] = {
+    "runtime": services.ClusterRuntimeServiceServicer().service,
+    "admin": services.ClusterAdminServiceServicer().service,
+}
 
 _RETRIED = frozenset({StatusCode.UNAVAILABLE, StatusCode.ABORTED})
 
@@ -65,7 +72,7 @@ class StoreClient:
         self._random = random.Random(seed)
         self._connected = trio.Event()
         self._broken = trio.Event()
-        self._stubs: dict[str, Any] = {}
+        self._channel: Any = None
         self.connections = 0
 
     def __repr__(self) -> str:
@@ -101,10 +108,7 @@ class StoreClient:
 
     def _take(self, channel: Any) -> None:
         self._broken = trio.Event()
-        self._stubs = {
-            "runtime": services.ClusterRuntimeServiceStub(channel),
-            "admin": services.ClusterAdminServiceStub(channel),
-        }
+        self._channel = channel
         self.connections += 1
         self._connected.set()
 
@@ -139,11 +143,24 @@ class StoreClient:
         except trio.TooSlowError:
             raise Unreachable(f"no connection to {self._host}:{self._port}") from None
         broken = self._broken
+
+        async def start(metadata: object) -> Any:
+            # purerpc's own stubs cannot tell the server a deadline; its connection can.
+            signature = _SERVICES[service].methods[method].signature
+            stream = await self._channel._grpc_socket.start_request(
+                "http",
+                _SERVICES[service].name,
+                method,
+                signature.request_type.DESCRIPTOR.full_name,
+                f"{self._host}:{self._port}",
+                timedelta(seconds=timeout_s),
+            )
+            stream.expect_message_type(signature.response_type)
+            return stream
+
         try:
             with trio.fail_after(timeout_s + _DEADLINE_MARGIN_S):
-                return await getattr(self._stubs[service], method)(
-                    request, metadata=(("grpc-timeout", f"{max(1, round(timeout_s * 1000))}m"),)
-                )
+                return await ClientStubUnaryUnary(start)(request)
         except purerpc.RpcFailedError:
             raise
         except _TRANSPORT_ERRORS as error:

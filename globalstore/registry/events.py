@@ -31,11 +31,12 @@ class WorkerReplicasChanged:
 
 @attrs.frozen
 class ReplicaStored:
-    """A replica was registered anew (``created``) or again."""
+    """A replica was registered, anew (``created``) or again; ``first`` is its artifact's first."""
 
     artifact_id: str
-    memory_tier: int
+    memory_type: str
     created: bool
+    first: bool
 
 
 @attrs.frozen
@@ -43,8 +44,7 @@ class ReplicaRemoved:
     """A replica row is gone; ``last`` when it was the artifact's last one."""
 
     artifact_id: str
-    view_id: str
-    memory_tier: int
+    memory_type: str
     last: bool
 
 

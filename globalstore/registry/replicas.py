@@ -170,7 +170,9 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
         columns,
     )
     replica_id: bytes
+    first = False
     if known is None:
+        first = not _holds_any(tx, artifact_key)
         replica_id = new_id
         columns |= _transfer_columns(asked.transfer or Transfer()) | {"replica_id": new_id}
         _insert(tx, columns)
@@ -182,7 +184,8 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
         if known[2] != worker_key:
             tx.emit(WorkerReplicasChanged(known[2]))
     tx.emit(WorkerReplicasChanged(worker_key))
-    tx.emit(ReplicaStored(asked.artifact_id, asked.place.memory_tier, known is None))
+    memory_type = asked.place.memory_tier.name
+    tx.emit(ReplicaStored(asked.artifact_id, memory_type, known is None, first))
     tx.emit(SourceFreed(asked.artifact_id, asked.view_id))
     return replica_id
 
@@ -284,15 +287,17 @@ def _delete(tx: Transaction, seq: int) -> None:
     )
     assert row is not None
     artifact_key, view_id, memory_tier, worker_key = row
-    name = tx.one(
-        "SELECT artifact_id, NOT EXISTS (SELECT 1 FROM replicas r"
-        " WHERE r.artifact_key = a.artifact_key) FROM artifacts a WHERE artifact_key = :key",
-        {"key": artifact_key},
-    )
+    name = tx.one("SELECT artifact_id FROM artifacts WHERE artifact_key = ?", (artifact_key,))
     assert name is not None
-    tx.emit(ReplicaRemoved(name[0], view_id, memory_tier, bool(name[1])))
+    last = not _holds_any(tx, artifact_key)
+    tx.emit(ReplicaRemoved(name[0], MemoryTier(memory_tier).name, last))
     tx.emit(WorkerReplicasChanged(worker_key))
     tx.emit(SourceFreed(name[0], view_id))
+
+
+def _holds_any(tx: Snapshot, artifact_key: int) -> bool:
+    row = tx.one("SELECT 1 FROM replicas WHERE artifact_key = ? LIMIT 1", (artifact_key,))
+    return row is not None
 
 
 @attrs.frozen
@@ -405,13 +410,16 @@ def artifacts_not_held(tx: Snapshot, worker_key: int, artifact_ids: list[str]) -
     ]
 
 
-def totals(tx: Snapshot) -> list[tuple[str, int, int]]:
-    """Return (artifact id, memory tier, count) for every artifact that has replicas."""
-    rows: list[Any] = tx.all(
-        "SELECT a.artifact_id, t.memory_tier, t.count FROM (SELECT artifact_key, memory_tier,"
-        " count(*) AS count FROM replicas GROUP BY 1, 2) t JOIN artifacts a USING (artifact_key)"
-    )
-    return rows
+def totals(tx: Snapshot) -> list[tuple[str, str, int]]:
+    """Return (artifact id, GPU, RAM or DISK, count) for all artifacts that have replicas."""
+    return [
+        (artifact_id, MemoryTier(tier).name, count)
+        for artifact_id, tier, count in tx.all(
+            "SELECT a.artifact_id, t.memory_tier, t.count FROM (SELECT artifact_key, memory_tier,"
+            " count(*) AS count FROM replicas GROUP BY 1, 2) t JOIN artifacts a"
+            " USING (artifact_key) ORDER BY t.artifact_key"
+        )
+    ]
 
 
 def fresh_id() -> bytes:

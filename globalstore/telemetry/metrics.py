@@ -3,7 +3,7 @@
 Label values come from closed sets, except ``artifact_id``, which ``ArtifactSeries`` bounds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -160,6 +160,9 @@ class Metrics:
         )
         for result in ("batched", "fallback", "dropped"):
             self.heartbeat_flush_updates.labels(result)
+        self.gc_rows_deleted = self._counter(
+            "tc_gc_rows_deleted_total", "Rows deleted because their time was up.", "table"
+        )
         self.recovery_seconds = self._gauge(
             "tc_recovery_seconds", "How long the recovery at start took."
         )
@@ -258,21 +261,31 @@ class Metrics:
         histogram = self._histogram(name, text, buckets, "artifact_id")
         return ArtifactSeries(histogram, name, len(buckets) + _HISTOGRAM_EXTRA_LINES)
 
-    def replicas_changed(self, artifact_id: str, before: int, after: int) -> None:
-        """The number of an artifact's replicas went from ``before`` to ``after``.
+    def replicas_changed(
+        self, artifact_id: str, memory_type: str, change: int, *, edge: bool
+    ) -> None:
+        """The number of an artifact's replicas of one memory type changed by ``change``.
 
-        Gauges are kept by what changes, never by counting rows. An artifact that found no room
-        when its first replica came is counted as other until its last has gone.
+        ``edge`` says that the artifact had none at all before, or has none after. Gauges are kept
+        by what changes, never by counting rows. An artifact that found no room when its first
+        replica came is counted as other until its last has gone.
         """
+        self.replicas.inc(change)
+        self.replicas_per_memtype.labels(memory_type).inc(change)
         series = self._replicas_per_artifact
-        if artifact_id in series or before == 0:
-            child = series.of(artifact_id)
-            if artifact_id in series:
-                child.set(after)
-                if after == 0:
-                    series.remove(artifact_id)
-                return
-        series.other().inc(after - before)
+        if artifact_id in series or (edge and change > 0):
+            series.of(artifact_id).inc(change)
+        else:
+            series.other().inc(change)
+        if edge and change < 0:
+            self.remove_artifact(artifact_id)
+
+    def restore_replicas(self, counted: Iterable[tuple[str, str, int]]) -> None:
+        """Take over what there is at start, as (artifact id, memory type, count) by artifact."""
+        before = None
+        for artifact_id, memory_type, count in counted:
+            self.replicas_changed(artifact_id, memory_type, count, edge=artifact_id != before)
+            before = artifact_id
 
     def replica_registered(self, artifact_id: str, memory_type: str) -> None:
         """A replica was created or updated; ``memory_type`` is GPU, RAM or DISK."""

@@ -17,13 +17,25 @@ TICK_S = 0.25
 STALL_S = 0.5
 
 
-class Pulse:
-    """Measures how late the event loop wakes up. ``on_stall`` gets the seconds of each stall."""
+# Ticks of one window of published figures: a second.
+_WINDOW_TICKS = 4
 
-    def __init__(self, *on_stall: Callable[[float], None]) -> None:
-        self._on_stall = on_stall
+
+class Pulse:
+    """Measures how late the event loop wakes up.
+
+    ``on_second`` gets the greatest lateness of each second, in seconds.
+    """
+
+    def __init__(self, on_second: Callable[[float], None] = lambda _: None) -> None:
+        self.on_second = on_second
+        self._on_stall: list[Callable[[float], None]] = []
         self._expected = trio.current_time() + TICK_S
-        self.lag_s = 0.0
+        self._worst_s = 0.0
+
+    def tell(self, on_stall: Callable[[float], None]) -> None:
+        """Let a holder of deadlines know of every stall, in seconds."""
+        self._on_stall.append(on_stall)
 
     def check(self) -> bool:
         """Tell everyone of a stall that just ended; True when there was one.
@@ -36,7 +48,7 @@ class Pulse:
         if late < STALL_S:
             return False
         self._expected = now + TICK_S
-        self.lag_s = late
+        self._worst_s = max(self._worst_s, late)
         for tell in self._on_stall:
             tell(late)
         return True
@@ -44,8 +56,11 @@ class Pulse:
     async def run(self) -> None:
         """Measure until cancelled."""
         while True:
-            await trio.sleep_until(self._expected)
-            if not self.check():
-                now = trio.current_time()
-                self.lag_s = max(0.0, now - self._expected)
-                self._expected = now + TICK_S
+            for _ in range(_WINDOW_TICKS):
+                await trio.sleep_until(self._expected)
+                if not self.check():
+                    now = trio.current_time()
+                    self._worst_s = max(self._worst_s, now - self._expected)
+                    self._expected = now + TICK_S
+            self.on_second(self._worst_s)
+            self._worst_s = 0.0
