@@ -36,7 +36,7 @@ class CallChannel(Protocol):
         """Wait until the call may send again."""
 
     def consumed(self, call: "Call", size: int) -> None:
-        """The handler has read so many bytes."""
+        """The handler has read a message of ``size`` bytes."""
 
 
 class Call:

@@ -367,7 +367,7 @@ class Connection:
             self._senders.discard(call)
 
     def consumed(self, call: Call, size: int) -> None:
-        """The handler has read ``size`` bytes: the client may send as many more."""
+        """The handler has read a message of ``size`` bytes: the client may send as much more."""
         engine = self._engine
         engine.credit(call.stream_id, size)
         if engine.ready_bytes:

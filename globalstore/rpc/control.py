@@ -49,6 +49,10 @@ class ControlHalf(SendingHalf):
         self._memory.release(stream)
         super()._forget(stream)
 
+    def _data(self, stream: Stream, data: bytes | memoryview) -> None:
+        self._control_frames.earn(self._limits.control_frames_per_request)
+        super()._data(stream, data)
+
     def _spend(self) -> None:
         if not self._control_frames.spend(self._now):
             raise ConnectionFault(

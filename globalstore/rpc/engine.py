@@ -25,7 +25,7 @@ from globalstore.rpc.events import (
 from globalstore.rpc.frames import ConnectionFault
 from globalstore.rpc.headers import Malformed, RequestHead, check_fields, parse_head
 from globalstore.rpc.limits import Limits
-from globalstore.rpc.messages import MessageFault, MessageReader
+from globalstore.rpc.messages import PREFIX_BYTES, MessageFault, MessageReader
 from globalstore.rpc.streams import InboundMemory, Stream
 
 
@@ -133,10 +133,10 @@ class Engine(ControlHalf):
         self._control(frames.goaway(self._last_accepted_id, code, reason))
 
     def credit(self, stream_id: int, size: int) -> None:
-        """Hand back window: the handler has read ``size`` bytes of whole messages."""
+        """Hand back window: the handler has read a message of ``size`` bytes."""
         stream = self.streams.get(stream_id)
         if stream is not None:
-            stream.unconsumed -= size
+            stream.unconsumed -= PREFIX_BYTES + size
             self._return_window(stream)
 
     def refuse_for_memory(self, stream: Stream) -> None:
@@ -214,7 +214,6 @@ class Engine(ControlHalf):
             return
         stream.unreturned += size
         if data:
-            self._control_frames.earn(self._limits.control_frames_per_request)
             stream.body_bytes += len(data)
             if not stream.discard:
                 self._read(stream, data)
@@ -241,7 +240,7 @@ class Engine(ControlHalf):
                     "message: compressed, but the request names no grpc-encoding",
                 )
                 return
-            stream.unconsumed += len(payload)
+            stream.unconsumed += PREFIX_BYTES + len(payload)
             self._events.append(MessageReceived(stream.id, payload, compressed))
         if rest := reader.incomplete_bytes:
             self._memory.hold(stream, rest)

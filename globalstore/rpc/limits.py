@@ -60,8 +60,9 @@ class Limits:
     # Control frames a client may send ahead of earning them: PING, SETTINGS, WINDOW_UPDATE,
     # PRIORITY, empty DATA, frames for streams that ended.
     control_frames_max: int = _count(2000)
-    # Earned per request and per DATA frame in either direction: common clients send
-    # a WINDOW_UPDATE and a PING for each answer.
+    # Earned per request and per DATA frame that we send: common clients answer either with
+    # a WINDOW_UPDATE and a PING. What clients send earns nothing, or floods would pay for
+    # themselves.
     control_frames_per_request: int = _count(8)
     # Earned by time, so that keepalive on an idle connection never runs dry.
     control_frames_per_second: float = _bound(10.0)

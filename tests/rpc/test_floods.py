@@ -60,6 +60,30 @@ def test_a_client_that_pings_and_updates_windows_at_every_answer_is_ordinary():
     assert not pair.engine.failed
 
 
+def test_a_client_that_does_so_at_every_message_of_a_long_stream_is_ordinary():
+    pair = Pair(LIMITS)
+    stream_id = pair.client.call(b"x")
+    pair.pump()
+    for _ in range(2000):
+        pair.engine.send_message(stream_id, b"y")
+        pair.pump()
+        pair.client.h2.ping(b"x" * 8)
+        pair.client.h2.increment_flow_control_window(10)
+        pair.client.h2.increment_flow_control_window(10, stream_id)
+        pair.pump()
+    assert not pair.engine.failed
+
+
+def test_a_flood_does_not_pay_for_itself_with_bytes_of_a_message():
+    pair = Pair(LIMITS)
+    stream_id = pair.client.start()
+    pair.client.h2.send_data(stream_id, b"\0\0\1\0\0")
+    pair.pump()
+    piece = frames.frame(frames.DATA, 0, stream_id, b"x") + frames.ping(b"x" * 8) * 2
+    events = pair.engine.receive(piece * 1000, pair.now)
+    assert events[-1].error_code == ErrorCodes.ENHANCE_YOUR_CALM
+
+
 def test_rapid_reset_ends_the_connection():
     pair = Pair(LIMITS)
     events = []
