@@ -1,0 +1,84 @@
+"""The HTTP face: metrics for scrapers, health for probes and people."""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final, TypeAlias
+
+from prometheus_client import CollectorRegistry
+
+from globalstore.http.exposition import CONTENT_TYPE, Exposition
+from globalstore.http.health import HealthState, Verdict, health, liveness, readiness
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
+
+_PROBES: Final[dict[str, Callable[[HealthState], Verdict]]] = {
+    "/health": health,
+    "/ready": readiness,
+    "/livez": liveness,
+}
+_JSON: Final = b"application/json"
+
+
+class HttpApp:
+    """An ASGI application with four paths; it never touches the database.
+
+    ``GET`` and ``HEAD`` of ``/metrics``, ``/health``, ``/ready`` and ``/livez``. Any other path is
+    404, any other method 405. Probes answer one JSON object with ``status`` and, unless all is
+    well, ``reason``.
+    """
+
+    def __init__(self, registry: CollectorRegistry, state: HealthState) -> None:
+        """
+        Args:
+            registry: what ``/metrics`` shows.
+            state: what the probes show.
+        """
+        self._exposition = Exposition(registry)
+        self._state = state
+
+    def __repr__(self) -> str:
+        return f"<HttpApp [ready: {self._state.ready}, {self._exposition!r}]>"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, as the ASGI server calls for."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        elif scope["type"] == "http":
+            await self._answer(scope["method"], scope["path"], send)
+
+    async def _answer(self, method: str, path: str, send: Send) -> None:
+        if method not in {"GET", "HEAD"}:
+            refusal = Verdict(405, "method not allowed", "only GET and HEAD are answered")
+            await _respond(send, refusal.code, _body(refusal), _JSON, [(b"allow", b"GET, HEAD")])
+        elif path == "/metrics":
+            await _respond(send, 200, await self._exposition.render(), CONTENT_TYPE)
+        elif path in _PROBES:
+            verdict = _PROBES[path](self._state)
+            await _respond(send, verdict.code, _body(verdict), _JSON)
+        else:
+            paths = ", ".join(["/metrics", *_PROBES])
+            missing = Verdict(404, "not found", f"the paths are {paths}")
+            await _respond(send, missing.code, _body(missing), _JSON)
+
+
+def _body(verdict: Verdict) -> bytes:
+    answer = {"status": verdict.status}
+    if verdict.reason:
+        answer["reason"] = verdict.reason
+    return json.dumps(answer).encode() + b"\n"
+
+
+async def _respond(
+    send: Send, code: int, body: bytes, content_type: bytes, more: _Headers = ()
+) -> None:
+    headers = [
+        (b"content-type", content_type),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        *more,
+    ]
+    await send({"type": "http.response.start", "status": code, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

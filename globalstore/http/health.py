@@ -1,0 +1,102 @@
+"""What the server knows of its own health; the server says it, probes read it."""
+
+from typing import Final
+
+import attrs
+
+# An event loop this late serves nobody; whoever supervises the process should replace it.
+LAG_SECONDS_MAX: Final = 5.0
+
+
+@attrs.define
+class Conditions:
+    """Reasons of one kind that hold at present, each under a name."""
+
+    _reasons: dict[str, str] = attrs.Factory(dict)
+
+    def __bool__(self) -> bool:
+        return bool(self._reasons)
+
+    def set(self, name: str, reason: str) -> None:
+        """From now on this holds.
+
+        Args:
+            name: what it is about, such as "startup", "draining", "disk"; a closed set.
+            reason: for an operator; replaces an earlier one of the same name.
+        """
+        self._reasons[name] = reason
+
+    def clear(self, name: str) -> None:
+        """It no longer holds; nothing happens if it did not."""
+        self._reasons.pop(name, None)
+
+    @property
+    def reason(self) -> str:
+        """All reasons in the order they came, "" if there is none."""
+        return "; ".join(self._reasons.values())
+
+
+def _starting() -> Conditions:
+    return Conditions({"startup": "starting"})
+
+
+@attrs.define
+class HealthState:
+    """The health of the server, changed and read on the event loop only.
+
+    A new one is not ready: ``not_ready.clear("startup")`` when all listeners serve.
+
+    Attributes:
+        not_ready: why no work should be sent here: starting, draining, a stale snapshot.
+        failing: what does not work although the server runs: a database that cannot be read or
+            written, a background task that keeps failing.
+        degraded: what works only in part, such as writes on a full disk.
+        lag_seconds: how late the event loop was of late.
+    """
+
+    not_ready: Conditions = attrs.Factory(_starting)
+    failing: Conditions = attrs.Factory(Conditions)
+    degraded: Conditions = attrs.Factory(Conditions)
+    lag_seconds: float = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether work may be sent here."""
+        return not self.not_ready
+
+    def set_lag(self, seconds: float) -> None:
+        """Tell how late the event loop was; see ``telemetry.event_loop``."""
+        self.lag_seconds = seconds
+
+
+@attrs.frozen
+class Verdict:
+    """The answer to a probe: 200 or 503, a word, and the reason if it is not all well."""
+
+    code: int
+    status: str
+    reason: str = ""
+
+
+def health(state: HealthState) -> Verdict:
+    """Whether the server does its work, in full or in part."""
+    broken = "; ".join(filter(None, (state.not_ready.reason, state.failing.reason)))
+    if broken:
+        return Verdict(503, "unavailable", broken)
+    if state.degraded:
+        return Verdict(200, "degraded", state.degraded.reason)
+    return Verdict(200, "ok")
+
+
+def readiness(state: HealthState) -> Verdict:
+    """Whether work may be sent here."""
+    if state.ready:
+        return Verdict(200, "ready")
+    return Verdict(503, "not ready", state.not_ready.reason)
+
+
+def liveness(state: HealthState) -> Verdict:
+    """Whether the event loop turns; says nothing of the database, which no restart would mend."""
+    if state.lag_seconds <= LAG_SECONDS_MAX:
+        return Verdict(200, "alive")
+    return Verdict(503, "stalled", f"the event loop was {state.lag_seconds:.1f} s late")

@@ -1,0 +1,177 @@
+"""Serves the HTTP face with hypercorn's protocol code and limits of our own.
+
+Hypercorn speaks HTTP on a connection. What it leaves open is closed here: a client that does not
+read, a client that never finishes, more connections than there is room for.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ASGIFramework, ConnectionState
+from hypercorn.utils import wrap_app
+
+from globalstore.http.app import HttpApp
+from globalstore.telemetry import get_logger
+
+# From the connection, or the last answer, to the end of the next request's head. Scrapers and
+# probes send theirs at once.
+HEAD_SECONDS_MAX: Final = 10.0
+
+# For the client to take an answer: 2 MB over a bad line.
+WRITE_SECONDS_MAX: Final = 10.0
+
+# A connection ends after this long whatever it does; the next request opens another.
+CONNECTION_SECONDS_MAX: Final = 300.0
+
+# Request line and headers together; a scraper needs a few hundred bytes.
+HEAD_BYTES_MAX: Final = 8192
+
+# A handful of scrapers and probes, and room for those that do not behave. When all are taken the
+# oldest connection makes room, so that a crowd of silent clients cannot shut out a probe.
+CONNECTIONS_MAX: Final = 128
+
+# HTTP/2 requests at once on one connection; nobody needs more than one.
+_STREAMS_MAX: Final = 8
+
+_log = get_logger("globalstore.http")
+
+
+class _HypercornLog:
+    """Takes what hypercorn has to say: failures to our log, announcements nowhere."""
+
+    def __init__(self, config: Config) -> None:
+        pass
+
+    async def access(self, request: Any, response: Any, request_time: float) -> None:
+        code = None if response is None else response["status"]
+        _log.debug("http request", path=request["path"], code=code, seconds=request_time)
+
+    async def debug(self, message: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    async def info(self, message: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    async def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
+        _log.limited(message, "http server warns", reason=message)
+
+    async def error(self, message: str, *args: Any, **kwargs: Any) -> None:
+        _log.limited(message, "http server failed", level=logging.ERROR, reason=message)
+
+    critical = error
+
+    async def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
+        _log.exception("http request failed", reason=message)
+
+
+def _config() -> Config:
+    config = Config()
+    config.logger_class = _HypercornLog  # type: ignore[assignment]
+    config.include_server_header = False
+    config.keep_alive_timeout = HEAD_SECONDS_MAX
+    config.h11_max_incomplete_size = HEAD_BYTES_MAX
+    config.h2_max_header_list_size = HEAD_BYTES_MAX
+    config.h2_max_concurrent_streams = _STREAMS_MAX
+    return config
+
+
+class _PatientStream:
+    """A connection that waits for its client only so long.
+
+    Hypercorn sends under a shield without a deadline and may keep waiting after it has closed;
+    here a send has its deadline, and closing ends everything that goes on for the connection.
+    """
+
+    def __init__(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+        self.socket = stream.socket
+        self._stream = stream
+        self._scope = scope
+
+    async def receive_some(self, max_bytes: int) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes) -> None:
+        with trio.move_on_after(WRITE_SECONDS_MAX) as patience:
+            await self._stream.send_all(data)
+        if patience.cancelled_caught:
+            self._log_end("client does not read")
+            await self.aclose()
+            raise trio.BrokenResourceError("the client does not read")
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        self._scope.cancel()
+        await self._stream.aclose()
+
+    async def close_when_cancelled(self) -> None:
+        """Close the socket as soon as the connection is to end, also under a shielded send."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.socket.close()
+
+    def _log_end(self, reason: str) -> None:
+        _log.limited(reason, "http connection ended", reason=reason)
+
+
+class _HttpServer:
+    """The open connections of one ``serve_http``, the oldest first."""
+
+    def __init__(self, app: HttpApp) -> None:
+        self._app: AppWrapper = wrap_app(cast(ASGIFramework, app), 0, "asgi")
+        self._config = _config()
+        self._context = WorkerContext(None)
+        self._open: dict[trio.CancelScope, None] = {}
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        if len(self._open) >= CONNECTIONS_MAX:
+            oldest = next(iter(self._open))
+            oldest.cancel()
+            self._open.pop(oldest)
+            _log.limited("crowded", "http connection ended", reason="too many connections")
+        scope = trio.CancelScope(deadline=trio.current_time() + CONNECTION_SECONDS_MAX)
+        self._open[scope] = None
+        try:
+            with scope:
+                await self._converse(_PatientStream(stream, scope))
+        except Exception:  # noqa: BLE001 (one client's fault must not end the others)
+            _log.exception("http connection failed")
+        finally:
+            self._open.pop(scope, None)
+
+    async def _converse(self, stream: _PatientStream) -> None:
+        state = ConnectionState({})
+        protocol = TCPServer(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.close_when_cancelled)
+            await protocol.run()
+            nursery.cancel_scope.cancel()
+
+
+async def serve_http(
+    app: HttpApp,
+    sockets: Sequence[trio.socket.SocketType],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the HTTP face until cancelled.
+
+    Args:
+        app: what answers.
+        sockets: listening sockets; they are closed when this ends.
+        task_status: told when connections are being accepted.
+
+    When cancelled, all connections end at once: cancel it last, so that probes see the drain.
+    """
+    server = _HttpServer(app)
+    listeners = [trio.SocketListener(sock) for sock in sockets]
+    async with trio.open_nursery() as connections:
+        task_status.started()
+        await trio.serve_listeners(server.serve, listeners, handler_nursery=connections)

@@ -1,0 +1,214 @@
+"""Clients that are slow, greedy, broken or many."""
+
+import logging
+import socket
+
+import pytest
+import trio
+import trio.testing
+from conftest import parse, read_to_end
+
+from globalstore.http import HttpApp, serve_http, serving
+from globalstore.rpc.sockets import PortBusy, listening_sockets
+
+REQUEST = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST_REQUEST = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+async def read_answer(stream):
+    """One answer of a connection that stays open."""
+    raw = b""
+    while not raw.endswith(b"}\n"):
+        raw += await stream.receive_some(4096)
+    return parse(raw)
+
+
+async def test_a_connection_serves_one_request_after_another(face, nursery):
+    await face.start(nursery)
+    async with await face.connect() as stream:
+        for _ in range(3):
+            await stream.send_all(REQUEST)
+            assert (await read_answer(stream)).status == 200
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET /livez HT", b"GET /livez HTTP/1.1\r\nHost: x\r\n", REQUEST]
+)
+async def test_a_client_that_falls_silent_is_disconnected(face, nursery, mock_clock, said):
+    await face.start(nursery)
+    stream = await face.connect()
+    await stream.send_all(said)
+    if said == REQUEST:
+        assert (await read_answer(stream)).status == 200
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    mock_clock.jump(serving.HEAD_SECONDS_MAX + 0.1)
+    assert await read_to_end(stream) == b""
+
+
+async def test_a_client_that_sends_its_head_in_drops_is_disconnected(face, nursery, mock_clock):
+    await face.start(nursery)
+    stream = await face.connect()
+    for letter in b"GET /livez":
+        await stream.send_all(bytes([letter]))
+        await trio.testing.wait_all_tasks_blocked(0.005)
+        mock_clock.jump(serving.HEAD_SECONDS_MAX / 10)
+    assert await read_to_end(stream) == b""
+
+
+async def serve_with_small_buffers(face, nursery):
+    for number in range(1000):
+        face.metrics.replicas_changed(f"{number:0100}", "RAM", 1, edge=True)
+    [sock] = await listening_sockets("127.0.0.1", 0, reuse_port=False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    face.port = sock.getsockname()[1]
+    await nursery.start(serve_http, HttpApp(face.metrics.registry, face.state), [sock])
+
+
+async def stuck_scraper(face):
+    """A client that asks for more than the buffers hold and reads nothing."""
+    sock = trio.socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    await sock.connect(("127.0.0.1", face.port))
+    await sock.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    # Whoever asks later gets a later rendering: by then the first one has been handed over.
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert (await face.ask("/metrics")).status == 200
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    return trio.SocketStream(sock)
+
+
+async def test_a_client_that_does_not_read_is_disconnected(face, nursery, mock_clock, caplog):
+    await serve_with_small_buffers(face, nursery)
+    stream = await stuck_scraper(face)
+    mock_clock.jump(serving.WRITE_SECONDS_MAX + 0.1)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    received = await read_to_end(stream)
+    assert len(received) < len((await face.ask("/metrics")).body)
+    assert "http connection ended" in caplog.text
+
+
+async def test_a_client_that_does_not_read_does_not_hold_up_the_end(face):
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            await serve_with_small_buffers(face, nursery)
+            stream = await stuck_scraper(face)
+            nursery.cancel_scope.cancel()
+    await trio.aclose_forcefully(stream)
+
+
+async def test_the_oldest_connection_makes_room_for_one_too_many(face, nursery):
+    await face.start(nursery)
+    silent = [await face.connect() for _ in range(serving.CONNECTIONS_MAX)]
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    with trio.fail_after(5):
+        assert (await face.ask("/livez")).status == 200
+        assert await read_to_end(silent[0]) == b""
+    await silent[-1].send_all(LAST_REQUEST)
+    assert parse(await read_to_end(silent[-1])).status == 200
+    for stream in silent:
+        await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"x" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 10_000 + b"\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 3000 + b"\r\n",
+    ],
+)
+async def test_a_head_that_is_too_large_is_refused(face, nursery, head):
+    await face.start(nursery)
+    stream = await face.connect()
+    # A head just as long whose end never comes; the rest would only be cut off.
+    await stream.send_all(head[: serving.HEAD_BYTES_MAX + 200])
+    with trio.fail_after(5):
+        assert parse(await read_to_end(stream)).status == 431
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"hello\r\n\r\n",
+        b"GET /livez HTTP/x.y\r\n\r\n",
+        b"GET /liv\xffez HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
+    ],
+)
+async def test_noise_is_refused_and_harms_nobody(face, nursery, noise, caplog):
+    await face.start(nursery)
+    stream = await face.connect()
+    await stream.send_all(noise)
+    with trio.fail_after(5):
+        answer = await read_to_end(stream)
+        assert not answer or parse(answer).status == 400
+        assert (await face.ask("/livez")).status == 200
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_body_in_countless_pieces_holds_nothing_up(face, nursery):
+    await face.start(nursery)
+    stream = await face.connect()
+    await stream.send_all(
+        b"POST /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"1\r\nx\r\n" * 2000
+    )
+    with trio.fail_after(5):
+        answer = await read_to_end(stream)
+    assert answer.startswith(b"HTTP/1.1 405")
+    assert (await face.ask("/livez")).status == 200
+
+
+async def test_an_upgrade_to_a_websocket_is_refused(face, nursery):
+    await face.start(nursery)
+    stream = await face.connect()
+    await stream.send_all(
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    with trio.fail_after(5):
+        assert parse(await read_to_end(stream)).status == 403
+
+
+async def test_a_client_that_leaves_before_its_answer_harms_nobody(face, nursery, caplog):
+    await face.start(nursery)
+    for _ in range(20):
+        stream = await face.connect()
+        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        await stream.aclose()
+    assert (await face.ask("/livez")).status == 200
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_busy_port_is_detected_also_when_it_is_shared(face, nursery):
+    await face.start(nursery)
+    with pytest.raises(PortBusy):
+        await listening_sockets("127.0.0.1", face.port, reuse_port=False)
+    with trio.socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        await other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(PortBusy):
+            await listening_sockets("127.0.0.1", other.getsockname()[1], reuse_port=False)
+
+
+async def test_the_server_library_announces_nothing(face, nursery, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    await face.start(nursery)
+    await face.ask("/livez")
+    assert "Running on" not in caplog.text
+    assert "http request" in caplog.text
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_when_cancelled_it_frees_the_port_at_once(face):
+    async with trio.open_nursery() as nursery:
+        await face.start(nursery)
+        stream = await face.connect()
+        nursery.cancel_scope.cancel()
+    assert await read_to_end(stream) == b""
+    [sock] = await listening_sockets("127.0.0.1", face.port, reuse_port=False)
+    sock.close()

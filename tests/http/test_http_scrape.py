@@ -1,0 +1,155 @@
+"""The cost of a scrape, for the scraper and for everybody else."""
+
+import time
+
+import pytest
+import trio
+import trio.testing
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from globalstore.http.exposition import Exposition, exposition_text
+from globalstore.telemetry.metrics import CAPABILITIES, MEMORY_TYPES, Metrics
+
+
+class Call:
+    def __init__(self, path):
+        self.path = path
+        self.method = self
+
+
+class Code:
+    name = "OK"
+
+
+def busy_cluster(metrics):
+    """10 000 artifacts in every metric that has them, 200 workers, 120 methods."""
+    for number in range(10_000):
+        artifact_id = f"sha256:{number:064x}"
+        for memory_type in MEMORY_TYPES:
+            metrics.replicas_changed(artifact_id, memory_type, 1, edge=memory_type == "GPU")
+            metrics.replica_registered(artifact_id, memory_type)
+            metrics.replica_unregistered(artifact_id, memory_type)
+        for status in ("success", "timeout", "not_found", "rejected", "error"):
+            metrics.transport_request(artifact_id, status)
+        for reason in ("not_live", "not_accepting", "unavailable", "saturated", "capped"):
+            metrics.transport_filter(artifact_id, reason)
+        metrics.transport_no_exportable(artifact_id)
+        metrics.source_concentration(artifact_id, 0.5, 0.3)
+        metrics.diffusion_first_hit(artifact_id, 1.0)
+    metrics.active_workers.set(200)
+    for capability in CAPABILITIES:
+        metrics.capability_entries.labels("worker", capability).set(200)
+    for number in range(120):
+        call = Call(f"/tensorcast.global_store.v1.SomeRatherLongService/Method{number}")
+        metrics.calls.started(call)
+        metrics.calls.finished(call, Code, 0.01)
+
+
+async def test_a_scrape_of_a_large_cluster_is_small_and_quick(face, nursery):
+    busy_cluster(face.metrics)
+    await face.start(nursery)
+    durations = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        answer = await face.ask("/metrics")
+        durations.append(time.perf_counter() - begun)
+    assert len(answer.body) <= 2_000_000
+    print(f"{len(answer.body)} bytes, {[round(d * 1000) for d in durations]} ms")
+    # The quickest one tells what a scrape costs when nothing else wants the processor.
+    assert min(durations) <= 0.2
+
+
+async def test_the_event_loop_turns_while_a_scrape_is_made():
+    metrics = Metrics()
+    busy_cluster(metrics)
+    turns = 0
+    async with trio.open_nursery() as nursery:
+
+        async def turn():
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        nursery.start_soon(turn)
+        await Exposition(metrics.registry).render()
+        nursery.cancel_scope.cancel()
+    assert turns > 10
+
+
+ODD_NUMBERS = [0.0, -0.0, 1.0, -1.0, 0.1, 1e5, 1e6, 1e7, 123456789.0, 1e21, 1e-9, 2.5e6]
+NOT_FINITE = [float("inf"), float("-inf"), float("nan")]
+
+
+@pytest.mark.parametrize("value", [*ODD_NUMBERS, *NOT_FINITE])
+def test_the_text_is_what_the_metrics_library_writes_for_odd_numbers(value):
+    registry = CollectorRegistry()
+    Gauge("odd", "Odd.", registry=registry).set(value)
+    assert exposition_text(registry) == generate_latest(registry)
+
+
+def test_the_text_is_what_the_metrics_library_writes_for_odd_texts():
+    registry = CollectorRegistry()
+    counter = Counter("odd", 'Say "a"\nor \\.', ["z", "a"], registry=registry)
+    for text in ('"', "\\", "\n", "ключ", "", "a,b=}", "\r\u2028"):
+        counter.labels(text, "x").inc(2)
+        Histogram(f"h{ord(text[0]) if text else 0}", text, ["id"], registry=registry).labels(text)
+    assert exposition_text(registry) == generate_latest(registry)
+
+
+def test_the_text_of_all_our_metrics_is_what_the_metrics_library_writes():
+    metrics = Metrics()
+    assert exposition_text(metrics.registry) == generate_latest(metrics.registry)
+    metrics.transport_filter("a", "saturated", 3)
+    metrics.diffusion_first_hit("a", 0.3)
+    metrics.state_sync_seconds.observe(3)
+    assert exposition_text(metrics.registry) == generate_latest(metrics.registry)
+
+
+class Slow:
+    """A registry that counts its scrapes and waits to be let on."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        self.scrapes = 0
+        self.entered = trio.Event()
+        self.go = trio.Event()
+        gauge = Gauge("slow", "Slow.", registry=self.registry)
+        gauge.set_function(self.scrape)
+
+    def scrape(self):
+        self.scrapes += 1
+        trio.from_thread.run_sync(self.entered.set)
+        trio.from_thread.run(self.go.wait)
+        return self.scrapes
+
+
+async def test_those_who_ask_during_a_rendering_share_the_next_one():
+    slow, answers = Slow(), []
+    exposition = Exposition(slow.registry)
+
+    async def ask():
+        answers.append(await exposition.render())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await slow.entered.wait()
+        for _ in range(20):
+            nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        slow.go.set()
+    assert slow.scrapes == 2
+    assert b"slow 1.0" in answers[0]
+    assert all(b"slow 2.0" in answer for answer in answers[1:])
+
+
+async def test_one_who_goes_away_during_a_rendering_leaves_the_next_to_others():
+    slow = Slow()
+    exposition = Exposition(slow.registry)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(exposition.render)
+        await slow.entered.wait()
+        nursery.cancel_scope.cancel()
+    slow.go.set()
+    with trio.fail_after(5):
+        assert b"slow 2.0" in await exposition.render()
