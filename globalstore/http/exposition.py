@@ -67,10 +67,8 @@ def exposition_text(registry: CollectorRegistry) -> bytes:
 
 def _line(sample: Sample) -> str:
     value = sample.value
-    if -_PLAIN_BELOW < value < _PLAIN_BELOW:
-        number = repr(float(value))
-    else:
-        number = floatToGoString(value)  # type: ignore[no-untyped-call]
+    plain = -_PLAIN_BELOW < value < _PLAIN_BELOW
+    number = repr(float(value)) if plain else floatToGoString(value)  # type: ignore[no-untyped-call]
     if not sample.labels:
         return f"{sample.name} {number}\n"
     items = sample.labels.items()

@@ -1,5 +1,6 @@
 """Series by artifact, bounded: whatever clients register, a scrape stays small."""
 
+from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
 
 from prometheus_client.metrics import MetricWrapperBase
@@ -47,6 +48,10 @@ class ArtifactSeries(Generic[M]):
     def __contains__(self, artifact_id: str) -> bool:
         """Whether the artifact has series of its own."""
         return artifact_id in self._live
+
+    def __iter__(self) -> Iterator[str]:
+        """The artifacts that have series of their own."""
+        return iter(self._live)
 
     def of(self, artifact_id: str, *rest: str) -> M:
         """The series of an artifact, or the shared one when there is no room.

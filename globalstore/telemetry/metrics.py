@@ -5,7 +5,7 @@ Label values come from closed sets, except ``artifact_id``, which ``ArtifactSeri
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import prometheus_client
 import trio
@@ -337,18 +337,18 @@ class Metrics:
         """A source was used for the first time, ``seconds`` after it was created."""
         self._diffusion_first_hit.of(artifact_id).observe(seconds)
 
+    def labelled_artifacts(self) -> set[str]:
+        """The artifacts that have series of their own in any metric.
+
+        Requests may name artifacts that nobody holds; maintenance removes those of these that
+        have no replica, so that invented ids do not keep the room of real ones.
+        """
+        return {artifact_id for series in self._by_artifact() for artifact_id in series}
+
     def remove_artifact(self, artifact_id: str) -> None:
         """Drop every series of an artifact that has no replica any more."""
-        for series in (
-            self._replicas_per_artifact,
-            self._replica_register,
-            self._replica_unregister,
-            self._transport_requests,
-            self._transport_wait,
-            self._transport_filter,
-            self._transport_no_exportable,
-            self._top1_share,
-            self._hhi,
-            self._diffusion_first_hit,
-        ):
+        for series in self._by_artifact():
             series.remove(artifact_id)
+
+    def _by_artifact(self) -> Iterator[ArtifactSeries[Any]]:
+        yield from (s for s in vars(self).values() if isinstance(s, ArtifactSeries))
