@@ -1,0 +1,182 @@
+"""A whole server in the test's own event loop, and a client that talks to it over TCP."""
+
+import json
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import purerpc
+import pytest
+import trio
+
+import globalstore.config
+from globalstore.api.application import ServerInfo
+from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
+from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.server import Server, wall_us
+
+KEY = "k" * 40
+
+
+def configuration(**sections: Any) -> globalstore.config.GlobalStoreConfig:
+    """Load a configuration that takes free ports, through the real loader."""
+    server = {"listen": {"port": 0}, "metrics_port": 0} | sections.pop("server", {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps({"server": server} | sections))
+        return globalstore.config.load(path)
+
+
+@attrs.define
+class Serving:
+    """A running server and stubs of its services."""
+
+    server: Server
+    info: ServerInfo
+    runtime: Any
+    admin: Any
+    wall_us: int = 0
+
+    async def register(self, daemon: str = "d1", **fields: Any) -> Any:
+        """Register a worker; every daemon has a node and an address of its own."""
+        request = worker_request(daemon)
+        for name, value in fields.items():
+            setattr(request, name, value)
+        return await self.runtime.RegisterWorker(request)
+
+    async def beat(self, worker_id: str, **fields: Any) -> Any:
+        request = wire.WorkerHeartbeatRequest(
+            worker_id=worker_id,
+            state_version=fields.pop("state_version", 1),
+            accepting_new_requests=fields.pop("accepting_new_requests", True),
+            **fields,
+        )
+        return await self.runtime.WorkerHeartbeat(request)
+
+    async def replica(self, worker_id: str, artifact_id: str = "model", **fields: Any) -> Any:
+        return await self.runtime.RegisterReplica(replica_request(worker_id, artifact_id, **fields))
+
+    async def claim(self, artifact_id: str = "model", **fields: Any) -> Any:
+        return await self.runtime.RequestReplicaTransport(claim_request(artifact_id, **fields))
+
+    async def complete(self, transport_id: str, outcome: int = 1, **fields: Any) -> Any:
+        return await self.runtime.CompleteReplicaTransport(
+            wire.CompleteReplicaTransportRequest(
+                transport_id=transport_id, outcome=outcome, **fields
+            )
+        )
+
+    async def active(self, **fields: Any) -> list[Any]:
+        answer = await self.runtime.ListActiveWorkers(wire.ListActiveWorkersRequest(**fields))
+        return list(answer.workers)
+
+    async def counts(self, *artifact_ids: str) -> list[tuple[int, int]]:
+        answer = await self.runtime.BatchGetReplicaCounts(
+            wire.BatchGetReplicaCountsRequest(artifact_ids=artifact_ids)
+        )
+        return [(each.replica_count, each.available_count) for each in answer.counts]
+
+    async def replicas(self, **filters: Any) -> list[Any]:
+        answer = await self.runtime.ListReplicasV2(wire.ListReplicasV2Request(**filters))
+        return [record.memory_info for record in answer.replicas]
+
+    async def read(self, sql: str, *values: object) -> list[Any]:
+        """Look into the database."""
+        return await self.server.store.read(lambda tx: tx.all(sql, values))
+
+
+def worker_request(daemon: str = "d1", **fields: Any) -> Any:
+    return wire.RegisterWorkerRequest(
+        **{
+            "daemon_id": daemon,
+            "node_id": f"node-{daemon}",
+            "node_address": f"{daemon}.example",
+            "grpc_port": 50052,
+            "p2p_port": 50053,
+            "mem_pool_total_size": 1000,
+            "mem_pool_available_size": 400,
+        }
+        | fields
+    )
+
+
+def memory_info(node: str = "d1", **fields: Any) -> Any:
+    return common.MemoryInfo(
+        **{
+            "node_id": f"node-{node}",
+            "node_address": f"{node}.example",
+            "node_port": 50053,
+            "memory_size": 100,
+            "memory_type": common.MEMORY_TYPE_RAM,
+            "remote_memory_keys": [KEY],
+            "buffer_sizes": [100],
+        }
+        | fields
+    )
+
+
+def replica_request(worker_id: str, artifact_id: str = "model", **fields: Any) -> Any:
+    node = fields.pop("node", "d1")
+    request = wire.RegisterReplicaRequest(
+        artifact_id=artifact_id,
+        worker_id=worker_id,
+        max_concurrency=fields.pop("max_concurrency", 1),
+        mem_info=fields.pop("mem_info", None) or memory_info(node),
+    )
+    for name, value in fields.items():
+        setattr(request, name, value)
+    return request
+
+
+def claim_request(artifact_id: str = "model", wait_s: float = 0, **fields: Any) -> Any:
+    request = wire.RequestReplicaTransportRequest(
+        **{
+            "artifact_id": artifact_id,
+            "source_node_id": "requester",
+            "source_address": "requester.example",
+            "request_id": str(uuid.uuid4()),
+        }
+        | fields
+    )
+    if wait_s:
+        request.wait_timeout_dur.FromMilliseconds(round(wait_s * 1000))
+    return request
+
+
+@asynccontextmanager
+async def serving(
+    config: globalstore.config.GlobalStoreConfig | None = None, wall: Any = wall_us
+) -> AsyncIterator[Serving]:
+    """Run a server, in memory unless the configuration says otherwise."""
+    server = Server(config or configuration(), wall)
+    async with trio.open_nursery() as nursery:
+        info = await nursery.start(server.run)
+        async with purerpc.insecure_channel("127.0.0.1", info.listen_port) as channel:
+            yield Serving(
+                server,
+                info,
+                services.ClusterRuntimeServiceStub(channel),
+                services.ClusterAdminServiceStub(channel),
+            )
+        server.stop()
+
+
+@asynccontextmanager
+async def refused(code: purerpc.StatusCode, *fragments: str) -> AsyncIterator[None]:
+    """Expect a call to end with a code, and its text to hold every fragment."""
+    with pytest.raises(purerpc.RpcFailedError) as caught:
+        yield
+    assert caught.value.status.status_code is code, caught.value.status
+    for fragment in fragments:
+        assert fragment in caught.value.status.status_message
+
+
+async def eventually(condition: Any) -> None:
+    """Let other tasks run until a condition holds; the test's time limit bounds it."""
+    while not condition():
+        await trio.lowlevel.checkpoint()
