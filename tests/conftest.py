@@ -9,6 +9,8 @@ import pytest
 import trio
 import trio.testing
 
+import globalstore  # noqa: F401  before any test imports purerpc, which needs what this mends
+
 
 @pytest.fixture
 def mock_clock() -> trio.testing.MockClock:

@@ -12,13 +12,16 @@ import attrs
 import purerpc
 import pytest
 import trio
+import trio.testing
 
 import globalstore.config
 from globalstore.api.application import ServerInfo
+from globalstore.daemon.client import connection
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.server import Server, wall_us
+from globalstore.timers.pulse import TICK_S
 
 KEY = "k" * 40
 
@@ -156,7 +159,7 @@ async def serving(
     server = Server(config or configuration(), wall)
     async with trio.open_nursery() as nursery:
         info = await nursery.start(server.run)
-        async with purerpc.insecure_channel("127.0.0.1", info.listen_port) as channel:
+        async with connection("127.0.0.1", info.listen_port) as channel:
             yield Serving(
                 server,
                 info,
@@ -174,6 +177,15 @@ async def refused(code: purerpc.StatusCode, *fragments: str) -> AsyncIterator[No
     assert caught.value.status.status_code is code, caught.value.status
     for fragment in fragments:
         assert fragment in caught.value.status.status_message
+
+
+async def pass_time(clock: trio.testing.MockClock, seconds: float) -> None:
+    """Let time pass in steps that the server does not take for a stall of its own."""
+    while seconds > 0:
+        step = min(seconds, TICK_S)
+        clock.jump(step)
+        seconds -= step
+        await trio.testing.wait_all_tasks_blocked()
 
 
 async def eventually(condition: Any) -> None:

@@ -8,6 +8,8 @@ two hundred daemons come back at once.
 
 import random
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -53,6 +55,20 @@ class Unreachable(Exception):
     """The store did not answer: no connection, or it broke before the answer came."""
 
 
+@asynccontextmanager
+async def connection(
+    host: str, port: int, ssl_context: ssl.SSLContext | None = None
+) -> AsyncIterator[Any]:
+    """Open a purerpc channel and close its socket at the end, which purerpc itself leaves open."""
+    channel = purerpc.secure_channel(host, port, ssl_context)
+    try:
+        async with channel:
+            yield channel
+    finally:
+        if channel._grpc_socket is not None:
+            await anyio.aclose_forcefully(channel._grpc_socket._socket._stream)
+
+
 class StoreClient:
     """Calls to one Global Store. ``run`` keeps the connection; everything else needs it running.
 
@@ -86,9 +102,7 @@ class StoreClient:
         while True:
             try:
                 with trio.fail_after(_CONNECT_TIMEOUT_S) as connecting:
-                    async with purerpc.secure_channel(
-                        self._host, self._port, self._ssl_context
-                    ) as channel:
+                    async with connection(self._host, self._port, self._ssl_context) as channel:
                         connecting.deadline = float("inf")
                         bound_s = _CONNECT_PAUSE_FIRST_S
                         self._take(channel)

@@ -5,12 +5,6 @@ input_message)`` or ``(self, input_message, request)`` where ``request`` is a ``
 streams are asynchronous iterators.
 """
 
-import h2.events
-
-# purerpc names an event that h2 4 renamed; without this its import fails.
-if not hasattr(h2.events, "PingAcknowledged"):
-    h2.events.PingAcknowledged = h2.events.PingAckReceived  # type: ignore[attr-defined]
-
 from purerpc import Cardinality, StatusCode
 
 from globalstore.rpc.call import Call

@@ -5,7 +5,7 @@ import re
 import pytest
 import trio
 from purerpc import StatusCode
-from serving import configuration, refused, serving
+from serving import configuration, pass_time, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
@@ -116,9 +116,9 @@ async def test_replicas_that_a_new_process_does_not_confirm_become_unavailable(
         await store.register("d1")
         await store.replica(worker.worker_id, "kept")
         for _ in range(2):
-            mock_clock.jump(15)
+            await pass_time(mock_clock, 15)
             await store.beat(worker.worker_id)
-        mock_clock.jump(0.1)
+        await pass_time(mock_clock, 0.5)
         while await store.counts("lost") != [(1, 0)]:
             await trio.lowlevel.checkpoint()
         assert await store.counts("lost", "kept") == [(1, 0), (1, 1)]
@@ -279,7 +279,7 @@ async def test_a_recovery_evicts_an_owner_that_is_not_heard_any_more(
 ) -> None:
     async with serving() as store:
         owner = await store.register("d1")
-        mock_clock.jump(30.2)
+        await pass_time(mock_clock, 30.25)
         answer = await store.register(
             "d2", node_address="d1.example", is_recovery_registration=True
         )
