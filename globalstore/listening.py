@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from globalstore.api.errors import status_of
+from globalstore.api.observing import AccessLog, log_context
 from globalstore.api.services import all_services
 from globalstore.config import GlobalStoreConfig
 from globalstore.rpc import (
@@ -39,8 +40,8 @@ def listener(server: "Server") -> Listener:
         offered,
         limits=_limits(config),
         options=_options(config),
-        interceptors=[server.slots.interceptor],
-        observers=[server.metrics.calls],
+        interceptors=[log_context, server.slots.interceptor],
+        observers=[server.metrics.calls, AccessLog()],
         authorize=server.tokens.authorize if server.tokens else None,
         map_error=status_of,
     )

@@ -15,7 +15,7 @@ from globalstore.rules.addresses import routable
 from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.values import TEXT_BYTES_MAX, identifier, port, required, storable
 from globalstore.scheduling.workers import Heartbeat, LiveWorker
-from globalstore.telemetry import get_logger
+from globalstore.telemetry import add_call_fields, get_logger
 
 R = TypeVar("R")
 
@@ -114,6 +114,7 @@ class WorkersFace:
         if input_message.state_version == 0:
             self.app.metrics.worker_heartbeat.labels("invalid").inc()
             raise InvalidArgument("state_version is 0, expected the last version that was answered")
+        add_call_fields(worker_id=input_message.worker_id)
         said = _heartbeat(input_message)
         worker = await self._heard(input_message)
         if worker is None:

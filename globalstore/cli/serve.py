@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging = config.observability.logging
     try:
         writer = telemetry.configure(
-            logging.level.name.removeprefix("LOG_LEVEL_"),
+            logging.level_name,
             file=logging.file,
             sink_file=logging.sink_file,
             vlog_level=logging.vlog_level,
@@ -167,5 +167,5 @@ def _reload(server: Server, path: str, writer: LogWriter) -> None:
     except ConfigError as error:
         _log.error("configuration not reloaded", reason=str(error))
         return
-    writer.set_level(config.observability.logging.level.name.removeprefix("LOG_LEVEL_"))
+    writer.set_level(config.observability.logging.level_name)
     server.reload(config)

@@ -65,7 +65,7 @@ class HealthState:
         return not self.not_ready
 
     def set_lag(self, seconds: float) -> None:
-        """Tell how late the event loop was; see ``telemetry.event_loop``."""
+        """Tell how late the event loop was; in seconds."""
         self.lag_seconds = seconds
 
 

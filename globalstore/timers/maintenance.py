@@ -8,6 +8,7 @@ import trio
 from globalstore.db import Store, Transaction
 from globalstore.registry import idempotency, replicas, transports, workers
 from globalstore.telemetry import get_logger
+from globalstore.telemetry.metrics import Metrics
 
 _log = get_logger("globalstore.maintenance")
 
@@ -41,12 +42,12 @@ class Maintenance:
         store: Store,
         schedule: Schedule,
         wall_us: Callable[[], int],
-        on_deleted: Callable[[str, int], None],
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._schedule = schedule
         self._wall_us = wall_us
-        self._on_deleted = on_deleted
+        self._metrics = metrics
         self._optimize_at = trio.current_time() + schedule.optimize_interval_s
 
     async def run(self) -> None:
@@ -65,6 +66,7 @@ class Maintenance:
                 lambda: self._purge("recorded_replies", idempotency.purge, _DAY_S),
             ),
             ("workers", lambda: self._purge("workers", workers.purge, _DAY_S)),
+            ("artifact series", self._drop_series),
             ("optimize", self._optimize),
         ]
         if retention_s > 0:
@@ -81,9 +83,17 @@ class Maintenance:
         before_us = self._wall_us() - int(age_s * 1_000_000)
         while True:
             deleted = await self._store.bulk(purge, before_us, _ROWS)
-            self._on_deleted(table, deleted)
+            self._metrics.gc_rows_deleted.labels(table).inc(deleted)
             if deleted < _ROWS:
                 return
+
+    async def _drop_series(self) -> None:
+        """Give the room of metric labels back that artifacts without replicas have taken."""
+        labelled = sorted(self._metrics.labelled_artifacts())
+        counts = await self._store.read(replicas.counts, labelled)
+        for artifact_id, (count, _) in zip(labelled, counts, strict=True):
+            if not count:
+                self._metrics.remove_artifact(artifact_id)
 
     async def _optimize(self) -> None:
         if trio.current_time() >= self._optimize_at:

@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from globalstore.rpc import StatusCode
 from globalstore.telemetry import labels
-from globalstore.telemetry.event_loop import measure_event_loop
 from globalstore.telemetry.labels import ArtifactSeries
 from globalstore.telemetry.metrics import CAPABILITIES, Metrics
 
@@ -139,40 +138,18 @@ def test_made_up_paths_are_counted_as_unknown(metrics):
     ]
 
 
-async def test_the_peak_is_that_of_the_last_full_second(metrics, nursery, mock_clock):
-    nursery.start_soon(measure_event_loop, metrics)
+def test_the_peak_is_that_of_the_last_window(metrics):
     peak = "tc_grpc_server_inflight_peak_requests"
     calls = [Call(f"/s/{n}") for n in range(5)]
-
-    async def pass_a_second():
-        for _ in range(4):
-            await trio.testing.wait_all_tasks_blocked()
-            mock_clock.jump(0.25)
-        await trio.testing.wait_all_tasks_blocked()
-
     for call in calls:
         metrics.calls.started(call)
     for call in calls[:3]:
         metrics.calls.finished(call, StatusCode.OK, 0)
     assert value(metrics, peak) == 0
-    await pass_a_second()
+    metrics.calls.end_peak_window()
     assert value(metrics, peak) == 5
-    await pass_a_second()
+    metrics.calls.end_peak_window()
     assert value(metrics, peak) == 2
-
-
-async def test_the_lag_is_the_worst_delay_of_the_last_second(metrics, nursery, mock_clock):
-    seen = []
-    nursery.start_soon(measure_event_loop, metrics, seen.append)
-    await trio.testing.wait_all_tasks_blocked()
-    mock_clock.jump(0.25 + 3)  # what a stall of three seconds looks like
-    await trio.testing.wait_all_tasks_blocked()
-    assert value(metrics, "tc_event_loop_lag_seconds") == pytest.approx(3)
-    for _ in range(4):
-        mock_clock.jump(0.25)
-        await trio.testing.wait_all_tasks_blocked()
-    assert value(metrics, "tc_event_loop_lag_seconds") == pytest.approx(0, abs=1e-9)
-    assert seen == pytest.approx([3, 0], abs=1e-9)
 
 
 def series(kind, name, *rest, lines=1):
