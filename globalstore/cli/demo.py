@@ -22,6 +22,7 @@ from globalstore.daemon import Artifact, Daemon, Identity, Malformed, StoreClien
 from globalstore.daemon.bytes_server import BytesServer, TransferFailed, fetch
 from globalstore.daemon.client import Unreachable
 from globalstore.daemon.daemon import Refused, Source
+from globalstore.daemon.safetensors import write_sample
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 _DAEMONS = 3
@@ -35,6 +36,9 @@ _TRIES = 3
 
 _CHUNK_BYTES = 1 << 20
 
+# 16 MB in two tensors: long enough to see the daemons take turns.
+_SAMPLE_ELEMENTS = 2_000_000
+
 
 class _Failed(Exception):
     """The demo did not come to its end; the text says why."""
@@ -46,7 +50,13 @@ _FORESEEN = (_Failed, Refused, Unreachable, Malformed, OSError, purerpc.RpcFaile
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("file", type=Path, metavar="FILE.safetensors", help="the model file")
+    parser.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        metavar="FILE.safetensors",
+        help="the model file; without one, 16 MB of random numbers serve",
+    )
     parser.add_argument(
         "--server", default="127.0.0.1:50051", metavar="HOST:PORT", help="default: %(default)s"
     )
@@ -104,11 +114,11 @@ def _say(who: str, text: str) -> None:
     print(f"{who:<9} {text}", flush=True)
 
 
-async def _demo(file: Path, host: str, port: int, keep: bool) -> None:
-    artifact = await trio.to_thread.run_sync(_read, file)
-    _say("file", f"{file.name}: {len(artifact.tensors)} tensors, {artifact.size:,} bytes")
-    _say("artifact", artifact.artifact_id)
+async def _demo(file: Path | None, host: str, port: int, keep: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
+        artifact = await trio.to_thread.run_sync(_read, file, Path(folder))
+        _say("file", f"{len(artifact.tensors)} tensors, {artifact.size:,} bytes")
+        _say("artifact", artifact.artifact_id)
         async with trio.open_nursery() as nursery:
             # The store refuses loopback addresses, which mean another machine to everybody who
             # reads them. So the daemons advertise names that only they resolve.
@@ -131,7 +141,10 @@ async def _demo(file: Path, host: str, port: int, keep: bool) -> None:
     _say("done", f"{_DAEMONS} daemons held the same verified bytes, and left")
 
 
-def _read(file: Path) -> Artifact:
+def _read(file: Path | None, folder: Path) -> Artifact:
+    if file is None:
+        file = folder / "sample.safetensors"
+        write_sample(file, _SAMPLE_ELEMENTS)
     try:
         return read_artifact(file)
     except Malformed as error:

@@ -68,6 +68,17 @@ class Artifact:
             yield from _stream(file, self.tensors, self.data_start)
 
 
+def write_sample(path: Path, elements: int) -> None:
+    """Write a file with two tensors of ``elements`` random 32-bit numbers each."""
+    length = 4 * elements
+    header = {
+        name: {"dtype": "F32", "shape": [elements], "data_offsets": [start, start + length]}
+        for name, start in (("layer.weight", 0), ("layer.bias", length))
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + os.urandom(2 * length))
+
+
 def read_artifact(path: Path) -> Artifact:
     """Read a file's header, hash its bytes and name it.
 
