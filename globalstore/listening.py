@@ -2,6 +2,8 @@
 
 import math
 import ssl
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
@@ -80,8 +82,22 @@ def tls_context(config: GlobalStoreConfig) -> ssl.SSLContext | None:
     tls = config.server.grpc.tls
     if not tls.enabled:
         return None
+    cert_file, key_file, client_ca_file = (
+        str(Path(name).expanduser()) if name else ""
+        for name in (tls.cert_file, tls.key_file, tls.client_ca_file)
+    )
     try:
-        return server_context(tls.cert_file, tls.key_file, tls.client_ca_file or None)
+        context = server_context(cert_file, key_file, client_ca_file or None)
     except (OSError, ValueError) as error:
-        files = " and ".join(filter(None, (tls.cert_file, tls.key_file, tls.client_ca_file)))
-        raise TlsUnusable(f"server.grpc.tls: {files}: {error}") from error
+        files = ", ".join(filter(None, (cert_file, key_file, client_ca_file)))
+        raise TlsUnusable(f"server.grpc.tls, one of {files}: {error}") from error
+    if certificate_expiry(cert_file) <= time.time():
+        raise TlsUnusable(f"server.grpc.tls.cert_file {cert_file} has expired; renew it")
+    return context
+
+
+def certificate_expiry(cert_file: str) -> float:
+    """Return when a certificate expires, in seconds since 1970."""
+    # The ssl module reads certificates of a file only through this door, which its own tests use.
+    decoded = ssl._ssl._test_decode_cert(cert_file)  # type: ignore[attr-defined]
+    return ssl.cert_time_to_seconds(decoded["notAfter"])

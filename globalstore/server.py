@@ -139,12 +139,19 @@ class Server:
             context = listening.tls_context(config)
             if context is not None and self.listener is not None:
                 self.listener.replace_ssl_context(context)
+                self._show_certificate(config)
             if self.tokens is not None:
                 self.tokens.reload()
         except (listening.TlsUnusable, TokenFileUnusable) as error:
             _log.error("files not reloaded, the old ones stay in use", reason=str(error))
         else:
             _log.info("configuration reloaded")
+
+    def _show_certificate(self, config: GlobalStoreConfig) -> None:
+        tls = config.server.grpc.tls
+        if tls.enabled:
+            expiry = listening.certificate_expiry(str(Path(tls.cert_file).expanduser()))
+            self.metrics.tls_cert_expiry.set(expiry)
 
     def stop(self) -> None:
         """Begin to stop; ``run`` returns when that is done."""
@@ -163,6 +170,7 @@ class Server:
             await self._recover()
             self.listener = listening.listener(self)
             await self.listener.bind()
+            self._show_certificate(self._config)
             self.gauges = Gauges(self.app, self.listener)
             self.pulse.on_second = self._second
             self.app.info = self._server_info(self.listener, metrics_port)

@@ -4,7 +4,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import trio
@@ -13,7 +13,7 @@ import globalstore
 from globalstore import config as configuration
 from globalstore import telemetry
 from globalstore.api.auth import TokenFileUnusable
-from globalstore.config import ConfigError, GlobalStoreConfig
+from globalstore.config import ConfigError, GlobalStoreConfig, TransportSchedulerMode
 from globalstore.db import StartRefused
 from globalstore.listening import TlsUnusable
 from globalstore.registry.schema import MIGRATIONS
@@ -29,6 +29,27 @@ INTERNAL = 1
 CONFIG = 2
 DATABASE = 3
 LISTEN = 4
+
+
+# Settings of parts that are not built yet.
+_LATER = (
+    "backup.interval",
+    "backup.keep",
+    "database.max_snapshot_age",
+    "limits.",
+    "observability.otel.",
+    "observability.tracing.",
+    "registration.",
+    "worker_policy.chunk_",
+    "worker_policy.control_reducer.",
+    "worker_policy.group_realization.",
+    "worker_policy.key_mapping.",
+    "worker_policy.max_lease_ttl",
+    "worker_policy.memory_tiers.",
+    "worker_policy.pending_lease_ttl",
+    "worker_policy.tier_lease_retention",
+    "worker_policy.transport_scheduler.source_balance_weights.",
+)
 
 
 class _Refusal(NamedTuple):
@@ -97,10 +118,26 @@ def _not_built(config: GlobalStoreConfig) -> str | None:
     return None
 
 
+def _without_effect(config: GlobalStoreConfig) -> Iterator[str]:
+    """Name each setting that differs from its default and does nothing in this version yet."""
+    default, chosen = GlobalStoreConfig().effective(), config.effective()
+    for key, value in chosen.items():
+        if key.startswith(_LATER) and value != default[key]:
+            yield f"{key}: has no effect in this version"
+    if (
+        config.worker_policy.transport_scheduler.mode
+        is not TransportSchedulerMode.TRANSPORT_SCHEDULER_MODE_LEGACY
+    ):
+        yield (
+            "worker_policy.transport_scheduler.mode: this version chooses sources in the order"
+            " LEGACY, whatever is set"
+        )
+
+
 def _serve(config: GlobalStoreConfig, path: str, writer: LogWriter) -> _Refusal | None:
     for line in configuration.environment_warnings(os.environ):
         _log.warning(line)
-    for line in config.warnings():
+    for line in (*config.warnings(), *_without_effect(config)):
         _log.warning(line)
     _log.info("starting", version=globalstore.__version__, config=path, **config.effective())
     try:

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 import anyio
+import h2.exceptions
 import purerpc
 import trio
 from purerpc.grpclib.exceptions import GRPCError
@@ -43,6 +44,8 @@ _DEADLINE_MARGIN_S = 1.0
 
 _TRANSPORT_ERRORS = (
     GRPCError,
+    # What h2 makes of a connection that the server has said goodbye on.
+    h2.exceptions.H2Error,
     OSError,
     anyio.BrokenResourceError,
     anyio.ClosedResourceError,

@@ -30,6 +30,7 @@ async def keep_running(
     """
     pause_s = _PAUSE_FIRST_S
     while True:
+        began = trio.current_time()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_report_recovery, name, on_recovery)
@@ -38,6 +39,8 @@ async def keep_running(
         except Exception as error:  # noqa: BLE001  whatever it is, the task is needed
             _log.exception("background task failed", error, task=name, restart_in_s=pause_s)
             on_failure(name, str(error) or type(error).__name__)
+            if trio.current_time() - began >= _WELL_AFTER_S:
+                pause_s = _PAUSE_FIRST_S
             await trio.sleep(pause_s)
             pause_s = min(pause_s * 2, _PAUSE_MAX_S)
         else:
