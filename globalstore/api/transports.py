@@ -3,6 +3,7 @@
 import math
 
 import attrs
+import trio
 from google.protobuf.duration_pb2 import Duration
 
 from globalstore.api import memory_info
@@ -10,23 +11,32 @@ from globalstore.api.application import Application
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import replicas, transports
-from globalstore.registry.transports import Granted, Group, Miss, Refused, Request
+from globalstore.registry.transports import Answer, Granted, Group, Miss, Refused, Request
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
 from globalstore.rules.fingerprints import transport_request
 from globalstore.rules.refusals import InvalidArgument, Unavailable
 from globalstore.rules.values import identifier, required, storable, uuid_bytes, uuid_text
 from globalstore.scheduling.transports import Withdrawn
+from globalstore.telemetry.labels import OTHER
 
 # What is kept of a caller's own deadline so that the answer still reaches it in time.
 _REPLY_MARGIN_S = 0.05
 
-# Outcome of a request by what the answer was, for the metric.
-_MISSED = {
-    Miss.NO_REPLICA: (wire.STATUS_NOT_FOUND, "not_found"),
-    Miss.NO_SOURCE: (wire.STATUS_NOT_FOUND, "not_found"),
-    Withdrawn.TIMED_OUT: (wire.STATUS_TIMED_OUT, "timeout"),
-    Withdrawn.TOO_MANY: (wire.STATUS_TOO_MANY_REQUESTS, "rejected"),
+_STATUSES = {
+    Miss.NO_REPLICA: wire.STATUS_NOT_FOUND,
+    Miss.NO_SOURCE: wire.STATUS_NOT_FOUND,
+    Withdrawn.TIMED_OUT: wire.STATUS_TIMED_OUT,
+    Withdrawn.TOO_MANY: wire.STATUS_TOO_MANY_REQUESTS,
+}
+
+# The same for the metric.
+_OUTCOMES = {
+    Miss.NO_REPLICA: "not_found",
+    Miss.NO_SOURCE: "not_found",
+    Withdrawn.TIMED_OUT: "timeout",
+    Withdrawn.TOO_MANY: "rejected",
+    Withdrawn.STOPPING: "error",
 }
 
 
@@ -40,37 +50,38 @@ class TransportsFace:
     ) -> wire.RequestReplicaTransportResponse:
         """Grant a source of an artifact, waiting for one if the caller likes."""
         asked = _request(input_message)
-        metrics = self.app.metrics
         patience = min(
             _seconds(input_message.wait_timeout_dur),
             max(0.0, request.time_remaining - _REPLY_MARGIN_S),
         )
         self.app.slots.release(request)
-        with metrics.transport_wait(asked.artifact_id):
-            if patience > 0:
-                with request.only_waiting():
-                    answer = await self.app.queues.request(asked, patience)
-            else:
-                answer = await self.app.queues.request(asked, 0)
+        began = trio.current_time()
+        if patience > 0:
+            with request.only_waiting():
+                answer = await self.app.queues.request(asked, patience)
+        else:
+            answer = await self.app.queues.request(asked, 0)
+        self._count(asked.artifact_id, answer, trio.current_time() - began)
         if isinstance(answer, Granted):
-            metrics.transport_request(asked.artifact_id, "success")
-            response = wire.RequestReplicaTransportResponse(
-                status=wire.STATUS_OK, transport_id=uuid_text(answer.transport_id)
-            )
-            if answer.source is not None:
-                response.remote_memory_info.CopyFrom(memory_info.to_message(answer.source))
-            return response
+            return _granted(answer)
         if isinstance(answer, Refused):
-            metrics.transport_request(asked.artifact_id, "error")
             raise InvalidArgument(answer.text)
         if answer is Withdrawn.STOPPING:
-            metrics.transport_request(asked.artifact_id, "error")
             raise Unavailable("the server is shutting down")
+        return wire.RequestReplicaTransportResponse(status=_STATUSES[answer])
+
+    def _count(self, artifact_id: str, answer: Answer | Withdrawn, waited_s: float) -> None:
+        """Count how a request ended; an artifact that nobody holds gets no series of its own."""
+        metrics = self.app.metrics
+        label = OTHER if answer is Miss.NO_REPLICA else artifact_id
+        if isinstance(answer, Granted):
+            outcome = "success"
+        else:
+            outcome = "error" if isinstance(answer, Refused) else _OUTCOMES[answer]
+        metrics.transport_request(label, outcome)
+        metrics.transport_waited(label, waited_s)
         if answer is Miss.NO_SOURCE:
-            metrics.transport_no_exportable(asked.artifact_id)
-        status, outcome = _MISSED[answer]
-        metrics.transport_request(asked.artifact_id, outcome)
-        return wire.RequestReplicaTransportResponse(status=status)
+            metrics.transport_no_exportable(label)
 
     async def CompleteReplicaTransport(  # noqa: N802
         self, input_message: wire.CompleteReplicaTransportRequest, request: Call
@@ -91,6 +102,15 @@ class TransportsFace:
         return wire.CompleteReplicaTransportResponse(
             status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND
         )
+
+
+def _granted(answer: Granted) -> wire.RequestReplicaTransportResponse:
+    response = wire.RequestReplicaTransportResponse(
+        status=wire.STATUS_OK, transport_id=uuid_text(answer.transport_id)
+    )
+    if answer.source is not None:
+        response.remote_memory_info.CopyFrom(memory_info.to_message(answer.source))
+    return response
 
 
 def _seconds(duration: Duration) -> float:

@@ -4,11 +4,9 @@ Label values come from closed sets, except ``artifact_id``, which ``ArtifactSeri
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 import prometheus_client
-import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from globalstore.telemetry.calls import CallMetrics
@@ -299,14 +297,9 @@ class Metrics:
         """A request for a source ended: success, timeout, not_found, rejected or error."""
         self._transport_requests.of(artifact_id, status).inc()
 
-    @contextmanager
-    def transport_wait(self, artifact_id: str) -> Iterator[None]:
-        """Measure the wait for a source, however it ends; also when it is cancelled."""
-        begun = trio.current_time()
-        try:
-            yield
-        finally:
-            self._transport_wait.of(artifact_id).observe(trio.current_time() - begun)
+    def transport_waited(self, artifact_id: str, seconds: float) -> None:
+        """A request for a source has ended after waiting so long."""
+        self._transport_wait.of(artifact_id).observe(seconds)
 
     def transport_filter(self, artifact_id: str, reason: str, count: int = 1) -> None:
         """Replicas were passed over.
