@@ -20,6 +20,9 @@ _EXPORT_STATES = {
     ExportState.EXPORTABLE: common.ReplicaTransportMetadata.EXPORT_STATE_EXPORTABLE,
     ExportState.DRAINING: common.ReplicaTransportMetadata.EXPORT_STATE_DRAINING,
 }
+# The last second of the year 9999, where the wire's timestamps end.
+_SECONDS_MAX = 253_402_300_799
+
 _TYPES = {
     MemoryTier.GPU: common.MEMORY_TYPE_GPU,
     MemoryTier.RAM: common.MEMORY_TYPE_RAM,
@@ -79,7 +82,12 @@ def reported_transfer(info: common.MemoryInfo) -> Transfer | None:
 
 def expires_at_us(info: common.MemoryInfo) -> int | None:
     """Return when a replica ends by itself, in microseconds since 1970."""
-    return microseconds(info.expires_at) if info.HasField("expires_at") else None
+    if not info.HasField("expires_at"):
+        return None
+    stamp = info.expires_at
+    if not (0 <= stamp.seconds <= _SECONDS_MAX and 0 <= stamp.nanos < 1_000_000_000):
+        raise InvalidArgument("mem_info.expires_at is not a time between 1970 and 9999")
+    return microseconds(stamp)
 
 
 def to_message(replica: Replica) -> common.MemoryInfo:

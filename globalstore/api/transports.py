@@ -23,6 +23,9 @@ from globalstore.telemetry.labels import OTHER
 # What is kept of a caller's own deadline so that the answer still reaches it in time.
 _REPLY_MARGIN_S = 0.05
 
+# Free text is kept as sent, up to here: the end of a long trace says little more.
+_DETAIL_CHARACTERS_MAX = 4096
+
 _STATUSES = {
     Miss.NO_REPLICA: wire.STATUS_NOT_FOUND,
     Miss.NO_SOURCE: wire.STATUS_NOT_FOUND,
@@ -89,7 +92,7 @@ class TransportsFace:
         """End a transport and free its slot; again changes nothing."""
         transport_id = uuid_bytes("transport_id", input_message.transport_id)
         outcome = transports.outcome_of(input_message.outcome)
-        detail = identifier("outcome_detail", input_message.outcome_detail)
+        detail = input_message.outcome_detail.strip()[:_DETAIL_CHARACTERS_MAX]
         found = await self.app.write(
             request,
             transports.complete,

@@ -2,11 +2,10 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from globalstore.api.application import Application, timestamp, token
-from globalstore.db import Snapshot
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import replicas, workers
 from globalstore.registry.workers import EndpointTaken, PreviousWorkerForeign, Registered
@@ -23,6 +22,12 @@ _log = get_logger("globalstore.workers")
 
 # A worker id is made of the node id and 16 more characters, and has to pass as an id itself.
 _NODE_ID_BYTES_MAX = TEXT_BYTES_MAX - 64
+
+
+# Ids that one heartbeat may name, beyond what any daemon holds, and how many of them one query
+# looks up, so that other queries get in between.
+_REGISTERED_IDS_MAX = 262_144
+_LOOKED_UP_AT_ONCE = 1000
 
 
 class WorkersFace:
@@ -111,6 +116,11 @@ class WorkersFace:
         self, input_message: wire.WorkerHeartbeatRequest, request: Call
     ) -> wire.WorkerHeartbeatResponse:
         """Keep a worker alive and tell it whether the two views of what it holds agree."""
+        if len(input_message.registered_artifact_ids) > _REGISTERED_IDS_MAX:
+            raise InvalidArgument(
+                f"registered_artifact_ids has {len(input_message.registered_artifact_ids)} ids,"
+                f" expected at most {_REGISTERED_IDS_MAX}"
+            )
         if input_message.state_version == 0:
             self.app.metrics.worker_heartbeat.labels("invalid").inc()
             raise InvalidArgument("state_version is 0, expected the last version that was answered")
@@ -162,24 +172,32 @@ class WorkersFace:
             return []
         ids = list(dict.fromkeys(artifact_id.strip() for artifact_id in artifact_ids))
         digest = hashlib.blake2b("\0".join(ids).encode(), digest_size=16).digest()
-        return await self._derived(
-            worker, digest, lambda tx: replicas.artifacts_not_held(tx, worker.key, ids)
-        )
+
+        async def look_up() -> list[str]:
+            missing = []
+            for start in range(0, len(ids), _LOOKED_UP_AT_ONCE):
+                chunk = ids[start : start + _LOOKED_UP_AT_ONCE]
+                missing += await self.app.read(replicas.artifacts_not_held, worker.key, chunk)
+            return missing
+
+        return await self._derived(worker, digest, look_up)
 
     async def _agrees(self, worker: LiveWorker, checksum: str) -> bool:
         if not checksum:
             return True
         return checksum == await self._derived(
-            worker, "checksum", lambda tx: replicas.checksum_of_worker(tx, worker.key)
+            worker, "checksum", lambda: self.app.read(replicas.checksum_of_worker, worker.key)
         )
 
-    async def _derived(self, worker: LiveWorker, what: object, query: Callable[[Snapshot], R]) -> R:
+    async def _derived(
+        self, worker: LiveWorker, what: object, look_up: Callable[[], Awaitable[R]]
+    ) -> R:
         """Return something that follows from a worker's replicas, read once per change of them."""
         revision = worker.replicas_revision
         known = worker.derived.get(what)
         if known is not None and known[0] == revision:
             return known[1]  # type: ignore[return-value]
-        value = await self.app.read(query)
+        value = await look_up()
         if any(of != revision for of, _ in worker.derived.values()):
             worker.derived.clear()
         worker.derived[what] = revision, value

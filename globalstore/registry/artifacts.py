@@ -1,6 +1,7 @@
 """What an artifact is: its row, its digests and its tensor index."""
 
 import hashlib
+from functools import cached_property
 
 import attrs
 
@@ -37,8 +38,9 @@ class TensorIndex:
     encoding: str = INDEX_ENCODING
     schema_version: str = INDEX_SCHEMA
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
+        """SHA-256 of the bytes."""
         return hashlib.sha256(self.data).digest()
 
 

@@ -260,6 +260,12 @@ class Workers:
             self._some_unwritten = trio.Event()
             await self._some_unwritten.wait()
 
+    def confirm_later(self, worker_key: int) -> None:
+        """Undo ``take_unconfirmed`` for a worker: what had to be written could not be."""
+        if worker_key in self._by_key:
+            self._confirm_by.set(worker_key, trio.current_time() + self._grace_s)
+            self._sooner.set()
+
     def take_unwritten(self, limit: int) -> list[dict[str, int]]:
         """Return what is to be stored of up to ``limit`` workers; it counts as written."""
         now = trio.current_time()

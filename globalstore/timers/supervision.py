@@ -23,12 +23,13 @@ async def keep_running(
     on_failure: Callable[[str, str], None],
     on_recovery: Callable[[str], None],
 ) -> None:
-    """Run a task for ever; after a failure it is logged, reported and started again.
+    """Run a task for ever; after a failure it is logged and started again.
 
-    ``on_failure`` gets the task's name and the reason; ``on_recovery`` the name, once the task has
-    run for a minute since. Returns when the task does.
+    A task that keeps failing is reported: ``on_failure`` gets its name and the reason, and
+    ``on_recovery`` the name once it has run for a minute since. Returns when the task does.
     """
     pause_s = _PAUSE_FIRST_S
+    failures = 0
     while True:
         began = trio.current_time()
         try:
@@ -38,9 +39,11 @@ async def keep_running(
                 nursery.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001  whatever it is, the task is needed
             _log.exception("background task failed", error, task=name, restart_in_s=pause_s)
-            on_failure(name, str(error) or type(error).__name__)
             if trio.current_time() - began >= _WELL_AFTER_S:
-                pause_s = _PAUSE_FIRST_S
+                pause_s, failures = _PAUSE_FIRST_S, 0
+            failures += 1
+            if failures > 1:
+                on_failure(name, f"{name} keeps failing: {error or type(error).__name__}")
             await trio.sleep(pause_s)
             pause_s = min(pause_s * 2, _PAUSE_MAX_S)
         else:

@@ -5,7 +5,7 @@ from itertools import islice
 
 import trio
 
-from globalstore.db import Lane, Store
+from globalstore.db import DatabaseError, Lane, Store
 from globalstore.registry import transports as registry
 from globalstore.rules.deadlines import Deadlines
 from globalstore.telemetry import get_logger
@@ -15,6 +15,9 @@ _log = get_logger("globalstore.transports")
 
 # Transports that one transaction ends.
 _EXPIRE_ROWS = 500
+
+# Pause before it is tried again when the database refuses, as a full disk does.
+_RETRY_S = 1.0
 
 
 class TransportExpiry:
@@ -80,9 +83,10 @@ class TransportExpiry:
                     self._wall_us(),
                     lane=Lane.CONTROL,
                 )
-            except BaseException:
+            except DatabaseError as error:
+                _log.error("transports not expired", count=len(keys), reason=str(error))
                 for key in keys:
-                    self._deadlines.set(key, trio.current_time() + 1)
-                raise
+                    self._deadlines.set(key, trio.current_time() + _RETRY_S)
+                return
             if ended:
                 _log.info("transports expired", count=ended, ttl_s=self.ttl_s)

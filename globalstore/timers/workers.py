@@ -85,8 +85,12 @@ class Reaper:
 
     async def _hide_unconfirmed(self, worker_key: int) -> None:
         """Take replicas out of use that a new process of their daemon has not confirmed."""
-        while await self._store.bulk(registry.hide_unconfirmed, worker_key, _HIDE_ROWS):
-            pass
+        try:
+            while await self._store.bulk(registry.hide_unconfirmed, worker_key, _HIDE_ROWS):
+                pass
+        except DatabaseError as error:
+            _log.error("replicas not hidden", worker_key=worker_key, reason=str(error))
+            self._workers.confirm_later(worker_key)
 
 
 class HeartbeatWriter:
@@ -105,7 +109,11 @@ class HeartbeatWriter:
         while True:
             await self._workers.wait_unwritten()
             await trio.sleep(self._interval_s)
-            await self.flush()
+            try:
+                await self.flush()
+            except DatabaseError as error:
+                # The next heartbeats say it again; who is alive is decided in memory.
+                _log.limited("heartbeats", "heartbeats not written", reason=str(error))
 
     async def flush(self) -> None:
         """Write all that is not written yet. Raises DatabaseError; what was taken is not kept."""
