@@ -32,22 +32,24 @@ async def keep_running(
     failures = 0
     while True:
         began = trio.current_time()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_report_recovery, name, on_recovery)
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_report_recovery, name, on_recovery)
+            try:
                 await task()
-                nursery.cancel_scope.cancel()
-        except Exception as error:  # noqa: BLE001  whatever it is, the task is needed
-            _log.exception("background task failed", error, task=name, restart_in_s=pause_s)
-            if trio.current_time() - began >= _WELL_AFTER_S:
-                pause_s, failures = _PAUSE_FIRST_S, 0
-            failures += 1
-            if failures > 1:
-                on_failure(name, f"{name} keeps failing: {error or type(error).__name__}")
-            await trio.sleep(pause_s)
-            pause_s = min(pause_s * 2, _PAUSE_MAX_S)
-        else:
+            except Exception as error:  # noqa: BLE001  whatever it is, the task is needed
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is None:
             return
+        _log.exception("background task failed", failure, task=name, restart_in_s=pause_s)
+        if trio.current_time() - began >= _WELL_AFTER_S:
+            pause_s, failures = _PAUSE_FIRST_S, 0
+        failures += 1
+        if failures > 1:
+            on_failure(name, f"{name} keeps failing: {failure or type(failure).__name__}")
+        await trio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _PAUSE_MAX_S)
 
 
 async def _report_recovery(name: str, on_recovery: Callable[[str], None]) -> None:
