@@ -4,15 +4,17 @@ import math
 import ssl
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import attrs
 
+from globalstore.api.application import Application
+from globalstore.api.auth import Tokens
 from globalstore.api.errors import status_of
 from globalstore.api.observing import AccessLog, log_context
 from globalstore.api.services import all_services
 from globalstore.config import GlobalStoreConfig
 from globalstore.rpc import (
+    HealthService,
     Limits,
     Listener,
     ListenerOptions,
@@ -21,30 +23,27 @@ from globalstore.rpc import (
     server_context,
 )
 
-if TYPE_CHECKING:
-    from globalstore.server import Server
-
 
 class TlsUnusable(Exception):
     """The certificate, key or client authorities cannot be used; the text says which and why."""
 
 
-def listener(server: "Server") -> Listener:
+def listener(app: Application, health: HealthService, tokens: Tokens | None) -> Listener:
     """Return the listener with every service, not bound yet. Raises TlsUnusable."""
-    config = server.app.config
-    services = all_services(server.app)
+    config = app.config
+    services = all_services(app)
     for name in ["", *(service.name for service in services)]:
-        server.grpc_health.set(name, ServingStatus.NOT_SERVING)
-    offered = [*services, server.grpc_health.service]
+        health.set(name, ServingStatus.NOT_SERVING)
+    offered = [*services, health.service]
     if config.server.reflection:
         offered += reflection_services([service.name for service in offered])
     return Listener(
         offered,
         limits=_limits(config),
         options=_options(config),
-        interceptors=[log_context, server.slots.interceptor],
-        observers=[server.metrics.calls, AccessLog()],
-        authorize=server.tokens.authorize if server.tokens else None,
+        interceptors=[log_context, app.slots.interceptor],
+        observers=[app.metrics.calls, AccessLog()],
+        authorize=tokens.authorize if tokens else None,
         map_error=status_of,
     )
 

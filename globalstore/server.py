@@ -168,7 +168,7 @@ class Server:
         async with self.store, self.queues, trio.open_nursery() as nursery:
             metrics_port = await self._start_http(nursery)
             await self._recover()
-            self.listener = listening.listener(self)
+            self.listener = listening.listener(self.app, self.grpc_health, self.tokens)
             await self.listener.bind()
             self._show_certificate(self._config)
             self.gauges = Gauges(self.app, self.listener)

@@ -1,12 +1,8 @@
 """Figures that are looked up once a second instead of being counted."""
 
-from typing import TYPE_CHECKING
-
 from globalstore.api.application import Application
+from globalstore.rpc import Listener
 from globalstore.scheduling.workers import LiveWorker
-
-if TYPE_CHECKING:
-    from globalstore.rpc import Listener
 
 # Bits of WorkerCapabilityFlag by the names that the metric uses.
 _WORKER_CAPABILITIES = {
@@ -21,7 +17,7 @@ _WORKER_CAPABILITIES = {
 class Gauges:
     """Shows the present state of the parts in the metrics. Reads memory only."""
 
-    def __init__(self, app: Application, listener: "Listener") -> None:
+    def __init__(self, app: Application, listener: Listener) -> None:
         self._app = app
         self._listener = listener
         self._busy_seconds = 0.0
