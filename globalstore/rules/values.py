@@ -1,5 +1,6 @@
 """Checks of single values, shared by every surface: text, integers, UUIDs, times."""
 
+import re
 import uuid
 
 from globalstore.rules.refusals import InvalidArgument
@@ -10,6 +11,13 @@ TEXT_BYTES_MAX = 1024
 
 # The largest integer a signed 64-bit column holds; wire fields of type uint64 reach twice as far.
 INTEGER_MAX = 2**63 - 1
+
+# The spellings of a UUID that are in use. Python's own parser takes more: underscores, hyphens in
+# any place, digits of other scripts.
+_UUID_DIGITS = r"[0-9a-f]{8}(-?)(?:[0-9a-f]{4}\%d){3}[0-9a-f]{12}"
+_UUID = re.compile(
+    rf"(?:urn:uuid:)?{_UUID_DIGITS % 1}|\{{{_UUID_DIGITS % 2}\}}", re.ASCII | re.IGNORECASE
+)
 
 
 def identifier(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
@@ -58,10 +66,9 @@ def port(field: str, value: int) -> int:
 def uuid_bytes(field: str, value: str) -> bytes:
     """Return the 16 bytes of a UUID in any spelling of RFC 4122."""
     value = required(field, value)
-    try:
-        return uuid.UUID(value).bytes
-    except ValueError:
-        raise InvalidArgument(f"{field} is not a UUID: {value[:64]!r}") from None
+    if not _UUID.fullmatch(value):
+        raise InvalidArgument(f"{field} is not a UUID: {value[:64]!r}")
+    return uuid.UUID(value.lower()).bytes
 
 
 def uuid_text(value: bytes) -> str:
