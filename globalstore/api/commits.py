@@ -48,8 +48,9 @@ class Commits:
                     self._metrics.replicas_changed(artifact_id, memory_type, -1, edge=last)
                 case events.WorkerRegistered(worker):
                     self._workers.registered(worker)
-                case events.WorkerEnded(worker_key, worker_id):
+                case events.WorkerEnded(worker_key, worker_id, lost):
                     self._workers.ended(worker_key)
-                    self._queues.worker_ended(worker_id)
+                    if lost:
+                        self._queues.worker_lost(worker_id)
                 case _:
                     raise TypeError(f"nobody follows {event!r}")

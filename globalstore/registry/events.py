@@ -16,10 +16,14 @@ class WorkerRegistered:
 
 @attrs.frozen
 class WorkerEnded:
-    """A worker became inactive: unregistered, expired or evicted."""
+    """A worker became inactive: unregistered, expired or evicted.
+
+    ``lost`` unless it said goodbye: what it asked for and what it served ends with it.
+    """
 
     worker_key: int
     worker_id: str
+    lost: bool
 
 
 @attrs.frozen

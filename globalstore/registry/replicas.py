@@ -15,7 +15,7 @@ from globalstore.registry.events import (
     SourceFreed,
     WorkerReplicasChanged,
 )
-from globalstore.registry.worker_ids import standing
+from globalstore.registry.worker_ids import Standing, standing
 from globalstore.rules.checksums import Entry, of_replicas
 from globalstore.rules.transfer import ExportState, Transfer
 
@@ -178,10 +178,10 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
         _insert(tx, columns)
     else:
         replica_id = known[1]
-        same_process = known[2] == worker_key and known[3] >= worker.process_generation
-        columns |= _kept_or_given(known, asked.transfer, same_process)
+        columns |= _kept_or_given(known, asked.transfer, worker)
         _refresh(tx, columns | {"seq": known[0]})
         if known[2] != worker_key:
+            _follow_replica(tx, columns | {"replica_id": replica_id})
             tx.emit(WorkerReplicasChanged(known[2]))
     tx.emit(WorkerReplicasChanged(worker_key))
     memory_type = asked.place.memory_tier.name
@@ -190,11 +190,11 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
     return replica_id
 
 
-def _kept_or_given(known: Row, given: Transfer | None, same_process: bool) -> dict[str, Any]:
+def _kept_or_given(known: Row, given: Transfer | None, worker: Standing) -> dict[str, Any]:
     """Return the transfer columns of a replica that is registered again.
 
-    While the worker's process is the same, nothing said keeps what is known, and a lower export
-    generation is a late duplicate. After a new process the old keys are dead.
+    Nothing said keeps what is known, unless the worker's process is a new one: then the old keys
+    are dead. Within one generation of the worker a lower export generation is a late duplicate.
     """
     kept = {
         "export_generation": known[4],
@@ -202,11 +202,23 @@ def _kept_or_given(known: Row, given: Transfer | None, same_process: bool) -> di
         "transfer_size": known[6],
         "transfer_json": known[7],
     }
+    same_worker = known[2] == worker.worker_key
     if given is None:
+        same_process = same_worker and known[3] >= worker.process_generation
         return kept if same_process else _transfer_columns(Transfer())
-    if same_process and given.generation is not None and given.generation < known[4]:
+    same_generation = same_worker and known[3] == worker.generation
+    if same_generation and given.generation is not None and given.generation < known[4]:
         return kept
     return _transfer_columns(given)
+
+
+def _follow_replica(tx: Transaction, columns: dict[str, Any]) -> None:
+    """Let the transports that a replica serves share the fate of its new worker."""
+    tx.run(
+        "UPDATE transports SET source_worker_key = :worker_key"
+        " WHERE replica_id = :replica_id AND outcome = 0",
+        columns,
+    )
 
 
 def _insert(tx: Transaction, columns: dict[str, Any]) -> None:

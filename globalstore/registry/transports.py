@@ -111,7 +111,8 @@ def grant(
     """Answer requests for one artifact and view, in the order given.
 
     ``newcomers`` have others before them and only learn whether they are repeats, contradict
-    another request or wait for something that does not exist; their answers come last.
+    another request or wait for something that does not exist; otherwise they are BUSY, whether or
+    not a source is left. Their answers come last.
     ``routable`` are the keys of the workers that are heard and accepting; ``relaxed_kinds`` the
     group kinds, in lower case, that may mix artifacts. Choosing a source, counting it and
     recording the transport are one step with respect to every other call.

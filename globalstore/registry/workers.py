@@ -208,6 +208,11 @@ def _adopt(tx: Transaction, worker_key: int, previous_worker_id: str) -> None:
         " WHERE worker_key = :old",
         {"new": worker_key, "old": previous[0]},
     )
+    tx.run(
+        "UPDATE transports SET source_worker_key = :new"
+        " WHERE source_worker_key = :old AND outcome = 0",
+        {"new": worker_key, "old": previous[0]},
+    )
     tx.emit(WorkerReplicasChanged(worker_key))
 
 
@@ -253,7 +258,7 @@ def _end(tx: Transaction, worker_key: int, worker_id: str, now_us: int, *, lost:
     worker_ids.hide_replicas(tx, worker_key)
     if lost:
         transports.end_of_worker(tx, worker_key, worker_id, now_us)
-    tx.emit(WorkerEnded(worker_key, worker_id))
+    tx.emit(WorkerEnded(worker_key, worker_id, lost))
 
 
 def hide_unconfirmed(tx: Transaction, worker_key: int, limit: int) -> int:

@@ -3,7 +3,8 @@
 A waiter is a parked call: it exists only while its RPC lives and costs neither a thread nor a
 look at the database. Whatever may free a source kicks the queue of that artifact and view; one pass
 at a time then serves its oldest waiters in one transaction. While a pass is deciding on a waiter
-(``settling``) nobody else may end it, so it is either granted or withdrawn, never both.
+(``settling``) nobody else may end it, so it is either granted or withdrawn, never both. Its
+deadline counts once it had its turn (``attempted``): the least patient gets one try.
 """
 
 import enum
@@ -36,7 +37,8 @@ class _Waiter:
 
     request: Request
     deadline: float
-    settling: bool = True
+    settling: bool = False
+    attempted: bool = False
     callers: int = 0
     answer: Answer | Withdrawn | Exception | None = None
     received: bool = False
@@ -89,6 +91,7 @@ class SourceQueues:
         self._by_request: dict[str, _Waiter] = {}
         self._by_requester: dict[str, set[_Waiter]] = {}
         self._by_group: dict[tuple[str, str, int], dict[str, Request]] = {}
+        self._returning: dict[str, trio.Event] = {}
         self._stopping = False
         self._nursery_context = trio.open_nursery()
         self._nursery: trio.Nursery | None = None
@@ -124,6 +127,8 @@ class SourceQueues:
         the request is withdrawn; a source that was just being granted is given back.
         """
         deadline = trio.current_time() + patience_s
+        while (returned := self._returning.get(request.request_id)) is not None:
+            await returned.wait()
         waiter = self._by_request.get(request.request_id)
         if waiter is None:
             refused = self._refused(request)
@@ -178,13 +183,15 @@ class SourceQueues:
         waiter.callers += 1
         try:
             while waiter.answer is None:
-                limit = math.inf if waiter.settling else waiter.deadline
+                may_end = waiter.attempted and not waiter.settling
+                limit = waiter.deadline if may_end else math.inf
                 changed = waiter.changed
                 with trio.move_on_at(limit):
                     await changed.wait()
                     continue
                 if waiter.answer is None and not waiter.settling:
                     self._withdraw(waiter, Withdrawn.TIMED_OUT)
+            await trio.lowlevel.checkpoint_if_cancelled()  # the caller may just have gone
             if isinstance(waiter.answer, Exception):
                 raise waiter.answer
             waiter.received = True
@@ -207,7 +214,7 @@ class SourceQueues:
         for queue in self._queues.values():
             self._kick(queue)
 
-    def worker_ended(self, worker_id: str) -> None:
+    def worker_lost(self, worker_id: str) -> None:
         """A requester is gone: what it waits for ends as timed out."""
         for waiter in list(self._by_requester.get(worker_id, ())):
             waiter.deadline = -math.inf
@@ -263,30 +270,38 @@ class SourceQueues:
             )
         except Exception as fault:  # noqa: BLE001  each caller raises it on its own
             answers = [fault] * len(asked)
+        busy = Miss.BUSY in answers[: len(served)]
         for waiter, answer in zip(asked, answers, strict=True):
-            self._settle(waiter, answer)
-        missed = next((answer for answer in answers if isinstance(answer, Miss)), None)
-        if missed in {Miss.NO_REPLICA, Miss.NO_SOURCE}:
-            for waiter in [*queue.waiters.values()]:
-                if waiter.answer is None:
-                    self._settle(waiter, missed)
-        elif missed is None and queue.waiters:
+            if answer is Miss.BUSY:
+                self._keep(waiter, attempted=busy)
+            else:
+                self._settle(waiter, answer)
+        misses = (a for a in answers if isinstance(a, Miss) and a is not Miss.BUSY)
+        missing = next(misses, None)
+        if missing is not None:
+            for waiter in list(queue.waiters.values()):
+                self._settle(waiter, missing)
+        elif not busy and queue.waiters:
             queue.kicked = True
         if queue.newcomers:
             queue.kicked = True
 
-    def _settle(self, waiter: _Waiter, answer: Answer | Exception | None) -> None:
+    def _keep(self, waiter: _Waiter, *, attempted: bool) -> None:
+        """Let a waiter wait on; if it had its turn, its deadline counts from now on."""
         waiter.settling = False
-        if answer is Miss.BUSY:
-            if waiter.callers == 0:
-                self._forget(waiter)
-            elif self._stopping:
-                self._withdraw(waiter, Withdrawn.STOPPING)
-            elif waiter.deadline <= trio.current_time():
+        if waiter.callers == 0:
+            self._forget(waiter)
+        elif self._stopping:
+            self._withdraw(waiter, Withdrawn.STOPPING)
+        elif attempted:
+            waiter.attempted = True
+            if waiter.deadline <= trio.current_time():
                 self._withdraw(waiter, Withdrawn.TIMED_OUT)
             else:
-                waiter.notify()  # its deadline counts from now on
-            return
+                waiter.notify()
+
+    def _settle(self, waiter: _Waiter, answer: Answer | Exception) -> None:
+        waiter.settling = False
         waiter.answer = answer
         self._forget(waiter)
         waiter.notify()
@@ -305,9 +320,11 @@ class SourceQueues:
                 self._forget(waiter)
         elif isinstance(waiter.answer, Granted) and not waiter.answer.replayed:
             assert self._nursery is not None
-            self._nursery.start_soon(self._give_back, waiter.answer)
+            # A repeat of the request that came now could still be answered with what is given back.
+            self._returning[waiter.request.request_id] = trio.Event()
+            self._nursery.start_soon(self._give_back, waiter.request.request_id, waiter.answer)
 
-    async def _give_back(self, granted: Granted) -> None:
+    async def _give_back(self, request_id: str, granted: Granted) -> None:
         try:
             await self._store.write(
                 transports.complete,
@@ -320,6 +337,8 @@ class SourceQueues:
         except DatabaseError:
             # Nothing is lost for good: the transport ends by its time to live.
             return
+        finally:
+            self._returning.pop(request_id).set()
 
     def _forget(self, waiter: _Waiter) -> None:
         request = waiter.request
