@@ -31,6 +31,7 @@ from globalstore.scheduling.transports import Policy, SourceQueues
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry import get_logger
 from globalstore.telemetry.metrics import Metrics
+from globalstore.timers.clock import ClockWatch
 from globalstore.timers.maintenance import Maintenance, Schedule
 from globalstore.timers.pulse import Pulse
 from globalstore.timers.supervision import keep_running
@@ -94,6 +95,7 @@ class Server:
             self._wall_us,
         )
         self.pulse = Pulse()
+        self.clock_watch = ClockWatch(self._wall_us)
         self.pulse.tell(self.workers.postpone)
         self.expiry = TransportExpiry(
             self.store, self.pulse, policy.effective_transport_ttl, self._wall_us
@@ -118,6 +120,10 @@ class Server:
         self.metrics.ready.set(self.health.ready)
         self._show("database", self.store.degraded, damaged=self.store.damaged)
         self.gauges.refresh()
+        step_s = self.clock_watch.step_s()
+        if step_s:
+            self.metrics.clock_step_seconds.inc(abs(step_s))
+            _log.warning("wall clock was set", step_s=round(step_s, 3))
 
     def _show(self, name: str, reason: str | None, *, damaged: bool) -> None:
         for conditions, holds in (
