@@ -30,6 +30,7 @@ from globalstore.rpc.sockets import listening_sockets
 from globalstore.scheduling.transports import Policy, SourceQueues
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry import get_logger
+from globalstore.telemetry.labels import ARTIFACTS_MAX
 from globalstore.telemetry.metrics import Metrics
 from globalstore.timers.clock import ClockWatch
 from globalstore.timers.maintenance import Maintenance, Schedule
@@ -214,7 +215,10 @@ class Server:
         )
         self.workers.restore(await self.store.read(workers.active))
         self.expiry.restore(await self.store.read(transports.in_progress))
-        self.metrics.restore_replicas(await self.store.read(replicas.totals))
+        self.metrics.restore_replicas(
+            await self.store.read(replicas.totals),
+            await self.store.read(replicas.totals_by_artifact, ARTIFACTS_MAX),
+        )
         self.metrics.active_transports.set(len(self.expiry))
         seconds = trio.current_time() - began
         self.metrics.recovery_seconds.set(seconds)

@@ -422,16 +422,24 @@ def artifacts_not_held(tx: Snapshot, worker_key: int, artifact_ids: list[str]) -
     ]
 
 
-def totals(tx: Snapshot) -> list[tuple[str, str, int]]:
-    """Return (artifact id, GPU, RAM or DISK, count) for all artifacts that have replicas."""
-    return [
-        (artifact_id, MemoryTier(tier).name, count)
-        for artifact_id, tier, count in tx.all(
-            "SELECT a.artifact_id, t.memory_tier, t.count FROM (SELECT artifact_key, memory_tier,"
-            " count(*) AS count FROM replicas GROUP BY 1, 2) t JOIN artifacts a"
-            " USING (artifact_key) ORDER BY t.artifact_key"
+def totals(tx: Snapshot) -> dict[str, int]:
+    """Return how many replicas there are of each memory type: GPU, RAM, DISK."""
+    return {
+        MemoryTier(tier).name: count
+        for tier, count in tx.all("SELECT memory_tier, count(*) FROM replicas GROUP BY 1")
+    }
+
+
+def totals_by_artifact(tx: Snapshot, limit: int) -> dict[str, int]:
+    """Return how many replicas each of the ``limit`` oldest artifacts that have any has."""
+    return dict(
+        tx.all(
+            "SELECT a.artifact_id, t.count FROM (SELECT artifact_key, count(*) AS count"
+            " FROM replicas GROUP BY artifact_key ORDER BY artifact_key LIMIT :limit) t"
+            " JOIN artifacts a USING (artifact_key)",
+            {"limit": limit},
         )
-    ]
+    )
 
 
 def fresh_id() -> bytes:

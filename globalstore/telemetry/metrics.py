@@ -3,7 +3,7 @@
 Label values come from closed sets, except ``artifact_id``, which ``ArtifactSeries`` bounds.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import prometheus_client
@@ -278,12 +278,22 @@ class Metrics:
         if edge and change < 0:
             self.remove_artifact(artifact_id)
 
-    def restore_replicas(self, counted: Iterable[tuple[str, str, int]]) -> None:
-        """Take over what there is at start, as (artifact id, memory type, count) by artifact."""
-        before = None
-        for artifact_id, memory_type, count in counted:
-            self.replicas_changed(artifact_id, memory_type, count, edge=artifact_id != before)
-            before = artifact_id
+    def restore_replicas(self, by_type: Mapping[str, int], by_artifact: Mapping[str, int]) -> None:
+        """Take over what there is at start: all replicas by type, and those of some artifacts.
+
+        Artifacts that are not named, or find no room, are counted as other.
+        """
+        other = sum(by_type.values())
+        for memory_type, count in by_type.items():
+            self.replicas.inc(count)
+            self.replicas_per_memtype.labels(memory_type).inc(count)
+        for artifact_id, count in by_artifact.items():
+            child = self._replicas_per_artifact.of(artifact_id)
+            if artifact_id in self._replicas_per_artifact:
+                child.set(count)
+                other -= count
+        if other:
+            self._replicas_per_artifact.other().set(other)
 
     def replica_registered(self, artifact_id: str, memory_type: str) -> None:
         """A replica was created or updated; ``memory_type`` is GPU, RAM or DISK."""
