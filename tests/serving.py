@@ -20,7 +20,8 @@ from globalstore.daemon.client import connection
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.server import Server, wall_us
+from globalstore.parts import wall_us
+from globalstore.server import Server
 from globalstore.timers.pulse import TICK_S
 
 KEY = "k" * 40

@@ -1,0 +1,104 @@
+"""Every part of the server, made from the configuration and tied together. Nothing runs yet."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from globalstore.api.application import Application
+from globalstore.api.auth import Tokens
+from globalstore.api.commits import Commits
+from globalstore.api.slots import Slots
+from globalstore.config import GlobalStoreConfig
+from globalstore.db import Observers, Store, StoreOptions
+from globalstore.http import HealthState
+from globalstore.registry.schema import MIGRATIONS
+from globalstore.rpc import HealthService
+from globalstore.scheduling.transports import Policy, SourceQueues
+from globalstore.scheduling.workers import Workers
+from globalstore.telemetry.metrics import Metrics
+from globalstore.timers.maintenance import Maintenance, Schedule
+from globalstore.timers.pulse import Pulse
+from globalstore.timers.transports import TransportExpiry
+from globalstore.timers.workers import HeartbeatWriter, Reaper, grace_s
+
+
+def wall_us() -> int:
+    """Return the wall clock in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+class Parts:
+    """The parts of one server. Made inside trio, since some of them note the time.
+
+    Raises TokenFileUnusable.
+    """
+
+    def __init__(self, config: GlobalStoreConfig, wall: Callable[[], int] = wall_us) -> None:
+        self.config = config
+        self.wall_us = wall
+        policy = config.worker_policy
+        timeout_s = policy.heartbeat_timeout
+        self.metrics = Metrics()
+        self.health = HealthState()
+        self.grpc_health = HealthService()
+        self.workers = Workers(timeout_s, grace_s(timeout_s), self._worker_routable)
+        self._commits = Commits(self.workers, self.metrics)
+        self.store = Store(
+            config.database.path,
+            migrations=MIGRATIONS,
+            options=StoreOptions(
+                max_wal_bytes=config.database.max_wal_bytes,
+                min_free_bytes=config.database.min_free_bytes,
+                backup_directory=(
+                    Path(config.backup.directory).expanduser() if config.backup.directory else None
+                ),
+            ),
+            on_commit=self._commits.follow,
+            observers=Observers(checkpointed=self.metrics.db_checkpoint_seconds.observe),
+        )
+        scheduler = policy.transport_scheduler
+        self.queues = SourceQueues(
+            self.store,
+            self.workers,
+            Policy(
+                max_waiters=scheduler.max_waiters,
+                batch_limit=scheduler.group_dispatch.dispatch_batch_limit,
+                relaxed_group_kinds=frozenset(
+                    kind.lower() for kind in scheduler.group_dispatch.relaxed_group_kinds
+                ),
+            ),
+            wall,
+        )
+        self.pulse = Pulse()
+        self.pulse.tell(self.workers.postpone)
+        self.expiry = TransportExpiry(self.store, self.pulse, policy.effective_transport_ttl, wall)
+        self.pulse.tell(self.expiry.postpone)
+        self._commits.attach(self.queues, self.expiry)
+        self.slots = Slots(config.server.max_workers)
+        self.app = Application(
+            config, self.store, self.workers, self.queues, self.slots, self.metrics, wall
+        )
+        token_file = config.server.auth.token_file
+        self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
+        self.heartbeats = HeartbeatWriter(self.store, self.workers, self._heartbeats_written)
+        self.reaper = Reaper(
+            self.store, self.workers, self.pulse, wall, self.metrics.worker_expired.inc
+        )
+        self.maintenance = Maintenance(
+            self.store,
+            Schedule(
+                cleanup_interval_s=policy.cleanup_interval,
+                optimize_interval_s=config.database.optimize_interval,
+                transport_retention_s=policy.transport_retention,
+            ),
+            wall,
+            self.metrics,
+        )
+
+    def _worker_routable(self) -> None:
+        self.queues.worker_routable()
+
+    def _heartbeats_written(self, asked: int, written: int) -> None:
+        self.metrics.heartbeat_flush_batch_size.observe(asked)
+        self.metrics.heartbeat_flush_updates.labels("batched").inc(written)
+        self.metrics.heartbeat_flush_updates.labels("dropped").inc(asked - written)
