@@ -51,11 +51,16 @@ class _Waiter:
 
 @attrs.define(eq=False)
 class _Queue:
-    """The waiters of one artifact and view, oldest first (dict order is arrival order)."""
+    """The waiters of one artifact and view, oldest first (dict order is arrival order).
+
+    ``newcomers`` were not looked at yet. ``untried`` when some waiter was, but had no turn: those
+    before it had used up the pass and there may be more sources.
+    """
 
     space: Space
     waiters: dict[str, _Waiter] = attrs.Factory(dict)
     newcomers: dict[str, _Waiter] = attrs.Factory(dict)
+    untried: bool = False
     kicked: bool = False
     running: bool = False
 
@@ -276,6 +281,13 @@ class SourceQueues:
                 self._keep(waiter, attempted=busy)
             else:
                 self._settle(waiter, answer)
+        if not busy:
+            queue.untried = True
+        elif queue.untried:
+            # Nothing is left for those before them, so nothing for them.
+            queue.untried = False
+            for waiter in [w for w in queue.waiters.values() if not w.attempted]:
+                self._keep(waiter, attempted=True)
         misses = (a for a in answers if isinstance(a, Miss) and a is not Miss.BUSY)
         missing = next(misses, None)
         if missing is not None:

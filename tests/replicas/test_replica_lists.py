@@ -228,8 +228,8 @@ async def test_a_walk_sees_all_that_stays_once_while_others_come_and_go(seed: in
             walking = False
         assert len(seen) == len(set(seen))
         assert stays <= set(seen)
-        assert [d for d in seen if d < 60] == sorted(d for d in seen if d < 60)
-        assert seen[: len([d for d in seen if d < 60])] == [d for d in seen if d < 60]
+        earlier = [device for device in seen if device < 60]
+        assert seen[: len(earlier)] == sorted(earlier)
 
 
 # Counts
