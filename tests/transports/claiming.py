@@ -49,17 +49,24 @@ def start(
     store: Serving,
     artifact_id: str = "model",
     wait_s: float = 3600,
-    stub: Any = None,
+    apart: bool = False,
     **fields: Any,
 ) -> Pending:
-    """Start a claim in the background; ``stub`` is another connection than the store's own."""
+    """Start a claim in the background.
+
+    ``apart`` gives it a connection of its own; cancelling ``scope`` then cuts that off.
+    """
     pending = Pending(claim_request(artifact_id, wait_s, **fields))
 
     async def run() -> None:
         with pending.scope:
             try:
-                call = (stub or store.runtime).RequestReplicaTransport
-                pending.answer = await call(pending.request)
+                if apart:
+                    async with another_client(store) as stub:
+                        pending.answer = await stub.RequestReplicaTransport(pending.request)
+                else:
+                    call = store.runtime.RequestReplicaTransport
+                    pending.answer = await call(pending.request)
             except purerpc.RpcFailedError as error:
                 pending.error = error
         pending.ended.set()
@@ -80,7 +87,7 @@ async def parked(store: Serving, count: int) -> None:
 
 @asynccontextmanager
 async def another_client(store: Serving) -> AsyncIterator[Any]:
-    """Open a connection of its own, which is cut when the block is left or cancelled."""
+    """Open a connection of its own; cancelling the block cuts it off."""
     async with connection("127.0.0.1", store.info.listen_port) as channel:
         yield services.ClusterRuntimeServiceStub(channel)
 
