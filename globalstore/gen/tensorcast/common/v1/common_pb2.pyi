@@ -137,6 +137,16 @@ class HashSpaceRef(_message.Message):
     canonical_index_multihash: str
     def __init__(self, byte_space: _Optional[_Union[ByteSpaceRef, _Mapping]] = ..., canonical_index_multihash: _Optional[str] = ...) -> None: ...
 
+class SelectionIdentity(_message.Message):
+    __slots__ = ("artifact_id", "logical_layout_hash", "selection_hash")
+    ARTIFACT_ID_FIELD_NUMBER: _ClassVar[int]
+    LOGICAL_LAYOUT_HASH_FIELD_NUMBER: _ClassVar[int]
+    SELECTION_HASH_FIELD_NUMBER: _ClassVar[int]
+    artifact_id: str
+    logical_layout_hash: bytes
+    selection_hash: bytes
+    def __init__(self, artifact_id: _Optional[str] = ..., logical_layout_hash: _Optional[bytes] = ..., selection_hash: _Optional[bytes] = ...) -> None: ...
+
 class ReplicaTransportMetadata(_message.Message):
     __slots__ = ("export_state", "export_generation", "remote_memory_keys", "buffer_sizes", "verification_json")
     class ExportState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -197,22 +207,6 @@ class MemoryInfo(_message.Message):
     transport: ReplicaTransportMetadata
     def __init__(self, node_id: _Optional[str] = ..., node_address: _Optional[str] = ..., node_port: _Optional[int] = ..., memory_size: _Optional[int] = ..., memory_type: _Optional[_Union[MemoryType, str]] = ..., device_id: _Optional[int] = ..., remote_memory_keys: _Optional[_Iterable[str]] = ..., buffer_sizes: _Optional[_Iterable[int]] = ..., is_memory_replica: _Optional[bool] = ..., tensor_index_key: _Optional[str] = ..., creation_ts: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., source_process_id: _Optional[str] = ..., verification_json: _Optional[str] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., byte_space: _Optional[_Union[ByteSpaceRef, _Mapping]] = ..., transport: _Optional[_Union[ReplicaTransportMetadata, _Mapping]] = ...) -> None: ...
 
-class PageInfo(_message.Message):
-    __slots__ = ("next_page_token", "total_size")
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    TOTAL_SIZE_FIELD_NUMBER: _ClassVar[int]
-    next_page_token: str
-    total_size: int
-    def __init__(self, next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
-
-class Pagination(_message.Message):
-    __slots__ = ("page_size", "page_token")
-    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
-    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    page_size: int
-    page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
-
 class ReplicaRef(_message.Message):
     __slots__ = ("artifact_id", "replica_id")
     ARTIFACT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -243,12 +237,18 @@ class ReplicaInfo(_message.Message):
     stats: ReplicaStats
     def __init__(self, ref: _Optional[_Union[ReplicaRef, _Mapping]] = ..., memory_info: _Optional[_Union[MemoryInfo, _Mapping]] = ..., stats: _Optional[_Union[ReplicaStats, _Mapping]] = ...) -> None: ...
 
-class SelectionIdentity(_message.Message):
-    __slots__ = ("artifact_id", "logical_layout_hash", "selection_hash")
-    ARTIFACT_ID_FIELD_NUMBER: _ClassVar[int]
-    LOGICAL_LAYOUT_HASH_FIELD_NUMBER: _ClassVar[int]
-    SELECTION_HASH_FIELD_NUMBER: _ClassVar[int]
-    artifact_id: str
-    logical_layout_hash: bytes
-    selection_hash: bytes
-    def __init__(self, artifact_id: _Optional[str] = ..., logical_layout_hash: _Optional[bytes] = ..., selection_hash: _Optional[bytes] = ...) -> None: ...
+class Pagination(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class PageInfo(_message.Message):
+    __slots__ = ("next_page_token", "total_size")
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    next_page_token: str
+    total_size: int
+    def __init__(self, next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...

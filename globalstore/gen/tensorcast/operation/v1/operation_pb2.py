@@ -27,7 +27,7 @@ from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tensorcast/operation/v1/operation.proto\x12\x17tensorcast.operation.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x01\n\x1c\x41\x63quireOperationLeaseRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x1a\n\x12target_artifact_id\x18\x03 \x01(\t\x12\x10\n\x08owner_id\x18\x04 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x05 \x01(\x04\"\x97\x01\n\x0eOperationLease\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x10\n\x08owner_id\x18\x03 \x01(\t\x12\x18\n\x10lease_generation\x18\x04 \x01(\x04\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"i\n\x1d\x41\x63quireOperationLeaseResponse\x12\x10\n\x08\x61\x63quired\x18\x01 \x01(\x08\x12\x36\n\x05lease\x18\x02 \x01(\x0b\x32\'.tensorcast.operation.v1.OperationLease\"\xd1\x01\n\x0cOperationRef\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x1a\n\x12target_artifact_id\x18\x03 \x01(\t\x12\x1c\n\x14\x61uthority_scope_kind\x18\x04 \x01(\t\x12\x1a\n\x12\x61uthority_scope_id\x18\x05 \x01(\t\x12\x17\n\x0f\x61ttachment_kind\x18\x06 \x01(\t\x12\x16\n\x0erecovery_class\x18\x07 \x01(\t\x12\x16\n\x0e\x66\x65ncing_digest\x18\x08 \x01(\t\"_\n\x13GetOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x32\n\x03ref\x18\x02 \x01(\x0b\x32%.tensorcast.operation.v1.OperationRef\"I\n\x0eOperationError\x12\x13\n\x0bstatus_code\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"\x84\x02\n\x0fOperationStatus\x12\x36\n\x05state\x18\x01 \x01(\x0e\x32\'.tensorcast.operation.v1.OperationState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x10\n\x08progress\x18\x03 \x01(\x01\x12)\n\x05\x61s_of\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x05\x65rror\x18\x05 \x01(\x0b\x32\'.tensorcast.operation.v1.OperationErrorH\x00\x88\x01\x01\x12$\n\x06result\x18\x06 \x01(\x0b\x32\x14.google.protobuf.AnyB\x08\n\x06_error\"\x91\x02\n\x14GetOperationResponse\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32%.tensorcast.operation.v1.OperationRef\x12\x38\n\x06status\x18\x02 \x01(\x0b\x32(.tensorcast.operation.v1.OperationStatus\x12\x18\n\x10lease_generation\x18\x03 \x01(\x04\x12\x13\n\x0blease_owner\x18\x04 \x01(\t\x12\x34\n\x10lease_expires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08snapshot\x18\x06 \x01(\x0b\x32\x14.google.protobuf.Any\"E\n\x1eKeepaliveOperationLeaseRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x04\"Y\n\x1fKeepaliveOperationLeaseResponse\x12\x36\n\x05lease\x18\x01 \x01(\x0b\x32\'.tensorcast.operation.v1.OperationLease\"S\n\x1dOperationContinuationMetadata\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32%.tensorcast.operation.v1.OperationRef\"3\n\x1cReleaseOperationLeaseRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\t\"1\n\x1dReleaseOperationLeaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08\"\xaa\x01\n\x16UpdateOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x18\n\x10lease_generation\x18\x02 \x01(\x04\x12\x38\n\x06status\x18\x03 \x01(\x0b\x32(.tensorcast.operation.v1.OperationStatus\x12&\n\x08snapshot\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\"\x19\n\x17UpdateOperationResponse*\xe1\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_STATE_PENDING\x10\x01\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1b\n\x17OPERATION_STATE_SUCCESS\x10\x03\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n\x19OPERATION_STATE_CANCELLED\x10\x05\x12\x1c\n\x18OPERATION_STATE_DEGRADED\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tensorcast/operation/v1/operation.proto\x12\x17tensorcast.operation.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x01\n\x0cOperationRef\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x1a\n\x12target_artifact_id\x18\x03 \x01(\t\x12\x1c\n\x14\x61uthority_scope_kind\x18\x04 \x01(\t\x12\x1a\n\x12\x61uthority_scope_id\x18\x05 \x01(\t\x12\x17\n\x0f\x61ttachment_kind\x18\x06 \x01(\t\x12\x16\n\x0erecovery_class\x18\x07 \x01(\t\x12\x16\n\x0e\x66\x65ncing_digest\x18\x08 \x01(\t\"I\n\x0eOperationError\x12\x13\n\x0bstatus_code\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08\"\x84\x02\n\x0fOperationStatus\x12\x36\n\x05state\x18\x01 \x01(\x0e\x32\'.tensorcast.operation.v1.OperationState\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x10\n\x08progress\x18\x03 \x01(\x01\x12)\n\x05\x61s_of\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x05\x65rror\x18\x05 \x01(\x0b\x32\'.tensorcast.operation.v1.OperationErrorH\x00\x88\x01\x01\x12$\n\x06result\x18\x06 \x01(\x0b\x32\x14.google.protobuf.AnyB\x08\n\x06_error\"S\n\x1dOperationContinuationMetadata\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32%.tensorcast.operation.v1.OperationRef\"\xaa\x01\n\x16UpdateOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x18\n\x10lease_generation\x18\x02 \x01(\x04\x12\x38\n\x06status\x18\x03 \x01(\x0b\x32(.tensorcast.operation.v1.OperationStatus\x12&\n\x08snapshot\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\"\x19\n\x17UpdateOperationResponse\"_\n\x13GetOperationRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x32\n\x03ref\x18\x02 \x01(\x0b\x32%.tensorcast.operation.v1.OperationRef\"\x91\x02\n\x14GetOperationResponse\x12\x32\n\x03ref\x18\x01 \x01(\x0b\x32%.tensorcast.operation.v1.OperationRef\x12\x38\n\x06status\x18\x02 \x01(\x0b\x32(.tensorcast.operation.v1.OperationStatus\x12\x18\n\x10lease_generation\x18\x03 \x01(\x04\x12\x13\n\x0blease_owner\x18\x04 \x01(\t\x12\x34\n\x10lease_expires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08snapshot\x18\x06 \x01(\x0b\x32\x14.google.protobuf.Any\"\x97\x01\n\x0eOperationLease\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x13\n\x0blease_token\x18\x02 \x01(\t\x12\x10\n\x08owner_id\x18\x03 \x01(\t\x12\x18\n\x10lease_generation\x18\x04 \x01(\x04\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x01\n\x1c\x41\x63quireOperationLeaseRequest\x12\x14\n\x0coperation_id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x1a\n\x12target_artifact_id\x18\x03 \x01(\t\x12\x10\n\x08owner_id\x18\x04 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x05 \x01(\x04\"i\n\x1d\x41\x63quireOperationLeaseResponse\x12\x10\n\x08\x61\x63quired\x18\x01 \x01(\x08\x12\x36\n\x05lease\x18\x02 \x01(\x0b\x32\'.tensorcast.operation.v1.OperationLease\"E\n\x1eKeepaliveOperationLeaseRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x04\"Y\n\x1fKeepaliveOperationLeaseResponse\x12\x36\n\x05lease\x18\x01 \x01(\x0b\x32\'.tensorcast.operation.v1.OperationLease\"3\n\x1cReleaseOperationLeaseRequest\x12\x13\n\x0blease_token\x18\x01 \x01(\t\"1\n\x1dReleaseOperationLeaseResponse\x12\x10\n\x08released\x18\x01 \x01(\x08*\xe1\x01\n\x0eOperationState\x12\x1f\n\x1bOPERATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OPERATION_STATE_PENDING\x10\x01\x12\x1b\n\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1b\n\x17OPERATION_STATE_SUCCESS\x10\x03\x12\x1a\n\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n\x19OPERATION_STATE_CANCELLED\x10\x05\x12\x1c\n\x18OPERATION_STATE_DEGRADED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,34 +36,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPERATIONSTATE']._serialized_start=1995
   _globals['_OPERATIONSTATE']._serialized_end=2220
-  _globals['_ACQUIREOPERATIONLEASEREQUEST']._serialized_start=129
-  _globals['_ACQUIREOPERATIONLEASEREQUEST']._serialized_end=257
-  _globals['_OPERATIONLEASE']._serialized_start=260
-  _globals['_OPERATIONLEASE']._serialized_end=411
-  _globals['_ACQUIREOPERATIONLEASERESPONSE']._serialized_start=413
-  _globals['_ACQUIREOPERATIONLEASERESPONSE']._serialized_end=518
-  _globals['_OPERATIONREF']._serialized_start=521
-  _globals['_OPERATIONREF']._serialized_end=730
-  _globals['_GETOPERATIONREQUEST']._serialized_start=732
-  _globals['_GETOPERATIONREQUEST']._serialized_end=827
-  _globals['_OPERATIONERROR']._serialized_start=829
-  _globals['_OPERATIONERROR']._serialized_end=902
-  _globals['_OPERATIONSTATUS']._serialized_start=905
-  _globals['_OPERATIONSTATUS']._serialized_end=1165
-  _globals['_GETOPERATIONRESPONSE']._serialized_start=1168
-  _globals['_GETOPERATIONRESPONSE']._serialized_end=1441
-  _globals['_KEEPALIVEOPERATIONLEASEREQUEST']._serialized_start=1443
-  _globals['_KEEPALIVEOPERATIONLEASEREQUEST']._serialized_end=1512
-  _globals['_KEEPALIVEOPERATIONLEASERESPONSE']._serialized_start=1514
-  _globals['_KEEPALIVEOPERATIONLEASERESPONSE']._serialized_end=1603
-  _globals['_OPERATIONCONTINUATIONMETADATA']._serialized_start=1605
-  _globals['_OPERATIONCONTINUATIONMETADATA']._serialized_end=1688
-  _globals['_RELEASEOPERATIONLEASEREQUEST']._serialized_start=1690
-  _globals['_RELEASEOPERATIONLEASEREQUEST']._serialized_end=1741
-  _globals['_RELEASEOPERATIONLEASERESPONSE']._serialized_start=1743
-  _globals['_RELEASEOPERATIONLEASERESPONSE']._serialized_end=1792
-  _globals['_UPDATEOPERATIONREQUEST']._serialized_start=1795
-  _globals['_UPDATEOPERATIONREQUEST']._serialized_end=1965
-  _globals['_UPDATEOPERATIONRESPONSE']._serialized_start=1967
-  _globals['_UPDATEOPERATIONRESPONSE']._serialized_end=1992
+  _globals['_OPERATIONREF']._serialized_start=129
+  _globals['_OPERATIONREF']._serialized_end=338
+  _globals['_OPERATIONERROR']._serialized_start=340
+  _globals['_OPERATIONERROR']._serialized_end=413
+  _globals['_OPERATIONSTATUS']._serialized_start=416
+  _globals['_OPERATIONSTATUS']._serialized_end=676
+  _globals['_OPERATIONCONTINUATIONMETADATA']._serialized_start=678
+  _globals['_OPERATIONCONTINUATIONMETADATA']._serialized_end=761
+  _globals['_UPDATEOPERATIONREQUEST']._serialized_start=764
+  _globals['_UPDATEOPERATIONREQUEST']._serialized_end=934
+  _globals['_UPDATEOPERATIONRESPONSE']._serialized_start=936
+  _globals['_UPDATEOPERATIONRESPONSE']._serialized_end=961
+  _globals['_GETOPERATIONREQUEST']._serialized_start=963
+  _globals['_GETOPERATIONREQUEST']._serialized_end=1058
+  _globals['_GETOPERATIONRESPONSE']._serialized_start=1061
+  _globals['_GETOPERATIONRESPONSE']._serialized_end=1334
+  _globals['_OPERATIONLEASE']._serialized_start=1337
+  _globals['_OPERATIONLEASE']._serialized_end=1488
+  _globals['_ACQUIREOPERATIONLEASEREQUEST']._serialized_start=1491
+  _globals['_ACQUIREOPERATIONLEASEREQUEST']._serialized_end=1619
+  _globals['_ACQUIREOPERATIONLEASERESPONSE']._serialized_start=1621
+  _globals['_ACQUIREOPERATIONLEASERESPONSE']._serialized_end=1726
+  _globals['_KEEPALIVEOPERATIONLEASEREQUEST']._serialized_start=1728
+  _globals['_KEEPALIVEOPERATIONLEASEREQUEST']._serialized_end=1797
+  _globals['_KEEPALIVEOPERATIONLEASERESPONSE']._serialized_start=1799
+  _globals['_KEEPALIVEOPERATIONLEASERESPONSE']._serialized_end=1888
+  _globals['_RELEASEOPERATIONLEASEREQUEST']._serialized_start=1890
+  _globals['_RELEASEOPERATIONLEASEREQUEST']._serialized_end=1941
+  _globals['_RELEASEOPERATIONLEASERESPONSE']._serialized_start=1943
+  _globals['_RELEASEOPERATIONLEASERESPONSE']._serialized_end=1992
 # @@protoc_insertion_point(module_scope)

@@ -28,42 +28,6 @@ OPERATION_STATE_FAILED: OperationState
 OPERATION_STATE_CANCELLED: OperationState
 OPERATION_STATE_DEGRADED: OperationState
 
-class AcquireOperationLeaseRequest(_message.Message):
-    __slots__ = ("operation_id", "kind", "target_artifact_id", "owner_id", "ttl_ms")
-    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
-    KIND_FIELD_NUMBER: _ClassVar[int]
-    TARGET_ARTIFACT_ID_FIELD_NUMBER: _ClassVar[int]
-    OWNER_ID_FIELD_NUMBER: _ClassVar[int]
-    TTL_MS_FIELD_NUMBER: _ClassVar[int]
-    operation_id: str
-    kind: str
-    target_artifact_id: str
-    owner_id: str
-    ttl_ms: int
-    def __init__(self, operation_id: _Optional[str] = ..., kind: _Optional[str] = ..., target_artifact_id: _Optional[str] = ..., owner_id: _Optional[str] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
-
-class OperationLease(_message.Message):
-    __slots__ = ("operation_id", "lease_token", "owner_id", "lease_generation", "expires_at")
-    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
-    LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    OWNER_ID_FIELD_NUMBER: _ClassVar[int]
-    LEASE_GENERATION_FIELD_NUMBER: _ClassVar[int]
-    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
-    operation_id: str
-    lease_token: str
-    owner_id: str
-    lease_generation: int
-    expires_at: _timestamp_pb2.Timestamp
-    def __init__(self, operation_id: _Optional[str] = ..., lease_token: _Optional[str] = ..., owner_id: _Optional[str] = ..., lease_generation: _Optional[int] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
-
-class AcquireOperationLeaseResponse(_message.Message):
-    __slots__ = ("acquired", "lease")
-    ACQUIRED_FIELD_NUMBER: _ClassVar[int]
-    LEASE_FIELD_NUMBER: _ClassVar[int]
-    acquired: bool
-    lease: OperationLease
-    def __init__(self, acquired: _Optional[bool] = ..., lease: _Optional[_Union[OperationLease, _Mapping]] = ...) -> None: ...
-
 class OperationRef(_message.Message):
     __slots__ = ("operation_id", "kind", "target_artifact_id", "authority_scope_kind", "authority_scope_id", "attachment_kind", "recovery_class", "fencing_digest")
     OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -83,14 +47,6 @@ class OperationRef(_message.Message):
     recovery_class: str
     fencing_digest: str
     def __init__(self, operation_id: _Optional[str] = ..., kind: _Optional[str] = ..., target_artifact_id: _Optional[str] = ..., authority_scope_kind: _Optional[str] = ..., authority_scope_id: _Optional[str] = ..., attachment_kind: _Optional[str] = ..., recovery_class: _Optional[str] = ..., fencing_digest: _Optional[str] = ...) -> None: ...
-
-class GetOperationRequest(_message.Message):
-    __slots__ = ("operation_id", "ref")
-    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
-    REF_FIELD_NUMBER: _ClassVar[int]
-    operation_id: str
-    ref: OperationRef
-    def __init__(self, operation_id: _Optional[str] = ..., ref: _Optional[_Union[OperationRef, _Mapping]] = ...) -> None: ...
 
 class OperationError(_message.Message):
     __slots__ = ("status_code", "message", "retryable")
@@ -118,53 +74,11 @@ class OperationStatus(_message.Message):
     result: _any_pb2.Any
     def __init__(self, state: _Optional[_Union[OperationState, str]] = ..., message: _Optional[str] = ..., progress: _Optional[float] = ..., as_of: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., error: _Optional[_Union[OperationError, _Mapping]] = ..., result: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
 
-class GetOperationResponse(_message.Message):
-    __slots__ = ("ref", "status", "lease_generation", "lease_owner", "lease_expires_at", "snapshot")
-    REF_FIELD_NUMBER: _ClassVar[int]
-    STATUS_FIELD_NUMBER: _ClassVar[int]
-    LEASE_GENERATION_FIELD_NUMBER: _ClassVar[int]
-    LEASE_OWNER_FIELD_NUMBER: _ClassVar[int]
-    LEASE_EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
-    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
-    ref: OperationRef
-    status: OperationStatus
-    lease_generation: int
-    lease_owner: str
-    lease_expires_at: _timestamp_pb2.Timestamp
-    snapshot: _any_pb2.Any
-    def __init__(self, ref: _Optional[_Union[OperationRef, _Mapping]] = ..., status: _Optional[_Union[OperationStatus, _Mapping]] = ..., lease_generation: _Optional[int] = ..., lease_owner: _Optional[str] = ..., lease_expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., snapshot: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
-
-class KeepaliveOperationLeaseRequest(_message.Message):
-    __slots__ = ("lease_token", "ttl_ms")
-    LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    TTL_MS_FIELD_NUMBER: _ClassVar[int]
-    lease_token: str
-    ttl_ms: int
-    def __init__(self, lease_token: _Optional[str] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
-
-class KeepaliveOperationLeaseResponse(_message.Message):
-    __slots__ = ("lease",)
-    LEASE_FIELD_NUMBER: _ClassVar[int]
-    lease: OperationLease
-    def __init__(self, lease: _Optional[_Union[OperationLease, _Mapping]] = ...) -> None: ...
-
 class OperationContinuationMetadata(_message.Message):
     __slots__ = ("ref",)
     REF_FIELD_NUMBER: _ClassVar[int]
     ref: OperationRef
     def __init__(self, ref: _Optional[_Union[OperationRef, _Mapping]] = ...) -> None: ...
-
-class ReleaseOperationLeaseRequest(_message.Message):
-    __slots__ = ("lease_token",)
-    LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
-    lease_token: str
-    def __init__(self, lease_token: _Optional[str] = ...) -> None: ...
-
-class ReleaseOperationLeaseResponse(_message.Message):
-    __slots__ = ("released",)
-    RELEASED_FIELD_NUMBER: _ClassVar[int]
-    released: bool
-    def __init__(self, released: _Optional[bool] = ...) -> None: ...
 
 class UpdateOperationRequest(_message.Message):
     __slots__ = ("operation_id", "lease_generation", "status", "snapshot")
@@ -181,3 +95,89 @@ class UpdateOperationRequest(_message.Message):
 class UpdateOperationResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class GetOperationRequest(_message.Message):
+    __slots__ = ("operation_id", "ref")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    ref: OperationRef
+    def __init__(self, operation_id: _Optional[str] = ..., ref: _Optional[_Union[OperationRef, _Mapping]] = ...) -> None: ...
+
+class GetOperationResponse(_message.Message):
+    __slots__ = ("ref", "status", "lease_generation", "lease_owner", "lease_expires_at", "snapshot")
+    REF_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    LEASE_OWNER_FIELD_NUMBER: _ClassVar[int]
+    LEASE_EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    ref: OperationRef
+    status: OperationStatus
+    lease_generation: int
+    lease_owner: str
+    lease_expires_at: _timestamp_pb2.Timestamp
+    snapshot: _any_pb2.Any
+    def __init__(self, ref: _Optional[_Union[OperationRef, _Mapping]] = ..., status: _Optional[_Union[OperationStatus, _Mapping]] = ..., lease_generation: _Optional[int] = ..., lease_owner: _Optional[str] = ..., lease_expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., snapshot: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
+
+class OperationLease(_message.Message):
+    __slots__ = ("operation_id", "lease_token", "owner_id", "lease_generation", "expires_at")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    OWNER_ID_FIELD_NUMBER: _ClassVar[int]
+    LEASE_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    lease_token: str
+    owner_id: str
+    lease_generation: int
+    expires_at: _timestamp_pb2.Timestamp
+    def __init__(self, operation_id: _Optional[str] = ..., lease_token: _Optional[str] = ..., owner_id: _Optional[str] = ..., lease_generation: _Optional[int] = ..., expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class AcquireOperationLeaseRequest(_message.Message):
+    __slots__ = ("operation_id", "kind", "target_artifact_id", "owner_id", "ttl_ms")
+    OPERATION_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    TARGET_ARTIFACT_ID_FIELD_NUMBER: _ClassVar[int]
+    OWNER_ID_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    operation_id: str
+    kind: str
+    target_artifact_id: str
+    owner_id: str
+    ttl_ms: int
+    def __init__(self, operation_id: _Optional[str] = ..., kind: _Optional[str] = ..., target_artifact_id: _Optional[str] = ..., owner_id: _Optional[str] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
+
+class AcquireOperationLeaseResponse(_message.Message):
+    __slots__ = ("acquired", "lease")
+    ACQUIRED_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    acquired: bool
+    lease: OperationLease
+    def __init__(self, acquired: _Optional[bool] = ..., lease: _Optional[_Union[OperationLease, _Mapping]] = ...) -> None: ...
+
+class KeepaliveOperationLeaseRequest(_message.Message):
+    __slots__ = ("lease_token", "ttl_ms")
+    LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TTL_MS_FIELD_NUMBER: _ClassVar[int]
+    lease_token: str
+    ttl_ms: int
+    def __init__(self, lease_token: _Optional[str] = ..., ttl_ms: _Optional[int] = ...) -> None: ...
+
+class KeepaliveOperationLeaseResponse(_message.Message):
+    __slots__ = ("lease",)
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    lease: OperationLease
+    def __init__(self, lease: _Optional[_Union[OperationLease, _Mapping]] = ...) -> None: ...
+
+class ReleaseOperationLeaseRequest(_message.Message):
+    __slots__ = ("lease_token",)
+    LEASE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    lease_token: str
+    def __init__(self, lease_token: _Optional[str] = ...) -> None: ...
+
+class ReleaseOperationLeaseResponse(_message.Message):
+    __slots__ = ("released",)
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    released: bool
+    def __init__(self, released: _Optional[bool] = ...) -> None: ...
