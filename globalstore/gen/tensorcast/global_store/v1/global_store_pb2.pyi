@@ -26,6 +26,15 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_ERROR: _ClassVar[Status]
     STATUS_OK: _ClassVar[Status]
 
+class WorkerCapabilityFlag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WORKER_CAPABILITY_FLAG_UNSPECIFIED: _ClassVar[WorkerCapabilityFlag]
+    WORKER_CAPABILITY_FLAG_QUEUE_BROKER_ENABLED: _ClassVar[WorkerCapabilityFlag]
+    WORKER_CAPABILITY_FLAG_RETENTION_HANDLES_ENABLED: _ClassVar[WorkerCapabilityFlag]
+    WORKER_CAPABILITY_FLAG_CAPABILITY_TOKENS_V2_ENABLED: _ClassVar[WorkerCapabilityFlag]
+    WORKER_CAPABILITY_FLAG_GATEWAY_INGRESS_ENABLED: _ClassVar[WorkerCapabilityFlag]
+    WORKER_CAPABILITY_FLAG_SHARD_HOME_ELIGIBLE: _ClassVar[WorkerCapabilityFlag]
+
 class ConnectionStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CONNECTION_STATUS_UNSPECIFIED: _ClassVar[ConnectionStatus]
@@ -48,6 +57,12 @@ class ReconcileResultKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RECONCILE_RESULT_KIND_RETRY_LATER: _ClassVar[ReconcileResultKind]
     RECONCILE_RESULT_KIND_REBASE_REQUIRED: _ClassVar[ReconcileResultKind]
     RECONCILE_RESULT_KIND_FATAL: _ClassVar[ReconcileResultKind]
+
+class InstanceCapabilityFlag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INSTANCE_CAPABILITY_FLAG_UNSPECIFIED: _ClassVar[InstanceCapabilityFlag]
+    INSTANCE_CAPABILITY_FLAG_EXECUTION_SIGNALS_ENABLED: _ClassVar[InstanceCapabilityFlag]
+    INSTANCE_CAPABILITY_FLAG_NODE_AGENT_ENABLED: _ClassVar[InstanceCapabilityFlag]
 
 class TransportCompletionOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -129,21 +144,6 @@ class PersistenceState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PERSISTENCE_STATE_DEGRADED: _ClassVar[PersistenceState]
     PERSISTENCE_STATE_SUCCESS: _ClassVar[PersistenceState]
     PERSISTENCE_STATE_FAILED: _ClassVar[PersistenceState]
-
-class InstanceCapabilityFlag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    INSTANCE_CAPABILITY_FLAG_UNSPECIFIED: _ClassVar[InstanceCapabilityFlag]
-    INSTANCE_CAPABILITY_FLAG_EXECUTION_SIGNALS_ENABLED: _ClassVar[InstanceCapabilityFlag]
-    INSTANCE_CAPABILITY_FLAG_NODE_AGENT_ENABLED: _ClassVar[InstanceCapabilityFlag]
-
-class WorkerCapabilityFlag(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    WORKER_CAPABILITY_FLAG_UNSPECIFIED: _ClassVar[WorkerCapabilityFlag]
-    WORKER_CAPABILITY_FLAG_QUEUE_BROKER_ENABLED: _ClassVar[WorkerCapabilityFlag]
-    WORKER_CAPABILITY_FLAG_RETENTION_HANDLES_ENABLED: _ClassVar[WorkerCapabilityFlag]
-    WORKER_CAPABILITY_FLAG_CAPABILITY_TOKENS_V2_ENABLED: _ClassVar[WorkerCapabilityFlag]
-    WORKER_CAPABILITY_FLAG_GATEWAY_INGRESS_ENABLED: _ClassVar[WorkerCapabilityFlag]
-    WORKER_CAPABILITY_FLAG_SHARD_HOME_ELIGIBLE: _ClassVar[WorkerCapabilityFlag]
 STATUS_UNSPECIFIED: Status
 STATUS_NOT_FOUND: Status
 STATUS_TIMED_OUT: Status
@@ -151,6 +151,12 @@ STATUS_TOO_MANY_REQUESTS: Status
 STATUS_STATE_SYNC_REQUIRED: Status
 STATUS_ERROR: Status
 STATUS_OK: Status
+WORKER_CAPABILITY_FLAG_UNSPECIFIED: WorkerCapabilityFlag
+WORKER_CAPABILITY_FLAG_QUEUE_BROKER_ENABLED: WorkerCapabilityFlag
+WORKER_CAPABILITY_FLAG_RETENTION_HANDLES_ENABLED: WorkerCapabilityFlag
+WORKER_CAPABILITY_FLAG_CAPABILITY_TOKENS_V2_ENABLED: WorkerCapabilityFlag
+WORKER_CAPABILITY_FLAG_GATEWAY_INGRESS_ENABLED: WorkerCapabilityFlag
+WORKER_CAPABILITY_FLAG_SHARD_HOME_ELIGIBLE: WorkerCapabilityFlag
 CONNECTION_STATUS_UNSPECIFIED: ConnectionStatus
 CONNECTION_STATUS_RECONNECTING: ConnectionStatus
 CONNECTION_STATUS_DISCONNECTED: ConnectionStatus
@@ -165,6 +171,9 @@ RECONCILE_RESULT_KIND_IGNORED_STALE: ReconcileResultKind
 RECONCILE_RESULT_KIND_RETRY_LATER: ReconcileResultKind
 RECONCILE_RESULT_KIND_REBASE_REQUIRED: ReconcileResultKind
 RECONCILE_RESULT_KIND_FATAL: ReconcileResultKind
+INSTANCE_CAPABILITY_FLAG_UNSPECIFIED: InstanceCapabilityFlag
+INSTANCE_CAPABILITY_FLAG_EXECUTION_SIGNALS_ENABLED: InstanceCapabilityFlag
+INSTANCE_CAPABILITY_FLAG_NODE_AGENT_ENABLED: InstanceCapabilityFlag
 TRANSPORT_COMPLETION_OUTCOME_UNSPECIFIED: TransportCompletionOutcome
 TRANSPORT_COMPLETION_OUTCOME_SUCCESS: TransportCompletionOutcome
 TRANSPORT_COMPLETION_OUTCOME_FAILED: TransportCompletionOutcome
@@ -216,15 +225,6 @@ PERSISTENCE_STATE_RUNNING: PersistenceState
 PERSISTENCE_STATE_DEGRADED: PersistenceState
 PERSISTENCE_STATE_SUCCESS: PersistenceState
 PERSISTENCE_STATE_FAILED: PersistenceState
-INSTANCE_CAPABILITY_FLAG_UNSPECIFIED: InstanceCapabilityFlag
-INSTANCE_CAPABILITY_FLAG_EXECUTION_SIGNALS_ENABLED: InstanceCapabilityFlag
-INSTANCE_CAPABILITY_FLAG_NODE_AGENT_ENABLED: InstanceCapabilityFlag
-WORKER_CAPABILITY_FLAG_UNSPECIFIED: WorkerCapabilityFlag
-WORKER_CAPABILITY_FLAG_QUEUE_BROKER_ENABLED: WorkerCapabilityFlag
-WORKER_CAPABILITY_FLAG_RETENTION_HANDLES_ENABLED: WorkerCapabilityFlag
-WORKER_CAPABILITY_FLAG_CAPABILITY_TOKENS_V2_ENABLED: WorkerCapabilityFlag
-WORKER_CAPABILITY_FLAG_GATEWAY_INGRESS_ENABLED: WorkerCapabilityFlag
-WORKER_CAPABILITY_FLAG_SHARD_HOME_ELIGIBLE: WorkerCapabilityFlag
 
 class RegisterWorkerRequest(_message.Message):
     __slots__ = ("node_id", "node_address", "grpc_port", "p2p_port", "mem_pool_total_size", "mem_pool_available_size", "is_recovery_registration", "previous_worker_id", "daemon_id", "capability_flags")
