@@ -188,8 +188,9 @@ class SourceQueues:
         waiter.callers += 1
         try:
             while waiter.answer is None:
-                may_end = waiter.attempted and not waiter.settling
-                limit = waiter.deadline if may_end else math.inf
+                # A pass may still save a waiter whose deadline has passed: only that ends the wait.
+                overdue = waiter.settling and waiter.deadline <= trio.current_time()
+                limit = waiter.deadline if waiter.attempted and not overdue else math.inf
                 changed = waiter.changed
                 with trio.move_on_at(limit):
                     await changed.wait()
@@ -305,12 +306,11 @@ class SourceQueues:
             self._forget(waiter)
         elif self._stopping:
             self._withdraw(waiter, Withdrawn.STOPPING)
-        elif attempted:
+        elif attempted and waiter.deadline <= trio.current_time():
+            self._withdraw(waiter, Withdrawn.TIMED_OUT)
+        elif attempted and not waiter.attempted:
             waiter.attempted = True
-            if waiter.deadline <= trio.current_time():
-                self._withdraw(waiter, Withdrawn.TIMED_OUT)
-            else:
-                waiter.notify()
+            waiter.notify()
 
     def _settle(self, waiter: _Waiter, answer: Answer | Exception) -> None:
         waiter.settling = False

@@ -1,13 +1,13 @@
 """Claims that run beside the test, and clients that tell a deadline or go away."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
 import purerpc
 import trio
-from serving import Serving, claim_request, eventually
+from serving import Serving, claim_request
 
 from globalstore.daemon.client import StoreClient, connection
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
@@ -75,6 +75,12 @@ def start(
     return pending
 
 
+async def until(store: Serving, condition: Callable[[], object]) -> None:
+    """Return once a condition holds; between two looks a reader thread has its turn."""
+    while not condition():
+        await store.server.store.read(lambda tx: None)
+
+
 async def parked(store: Serving, count: int) -> None:
     """Return once so many claims wait and each of them has had its first try."""
 
@@ -82,7 +88,7 @@ async def parked(store: Serving, count: int) -> None:
         waiters = store.server.queues._by_request.values()
         return len(waiters) == count and all(w.attempted and not w.settling for w in waiters)
 
-    await eventually(settled)
+    await until(store, settled)
 
 
 @asynccontextmanager
