@@ -1,0 +1,256 @@
+"""Random histories of the registry against a plain model: the counters never lie."""
+
+import random
+from typing import Any
+
+import attrs
+import pytest
+
+from globalstore.db import Runner, Store, Transaction
+from globalstore.registry import recovery, replicas, transports, worker_ids, workers
+from globalstore.registry.replicas import MemoryTier, Place, Registration
+from globalstore.registry.schema import MIGRATIONS
+from globalstore.registry.transports import Granted, Miss, Outcome, Refused, Request
+from globalstore.rules.transfer import ExportState, Transfer
+
+READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
+STEPS = 400
+DAEMONS = ("a", "b", "c")
+REQUEST_IDS = [f"r{number}" for number in range(12)]
+
+
+@attrs.define
+class ModelReplica:
+    identity: tuple[str, int]
+    daemon: str
+    limit: int
+    load: int = 0
+    available: bool = True
+
+
+@attrs.define
+class ModelTransport:
+    replica_id: bytes
+    request_id: str | None
+    fingerprint: bytes
+    source: str
+    requester: str
+    outcome: Outcome = Outcome.IN_PROGRESS
+
+
+class History:
+    """Runs random steps on a store and keeps what a reader of the contract would expect."""
+
+    def __init__(self, store: Store, seed: int) -> None:
+        self.store = store
+        self.rng = random.Random(seed)
+        self.now_us = 1_000_000
+        self.keys: dict[str, int] = {}
+        self.known: set[str] = set()
+        self.active: dict[str, bool] = dict.fromkeys(DAEMONS, False)
+        self.replicas: dict[bytes, ModelReplica] = {}
+        self.transports: dict[bytes, ModelTransport] = {}
+
+    def routable(self) -> frozenset[int]:
+        return frozenset(self.keys[daemon] for daemon, on in self.active.items() if on)
+
+    def end(self, transport_id: bytes, outcome: Outcome) -> None:
+        transport = self.transports[transport_id]
+        if transport.outcome is Outcome.IN_PROGRESS:
+            transport.outcome = outcome
+            if transport.replica_id in self.replicas:
+                self.replicas[transport.replica_id].load -= 1
+
+    async def register_worker(self) -> None:
+        daemon = self.rng.choice(DAEMONS)
+        asked = workers.Registration(daemon, "n", daemon, 1, 2, 0, 0, 0, False, "")
+        answer = await self.store.write(
+            workers.register, asked, frozenset(), f"w-{daemon}", self.now_us
+        )
+        assert isinstance(answer, workers.Registered)
+        self.keys[daemon] = answer.worker.worker_key
+        if daemon in self.known and not self.active[daemon]:
+            for replica in self.replicas.values():
+                if replica.daemon == daemon:
+                    replica.available = False
+        self.known.add(daemon)
+        self.active[daemon] = True
+
+    async def lose_worker(self) -> None:
+        daemon = self.rng.choice(DAEMONS)
+        if daemon not in self.known:
+            return
+        graceful = self.rng.random() < 0.5
+        await self.store.write(workers.unregister, f"w-{daemon}", graceful, self.now_us)
+        self.active[daemon] = False
+        for replica in self.replicas.values():
+            if replica.daemon == daemon:
+                replica.available = False
+        if not graceful:
+            for transport_id, transport in self.transports.items():
+                if daemon in {transport.source, transport.requester}:
+                    self.end(transport_id, Outcome.EXPIRED)
+
+    async def register(self) -> None:
+        artifact, device = self.rng.choice(["x", "y"]), self.rng.randrange(4)
+        daemon, limit = self.rng.choice(DAEMONS), self.rng.randint(1, 3)
+        asked = Registration(
+            artifact, "", Place("n", "h", 1, MemoryTier.RAM, device), 100, limit, f"w-{daemon}",
+            READABLE, "", False, "", None, None, None,
+        )  # fmt: skip
+        new_id = replicas.fresh_id()
+        got = await self.store.write(replicas.register, asked, new_id, self.now_us)
+        self.keys[daemon] = await self.store.write(worker_ids.intern, f"w-{daemon}")
+        known = [k for k, r in self.replicas.items() if r.identity == (artifact, device)]
+        assert got == (known[0] if known else new_id)
+        if not known:
+            self.replicas[new_id] = ModelReplica((artifact, device), daemon, limit)
+            return
+        replica = self.replicas[got]
+        replica.daemon, replica.limit, replica.available = daemon, limit, True
+        for transport in self.transports.values():
+            if transport.replica_id == got and transport.outcome is Outcome.IN_PROGRESS:
+                transport.source = daemon
+
+    async def unregister(self) -> None:
+        replica_id = self.rng.choice([*self.replicas, replicas.fresh_id()])
+        artifact = self.rng.choice(["x", "y"])
+        found = await self.store.write(replicas.unregister, artifact, replica_id)
+        known = self.replicas.get(replica_id)
+        assert found == (known is not None and known.identity[0] == artifact)
+        if found:
+            del self.replicas[replica_id]
+
+    async def claim(self) -> None:
+        artifact = self.rng.choice(["x", "y"])
+        names = self.rng.sample(REQUEST_IDS, self.rng.randint(1, 3))
+        asked = [self.request(artifact, name) for name in names]
+        answers = await self.store.write(
+            transports.grant, asked, [], self.routable(), frozenset(), self.now_us
+        )
+        for each, answer in zip(asked, answers, strict=True):
+            self.granted(each, answer)
+
+    def request(self, artifact: str, name: str) -> Request:
+        fingerprint = artifact.encode() + self.rng.choice([b"", b"", b"", b"2"])
+        requester = self.rng.choice(["", "", "w-a", "w-b"])
+        return Request(
+            artifact, "", "n", "a", 0, requester, name, fingerprint, None,
+            replicas.fresh_id(),
+        )  # fmt: skip
+
+    def granted(self, asked: Request, answer: Any) -> None:
+        """Follow one answer; claims of one pass are judged in their order."""
+        owner = next(
+            (k for k, t in self.transports.items() if t.request_id == asked.request_id), None
+        )
+        if owner is not None and self.transports[owner].outcome in {0, 1}:
+            earlier = self.transports[owner]
+            if earlier.fingerprint != asked.fingerprint:
+                assert isinstance(answer, Refused)
+                return
+            gone = earlier.replica_id not in self.replicas
+            if earlier.outcome is Outcome.SUCCESS or not gone:
+                assert isinstance(answer, Granted)
+                assert (answer.transport_id, answer.replayed) == (owner, True)
+                return
+            self.end(owner, Outcome.CANCELLED)
+        if owner is not None:
+            self.transports[owner].request_id = None
+        mine = [r for r in self.replicas.values() if r.identity[0] == asked.artifact_id]
+        free = [r for r in mine if r.available and self.active[r.daemon] and r.load < r.limit]
+        if free:
+            assert isinstance(answer, Granted)
+            assert answer.source is not None
+            replica = self.replicas[answer.source.replica_id]
+            assert replica in free
+            assert replica.load / replica.limit == min(r.load / r.limit for r in free)
+            replica.load += 1
+            self.transports[answer.transport_id] = ModelTransport(
+                answer.source.replica_id,
+                asked.request_id,
+                asked.fingerprint,
+                replica.daemon,
+                asked.requester_worker_id[2:],
+            )
+        else:
+            assert answer is (Miss.BUSY if mine else Miss.NO_REPLICA)
+
+    async def complete(self) -> None:
+        transport_id = self.rng.choice([*self.transports, replicas.fresh_id()])
+        outcome = Outcome(self.rng.randint(1, 4))
+        found = await self.store.write(transports.complete, transport_id, outcome, "", self.now_us)
+        assert found == (transport_id in self.transports)
+        if found:
+            self.end(transport_id, outcome)
+
+    async def expire(self) -> None:
+        open_ = await self.store.read(transports.in_progress)
+        some = [key for key, _ in open_ if self.rng.random() < 0.2]
+
+        def ids(tx: Transaction) -> list[bytes]:
+            known = dict(tx.all("SELECT transport_key, transport_id FROM transports"))
+            return [known[key] for key in some]
+
+        named = await self.store.read(ids)
+        ended = await self.store.write(transports.expire, some, "why", self.now_us)
+        assert ended == len(some)
+        for transport_id in named:
+            self.end(transport_id, Outcome.EXPIRED)
+
+    async def restart(self) -> None:
+        recovered = await self.store.write(recovery.recover, "cluster", self.now_us)
+        assert recovered.counters_corrected == 0
+        for replica in self.replicas.values():
+            replica.available = False
+
+    async def check(self) -> None:
+        """Compare all that the store shows with the model, and hold it to the invariants."""
+        rows = await self.store.read(
+            lambda tx: tx.all(
+                "SELECT r.replica_id, r.current_requests, r.max_concurrency,"
+                " (SELECT count(*) FROM transports t WHERE t.replica_id = r.replica_id"
+                "  AND outcome = 0) FROM replicas r"
+            )
+        )
+        for _, load, _, open_ in rows:
+            assert load == open_
+        assert {row[0]: (row[1], row[2]) for row in rows} == {
+            key: (replica.load, replica.limit) for key, replica in self.replicas.items()
+        }
+        found = await self.store.read(
+            lambda tx: tx.all(
+                "SELECT transport_id, replica_id, request_id, outcome FROM transports"
+            )
+        )
+        assert {row[0]: row[1:] for row in found} == {
+            key: (each.replica_id, each.request_id, each.outcome)
+            for key, each in self.transports.items()
+        }
+        shown = await self.store.read(replicas.page, replicas.Filters(), 0, 1000)
+        for replica in shown.replicas:
+            assert 0 <= replica.current_requests <= replica.max_concurrency
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_any_history_keeps_the_invariants_at_every_step(seed: int) -> None:
+    print("seed", seed)
+    async with Store(None, migrations=MIGRATIONS, runner=Runner.INLINE) as store:
+        history = History(store, seed)
+        steps = {
+            history.register_worker: 6,
+            history.lose_worker: 2,
+            history.register: 20,
+            history.unregister: 4,
+            history.claim: 40,
+            history.complete: 22,
+            history.expire: 2,
+            history.restart: 1,
+        }
+        for _ in range(STEPS):
+            history.now_us += history.rng.randint(0, 1000)
+            step = history.rng.choices([*steps], [*steps.values()])[0]
+            await step()
+            await history.check()
+        outcomes = {each.outcome for each in history.transports.values()}
+        assert len(outcomes) == 5
