@@ -1,0 +1,97 @@
+"""What the benchmarks share: servers in processes of their own, their CPU time, and tables."""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class Child:
+    """A server process, and where it listens."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds that the process has used, in user and kernel mode."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+    def resident_bytes(self) -> int:
+        """Return how much memory of the process is in RAM."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", text)
+        assert found is not None
+        return int(found.group(1)) * 1024
+
+
+@contextmanager
+def child(
+    command: Sequence[str], pattern: str, environment: dict[str, str] | None = None
+) -> Iterator[Child]:
+    """Run a server; ``pattern`` finds its port in what it writes to stderr."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (environment or {}),
+    )
+    assert process.stderr is not None
+    port = None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if port is None and (found := re.search(pattern, line)):
+            port = int(found.group(1))
+        if port is not None and ("ready" in line or "globalstore" not in line):
+            break
+    if port is None:
+        raise RuntimeError("the server did not start:\n" + "".join(said))
+    try:
+        yield Child(process, port)
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@contextmanager
+def global_store(
+    db_file: Path | None = None, environment: dict[str, str] | None = None
+) -> Iterator[Child]:
+    """Run the server as it is shipped, but on free ports and with WARN as log level."""
+    config: dict[str, Any] = {
+        "server": {"listen": {"port": 0}, "metrics_port": 0},
+        "database": {"db_file": str(db_file) if db_file else None},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config))
+        command = [sys.executable, "-m", "globalstore", f"--config={path}"]
+        with child(command, r"server listening .*port=(\d+)", environment) as server:
+            yield server
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return median and range of some figures."""
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a Markdown table."""
+    print("| " + " | ".join(head) + " |")
+    print("|" + "---|" * len(head))
+    for row in rows:
+        print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
