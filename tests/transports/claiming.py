@@ -109,3 +109,15 @@ async def source(store: Serving, slots: int = 1, artifact_id: str = "model", **f
     worker = await store.register("d1")
     await store.replica(worker.worker_id, artifact_id, max_concurrency=slots, **fields)
     return worker
+
+
+def nothing_waits(store: Serving) -> bool:
+    """Tell whether the queues are as empty as at the start."""
+    queues = store.server.queues
+    return not (
+        queues._by_request
+        or queues._by_requester
+        or queues._by_group
+        or queues._queues
+        or queues._returning
+    )
