@@ -28,6 +28,14 @@ class Child:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
+    def cpu_s_by_thread(self) -> dict[str, float]:
+        """Return the CPU seconds of each thread so far; the main thread is ``event loop``."""
+        used = {}
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            name = "event loop" if task.name == str(self.process.pid) else task.name
+            used[name] = int((task / "schedstat").read_text().split()[0]) / 1e9
+        return used
+
     def resident_bytes(self) -> int:
         """Return how much memory of the process is in RAM."""
         text = Path(f"/proc/{self.process.pid}/status").read_text()
