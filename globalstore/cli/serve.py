@@ -52,6 +52,11 @@ _LATER = (
 )
 
 
+# How long a thread keeps the interpreter lock when another wants it. The event loop gives it away
+# with every system call and would wait 5 ms, the default, to get it back from a busy writer.
+_SWITCH_S = 0.0005
+
+
 class _Refusal(NamedTuple):
     """Why the server did not start, or ended: the last line on stderr and the exit code."""
 
@@ -140,6 +145,7 @@ def _serve(config: GlobalStoreConfig, path: str, writer: LogWriter) -> _Refusal 
     for line in (*config.warnings(), *_without_effect(config)):
         _log.warning(line)
     _log.info("starting", version=globalstore.__version__, config=path, **config.effective())
+    sys.setswitchinterval(_SWITCH_S)
     try:
         trio.run(_until_signal, config, path, writer, strict_exception_groups=True)
     except BaseException as error:  # noqa: BLE001  the last line on stderr names it
