@@ -77,9 +77,14 @@ def child(
 
 @contextmanager
 def global_store(
-    db_file: Path | None = None, environment: dict[str, str] | None = None
+    db_file: Path | None = None,
+    environment: dict[str, str] | None = None,
+    program: Sequence[str] = ("-m", "globalstore"),
 ) -> Iterator[Child]:
-    """Run the server as it is shipped, but on free ports and with WARN as log level."""
+    """Run the server as it is shipped, but on free ports.
+
+    ``program`` is what Python is told to run.
+    """
     config: dict[str, Any] = {
         "server": {"listen": {"port": 0}, "metrics_port": 0},
         "database": {"db_file": str(db_file) if db_file else None},
@@ -87,7 +92,7 @@ def global_store(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config))
-        command = [sys.executable, "-m", "globalstore", f"--config={path}"]
+        command = [sys.executable, *program, f"--config={path}"]
         with child(command, r"server listening .*port=(\d+)", environment) as server:
             yield server
 
