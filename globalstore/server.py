@@ -20,7 +20,7 @@ from globalstore.config import AddressSource, GlobalStoreConfig, advertised_addr
 from globalstore.db import DatabaseError, Lane
 from globalstore.http import HttpApp, serve_http
 from globalstore.parts import Parts, wall_us
-from globalstore.registry import recovery, replicas, transports, workers
+from globalstore.registry import recovery, replica_lists, transports, workers
 from globalstore.rpc import Listener, ServingStatus
 from globalstore.rpc.sockets import listening_sockets
 from globalstore.telemetry import get_logger
@@ -126,8 +126,8 @@ class Server(Parts):
         self.workers.restore(await self.store.read(workers.active))
         self.expiry.restore(await self.store.read(transports.in_progress))
         self.metrics.restore_replicas(
-            await self.store.read(replicas.totals),
-            await self.store.read(replicas.totals_by_artifact, ARTIFACTS_MAX),
+            await self.store.read(replica_lists.totals),
+            await self.store.read(replica_lists.totals_by_artifact, ARTIFACTS_MAX),
         )
         self.metrics.active_transports.set(len(self.expiry))
         seconds = trio.current_time() - began

@@ -2,7 +2,8 @@
 
 from globalstore.api.application import microseconds, timestamp
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
-from globalstore.registry.replicas import MemoryTier, Place, Replica
+from globalstore.registry.replica_lists import Replica
+from globalstore.registry.replicas import MemoryTier, Place
 from globalstore.rules import transfer
 from globalstore.rules.addresses import routable
 from globalstore.rules.refusals import InvalidArgument

@@ -10,9 +10,10 @@ from globalstore.api.application import Application, token
 from globalstore.db import Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import replicas
+from globalstore.registry import replica_lists, replicas
 from globalstore.registry.artifacts import INDEX_ENCODING, INDEX_SCHEMA, Description, TensorIndex
-from globalstore.registry.replicas import Filters, Registration
+from globalstore.registry.replica_lists import Filters
+from globalstore.registry.replicas import Registration
 from globalstore.rpc import Call
 from globalstore.rules import descriptors
 from globalstore.rules.artifact_ids import looked_up, stored
@@ -91,7 +92,7 @@ class ReplicasFace:
         filters = _filters(input_message)
         size = input_message.pagination.page_size or _PAGE_SIZE
         after = _after(input_message.pagination.page_token, filters)
-        page = await self.app.read(replicas.page, filters, after, min(size, _PAGE_SIZE_MAX))
+        page = await self.app.read(replica_lists.page, filters, after, min(size, _PAGE_SIZE_MAX))
         following = "" if page.is_last else _page_token(page.replicas[-1].seq, filters)
         return wire.ListReplicasV2Response(
             replicas=[
@@ -113,7 +114,7 @@ class ReplicasFace:
             raise InvalidArgument(
                 f"artifact_ids has {len(ids)} ids, expected at most {_COUNTED_IDS_MAX}"
             )
-        counts = await self.app.read(replicas.counts, ids) if ids else []
+        counts = await self.app.read(replica_lists.counts, ids) if ids else []
         return wire.BatchGetReplicaCountsResponse(
             status=wire.STATUS_OK,
             counts=[

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from globalstore.api.application import Application, timestamp, token
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import replicas, workers
+from globalstore.registry import replica_lists, workers
 from globalstore.registry.workers import EndpointTaken, PreviousWorkerForeign, Registered
 from globalstore.rpc import Call
 from globalstore.rules.addresses import routable
@@ -177,7 +177,7 @@ class WorkersFace:
             missing = []
             for start in range(0, len(ids), _LOOKED_UP_AT_ONCE):
                 chunk = ids[start : start + _LOOKED_UP_AT_ONCE]
-                missing += await self.app.read(replicas.artifacts_not_held, worker.key, chunk)
+                missing += await self.app.read(replica_lists.artifacts_not_held, worker.key, chunk)
             return missing
 
         return await self._derived(worker, digest, look_up)
@@ -186,7 +186,7 @@ class WorkersFace:
         if not checksum:
             return True
         return checksum == await self._derived(
-            worker, "checksum", lambda: self.app.read(replicas.checksum_of_worker, worker.key)
+            worker, "checksum", lambda: self.app.read(replica_lists.checksum_of_worker, worker.key)
         )
 
     async def _derived(

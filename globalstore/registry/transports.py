@@ -5,9 +5,9 @@ import enum
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry import replicas
+from globalstore.registry import replica_lists
 from globalstore.registry.events import SourceFreed, TransportEnded, TransportGranted
-from globalstore.registry.replicas import Replica
+from globalstore.registry.replica_lists import Replica
 from globalstore.rules.refusals import InvalidArgument
 
 
@@ -159,7 +159,7 @@ def _replayed(tx: Transaction, request: Request, now_us: int) -> Granted | Refus
             return Refused(
                 f"request_id {request.request_id[:80]!r} was already used with different payload"
             )
-        source = replicas.by_id(tx, replica_id)
+        source = replica_lists.by_id(tx, replica_id)
         if outcome == Outcome.SUCCESS or source is not None:
             return Granted(transport_id, source, replayed=True)
         _end(tx, transport_id, Outcome.CANCELLED, "source_unregistered", now_us)
@@ -270,7 +270,7 @@ def _claim(tx: Transaction, request: Request, source: Row, now_us: int) -> Grant
     )
     assert row is not None
     tx.emit(TransportGranted(row[0]))
-    return Granted(request.transport_id, replicas.by_id(tx, replica_id), replayed=False)
+    return Granted(request.transport_id, replica_lists.by_id(tx, replica_id), replayed=False)
 
 
 def _why(tx: Snapshot, artifact_key: int, view_id: str, now_us: int) -> Miss:

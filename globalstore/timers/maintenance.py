@@ -6,7 +6,7 @@ import attrs
 import trio
 
 from globalstore.db import Store, Transaction
-from globalstore.registry import idempotency, replicas, transports, workers
+from globalstore.registry import idempotency, replica_lists, replicas, transports, workers
 from globalstore.telemetry import get_logger
 from globalstore.telemetry.metrics import Metrics
 
@@ -90,7 +90,7 @@ class Maintenance:
     async def _drop_series(self) -> None:
         """Give the room of metric labels back that artifacts without replicas have taken."""
         labelled = sorted(self._metrics.labelled_artifacts())
-        counts = await self._store.read(replicas.counts, labelled)
+        counts = await self._store.read(replica_lists.counts, labelled)
         for artifact_id, (count, _) in zip(labelled, counts, strict=True):
             if not count:
                 self._metrics.remove_artifact(artifact_id)

@@ -7,7 +7,7 @@ import attrs
 import pytest
 
 from globalstore.db import Runner, Store, Transaction
-from globalstore.registry import recovery, replicas, transports, worker_ids, workers
+from globalstore.registry import recovery, replica_lists, replicas, transports, worker_ids, workers
 from globalstore.registry.replicas import MemoryTier, Place, Registration
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.registry.transports import Granted, Miss, Outcome, Refused, Request
@@ -227,7 +227,7 @@ class History:
             key: (each.replica_id, each.request_id, each.outcome)
             for key, each in self.transports.items()
         }
-        shown = await self.store.read(replicas.page, replicas.Filters(), 0, 1000)
+        shown = await self.store.read(replica_lists.page, replica_lists.Filters(), 0, 1000)
         for replica in shown.replicas:
             assert 0 <= replica.current_requests <= replica.max_concurrency
 
