@@ -16,7 +16,7 @@ import globalstore
 from globalstore import listening
 from globalstore.api.application import ServerInfo
 from globalstore.api.auth import TokenFileUnusable
-from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address
+from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address, effective
 from globalstore.db import DatabaseError, Lane
 from globalstore.http import HttpApp, serve_http
 from globalstore.parts import Parts, wall_us
@@ -49,9 +49,9 @@ class Server(Parts):
 
     def reload(self, config: GlobalStoreConfig) -> None:
         """Take over what may change while running; name the rest. Nothing here raises."""
-        effective = config.effective()
-        for key, value in self.config.effective().items():
-            if effective[key] != value and not key.startswith(_RELOADED):
+        chosen = effective(config)
+        for key, value in effective(self.config).items():
+            if chosen[key] != value and not key.startswith(_RELOADED):
                 _log.warning("needs a restart", key=key)
         try:
             context = listening.tls_context(config)

@@ -125,7 +125,7 @@ def _not_built(config: GlobalStoreConfig) -> str | None:
 
 def _without_effect(config: GlobalStoreConfig) -> Iterator[str]:
     """Name each setting that differs from its default and does nothing in this version yet."""
-    default, chosen = GlobalStoreConfig().effective(), config.effective()
+    default, chosen = configuration.effective(GlobalStoreConfig()), configuration.effective(config)
     for key, value in chosen.items():
         if key.startswith(_LATER) and value != default[key]:
             yield f"{key}: has no effect in this version"
@@ -142,9 +142,11 @@ def _without_effect(config: GlobalStoreConfig) -> Iterator[str]:
 def _serve(config: GlobalStoreConfig, path: str, writer: LogWriter) -> _Refusal | None:
     for line in configuration.environment_warnings(os.environ):
         _log.warning(line)
-    for line in (*config.warnings(), *_without_effect(config)):
+    for line in (*configuration.warnings(config), *_without_effect(config)):
         _log.warning(line)
-    _log.info("starting", version=globalstore.__version__, config=path, **config.effective())
+    _log.info(
+        "starting", version=globalstore.__version__, config=path, **configuration.effective(config)
+    )
     sys.setswitchinterval(_SWITCH_S)
     try:
         trio.run(_until_signal, config, path, writer, strict_exception_groups=True)

@@ -9,8 +9,7 @@ from globalstore.config.advertise import (
     advertised_address,
     host_port,
 )
-from globalstore.config.checks import environment_warnings
-from globalstore.config.documents import ConfigError, Problem
+from globalstore.config.checks import environment_warnings, warnings
 from globalstore.config.kinds import (
     Duration,
     GroupPublishAuthorityMode,
@@ -20,6 +19,8 @@ from globalstore.config.kinds import (
     format_duration,
 )
 from globalstore.config.loader import load
+from globalstore.config.nodes import ConfigError, Problem
+from globalstore.config.rendering import effective
 from globalstore.config.schema import GlobalStoreConfig
 
 __all__ = [
@@ -34,8 +35,10 @@ __all__ = [
     "Problem",
     "TransportSchedulerMode",
     "advertised_address",
+    "effective",
     "environment_warnings",
     "format_duration",
     "host_port",
     "load",
+    "warnings",
 ]

@@ -7,7 +7,7 @@ from typing import Final
 
 import attrs
 
-from globalstore.config.documents import DEPTH_MAX, DocumentError, Node, Problem, Value, join_path
+from globalstore.config.nodes import DEPTH_MAX, DocumentError, Node, Problem, Value, join_path
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]{0,400}))(\.[0-9]+)?([eE][-+]?[0-9]+)?")

@@ -5,7 +5,7 @@ import re
 import attrs
 import yaml
 
-from globalstore.config.documents import (
+from globalstore.config.nodes import (
     DEPTH_MAX,
     DocumentError,
     Node,

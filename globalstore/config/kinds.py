@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NewType, TypeAlias
 
 import attrs
 
-from globalstore.config.documents import Node, Value
+from globalstore.config.nodes import Node, Value
 
 
 class Fault(Exception):

@@ -11,14 +11,7 @@ import attrs
 import cattrs
 
 from globalstore.config.checks import contradictions
-from globalstore.config.documents import (
-    ConfigError,
-    DocumentError,
-    Node,
-    Problem,
-    join_path,
-    read_document,
-)
+from globalstore.config.documents import read_document
 from globalstore.config.kinds import (
     ENUM_PREFIXES,
     SCALAR_READERS,
@@ -28,6 +21,7 @@ from globalstore.config.kinds import (
     read_enum,
     read_string,
 )
+from globalstore.config.nodes import ConfigError, DocumentError, Node, Problem, join_path
 from globalstore.config.schema import GlobalStoreConfig, manual
 
 # Names of earlier versions, and where their meaning lives now.

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import attrs
 
-from globalstore.config.documents import join_path
 from globalstore.config.kinds import (
     Headers,
     Real,
@@ -17,6 +16,7 @@ from globalstore.config.kinds import (
     enum_short_name,
     format_duration,
 )
+from globalstore.config.nodes import join_path
 from globalstore.config.schema import GlobalStoreConfig, manual
 
 MASK: Final = "***"

@@ -4,6 +4,7 @@ import pytest
 from config_files import load_document, merged, nested, problems_of
 
 from globalstore.config import GlobalStoreConfig, environment_warnings
+from globalstore.config import warnings as warnings_of
 
 POLLS = "worker_policy.group_realization"
 
@@ -195,25 +196,25 @@ def test_known_samplers_and_ratios_are_accepted(tmp_path, sampler, argument):
 
 def test_heartbeats_as_rare_as_the_timeout_earn_a_warning(tmp_path):
     document = {"worker_policy": {"default_heartbeat_interval": "30s"}}
-    warnings = load_document(tmp_path, document).warnings()
+    warnings = warnings_of(load_document(tmp_path, document))
     assert any(w.startswith("worker_policy.default_heartbeat_interval (30s)") for w in warnings)
-    assert not any("heartbeat" in warning for warning in GlobalStoreConfig().warnings())
+    assert not any("heartbeat" in warning for warning in warnings_of(GlobalStoreConfig()))
 
 
 def test_a_database_in_memory_earns_a_warning(tmp_path):
-    [warning] = GlobalStoreConfig().warnings()
+    [warning] = warnings_of(GlobalStoreConfig())
     assert warning.startswith("database.db_file is not set")
-    assert load_document(tmp_path, {"database": {"db_file": "x.db"}}).warnings() == []
-    assert load_document(tmp_path, {"database": {"db_file": ""}}).warnings() == [warning]
+    assert warnings_of(load_document(tmp_path, {"database": {"db_file": "x.db"}})) == []
+    assert warnings_of(load_document(tmp_path, {"database": {"db_file": ""}})) == [warning]
 
 
 def test_plaintext_beyond_this_machine_earns_a_warning(tmp_path):
     document = {"database": {"db_file": "x.db"}, "server": {"listen": {"host": "0.0.0.0"}}}
-    [warning] = load_document(tmp_path, document).warnings()
+    [warning] = warnings_of(load_document(tmp_path, document))
     assert warning.startswith("server.listen.host is 0.0.0.0 and server.grpc.tls.enabled is false")
     tls = {"enabled": True, "cert_file": "c", "key_file": "k"}
     document["server"]["grpc"] = {"tls": tls}
-    assert load_document(tmp_path, document).warnings() == []
+    assert warnings_of(load_document(tmp_path, document)) == []
 
 
 def test_client_certificates_without_tls_earn_a_warning(tmp_path):
@@ -221,7 +222,7 @@ def test_client_certificates_without_tls_earn_a_warning(tmp_path):
         "database": {"db_file": "x.db"},
         "server": {"grpc": {"tls": {"client_ca_file": "ca.pem"}}},
     }
-    [warning] = load_document(tmp_path, document).warnings()
+    [warning] = warnings_of(load_document(tmp_path, document))
     assert warning.startswith("server.grpc.tls.client_ca_file is set")
 
 

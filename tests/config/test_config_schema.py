@@ -14,6 +14,7 @@ from globalstore.config import (
 )
 from globalstore.config.loader import schema_paths
 from globalstore.config.rendering import SHIPPED_CHANGES, example
+from globalstore.config.rendering import effective as effective_values
 from globalstore.config.schema import Manual, manual
 
 EXAMPLE = HERE.parents[1] / "configs" / "global_store.yaml"
@@ -27,7 +28,7 @@ def sections(kind: type):
 
 
 def test_the_schema_is_the_published_one_and_nothing_else():
-    effective = GlobalStoreConfig().effective()
+    effective = effective_values(GlobalStoreConfig())
     assert effective == {row["path"]: row["default"] for row in DEFAULTS}
 
 
@@ -120,7 +121,7 @@ def test_effective_values_mask_secrets_and_keep_paths(tmp_path):
         "observability": {"otel_cxx": {"exporter_headers": {"authorization": "hush"}}},
         "worker_policy": {"heartbeat_timeout": "0.25s"},
     }
-    effective = load_document(tmp_path, document).effective()
+    effective = effective_values(load_document(tmp_path, document))
     assert effective["meta.cluster_token"] == "***"
     assert effective["observability.otel_cxx.exporter_headers"] == '{"authorization": "***"}'
     assert effective["server.auth.token_file"] == '"/etc/tokens"'

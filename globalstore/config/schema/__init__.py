@@ -47,18 +47,6 @@ class GlobalStoreConfig:
     shutdown: Shutdown = section(Shutdown, "How the server leaves.")
     observability: Observability = section(Observability, "Logs and traces.")
 
-    def warnings(self) -> list[str]:
-        """What is allowed and yet likely a mistake, one line each, to be logged at start."""
-        from globalstore.config.checks import warnings
-
-        return warnings(self)
-
-    def effective(self) -> dict[str, str]:
-        """Every setting's path with its value as a file would spell it, secrets masked."""
-        from globalstore.config.rendering import effective
-
-        return effective(self)
-
     def with_listen(
         self,
         host: str | None = None,
