@@ -8,10 +8,11 @@ streams are asynchronous iterators.
 from purerpc import Cardinality, StatusCode
 
 from globalstore.rpc.call import Call
-from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor, Method
+from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor
 from globalstore.rpc.health import HealthService, ServingStatus
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.listener import DrainReport, Listener, Statistics
+from globalstore.rpc.method import Method
 from globalstore.rpc.reflection import reflection_services
 from globalstore.rpc.serving import ListenerOptions
 from globalstore.rpc.sockets import PortBusy

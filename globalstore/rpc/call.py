@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import trio
 from purerpc import StatusCode
@@ -12,11 +12,9 @@ from purerpc import StatusCode
 from globalstore.rpc import status as statuses
 from globalstore.rpc.headers import RequestHead
 from globalstore.rpc.messages import inflate
+from globalstore.rpc.method import Method
 from globalstore.rpc.status import DRAINING, Abort, Metadata, Status
 from globalstore.rpc.wakeup import Wakeup
-
-if TYPE_CHECKING:
-    from globalstore.rpc.dispatch import Method
 
 # A handler that sends without waiting lets others run this often at the latest.
 MESSAGES_PER_TURN = 16
@@ -69,7 +67,7 @@ class Call:
         channel: CallChannel,
         stream_id: int,
         head: RequestHead,
-        method: "Method",
+        method: Method,
         received_at: float,
     ) -> None:
         self._channel = channel

@@ -8,7 +8,7 @@ from h2.errors import ErrorCodes
 from purerpc import StatusCode
 
 from globalstore.rpc.call import Call
-from globalstore.rpc.dispatch import UNKNOWN, UNKNOWN_ROUTE, internal, status_of
+from globalstore.rpc.dispatch import UNKNOWN_ROUTE, internal, status_of
 from globalstore.rpc.engine import Engine
 from globalstore.rpc.events import (
     ConnectionFailed,
@@ -23,6 +23,7 @@ from globalstore.rpc.events import (
     StreamReset,
 )
 from globalstore.rpc.headers import RequestHead
+from globalstore.rpc.method import UNKNOWN
 from globalstore.rpc.patrol import Patrol
 from globalstore.rpc.serving import Serving
 from globalstore.rpc.status import DRAINING, OK, Status

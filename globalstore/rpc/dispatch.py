@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from purerpc import Cardinality, Service, StatusCode
 
 from globalstore.rpc.call import Call, RequestStream
+from globalstore.rpc.method import UNKNOWN, Method
 from globalstore.rpc.status import Abort, Status, declared, sole_cause
 
 log = logging.getLogger("globalstore.rpc")
@@ -21,28 +22,8 @@ Handler = Callable[[Call], Awaitable[None]]
 ErrorMap = Callable[[Exception], Status | None]
 
 
-@attrs.frozen
-class Method:
-    """A method as its service declares it."""
-
-    path: str
-    service: str
-    name: str
-    cardinality: Cardinality = Cardinality.UNARY_UNARY
-    #: False for the one method that stands for every path no service has
-    known: bool = True
-
-    @property
-    def streams_requests(self) -> bool:
-        """Whether the client may send other than one message."""
-        return self.cardinality in (Cardinality.STREAM_UNARY, Cardinality.STREAM_STREAM)
-
-
 #: Wraps the handler of a method; composed once, the first interceptor outermost.
 Interceptor = Callable[[Method, Handler], Handler]
-
-#: Stands for made-up paths, so that clients cannot mint names for metrics and logs.
-UNKNOWN = Method(path="unknown", service="unknown", name="unknown", known=False)
 
 
 class CallObserver(Protocol):

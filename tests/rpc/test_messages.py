@@ -62,7 +62,11 @@ def test_a_compressed_bomb_is_refused_without_being_inflated():
     assert sum(map(len, pieces)) <= 1_000_000
 
 
-@pytest.mark.parametrize("data", [b"", b"x", gzip.compress(b"abc")[:-4], zlib.compress(b"abc")])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"x", gzip.compress(b"abc")[:-4], zlib.compress(b"abc")],
+    ids=["empty", "junk", "cut", "zlib"],
+)
 def test_what_is_no_gzip_is_refused(data):
     with pytest.raises(Abort) as refused:
         list(inflate(data, 1000))
