@@ -32,12 +32,12 @@ IN_FLIGHT = 64
 SOURCES = 8
 
 
-def memory_info(number: int) -> common.MemoryInfo:
+def memory_info(number: int, node_port: int = 50053) -> common.MemoryInfo:
     """Return where worker ``number`` keeps a replica."""
     return common.MemoryInfo(
         node_id=f"n{number}",
         node_address=f"10.0.0.{number}",
-        node_port=50053,
+        node_port=node_port,
         memory_size=100,
         memory_type=common.MEMORY_TYPE_RAM,
         remote_memory_keys=["k" * 40],
@@ -59,13 +59,15 @@ def register_worker(port: int, number: int) -> str:
     return worker_id
 
 
-def replica(worker_id: str, number: int, artifact_id: str, max_concurrency: int) -> bytes:
+def replica(
+    worker_id: str, number: int, artifact_id: str, max_concurrency: int, node_port: int = 50053
+) -> bytes:
     """Return a request that registers a replica on worker ``number``."""
     return wire.RegisterReplicaRequest(
         artifact_id=artifact_id,
         worker_id=worker_id,
         max_concurrency=max_concurrency,
-        mem_info=memory_info(number),
+        mem_info=memory_info(number, node_port),
     ).SerializeToString()
 
 

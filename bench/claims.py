@@ -1,27 +1,34 @@
 """Claims of a source, by the number of replicas in the database.
 
-First the two operations alone, timed inside the writer; then claim and complete through gRPC.
+    uv run bench/claims.py
+
+First the two operations alone, timed inside the writer; then claim and complete through gRPC. The
+databases take turns, so that whatever else the machine does falls on all of them alike.
 """
 
 import argparse
-import asyncio
+import itertools
 import tempfile
 import time
-import uuid
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
-import grpc.aio
 import trio
+from calls import RUNTIME, claims, register_worker, replica
 from measuring import Child, global_store, table
-from populating import HOT, HOT_REPLICAS, WORKERS, open_store, populated
+from populating import HOT, HOT_PORT, HOT_REPLICAS, WORKERS, open_store, populated
+from wire_load import Load, LoadClient, call_once
 
 from globalstore.db import Transaction
-from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
-from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import replicas, transports
 from globalstore.registry.transports import Granted, Outcome, Request
 
-SERVICE = "/tensorcast.global_store.v1.ClusterRuntimeService/"
+CLAIM = "RequestReplicaTransport"
+CLIENTS = 16
+
+# Transports that one source serves at a time: enough that no claim has to wait.
+_MAX_CONCURRENCY = 4
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -42,116 +49,93 @@ def _claim_and_complete(tx: Transaction, number: int) -> tuple[float, float]:
     return (claimed - began) * 1e6, (time.perf_counter() - claimed) * 1e6
 
 
-async def operations(path: Path, count: int) -> list[tuple[float, float]]:
+async def operations(
+    path: Path, count: int, numbers: "itertools.count[int]"
+) -> list[tuple[float, float]]:
+    """Open a database, warm it up, and claim and complete ``count`` times."""
     async with open_store(path) as store:
-        return [await store.write(_claim_and_complete, number) for number in range(count)]
+        for _ in range(count // 10):
+            await store.write(_claim_and_complete, next(numbers))
+        return [await store.write(_claim_and_complete, next(numbers)) for _ in range(count)]
 
 
-async def through_grpc(server: Child, clients: int, seconds: float) -> tuple[float, list[float]]:
-    """Return claim-and-complete pairs per second, and the milliseconds of each claim."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-
-        def call(method: str) -> grpc.aio.UnaryUnaryMultiCallable:
-            return channel.unary_unary(
-                SERVICE + method,
-                request_serializer=lambda message: message.SerializeToString(),
-                response_deserializer=getattr(wire, f"{method}Response").FromString,
-            )
-
-        await _take_over(call)
-        claim, complete = call("RequestReplicaTransport"), call("CompleteReplicaTransport")
-        waits: list[float] = []
-        ends = time.monotonic() + seconds
-
-        async def loop() -> None:
-            while time.monotonic() < ends:
-                asked = wire.RequestReplicaTransportRequest(
-                    artifact_id=HOT,
-                    source_node_id="q",
-                    source_address="q.example",
-                    request_id=str(uuid.uuid4()),
-                )
-                asked.wait_timeout_dur.FromSeconds(10)
-                began = time.monotonic()
-                granted = await claim(asked)
-                waits.append((time.monotonic() - began) * 1000)
-                await complete(
-                    wire.CompleteReplicaTransportRequest(
-                        transport_id=granted.transport_id,
-                        outcome=wire.TRANSPORT_COMPLETION_OUTCOME_SUCCESS,
-                    )
-                )
-
-        await asyncio.gather(*(loop() for _ in range(clients)))
-        return len(waits) / seconds, waits
-
-
-async def _take_over(call: "type[grpc.aio.UnaryUnaryMultiCallable]") -> None:
-    """Be the workers of the hot artifact: after the restart they have to confirm it."""
+def taken_over(server: Child) -> LoadClient:
+    """Be the workers of the hot artifact, which after a restart have to confirm what they hold."""
     for number in range(HOT_REPLICAS):
-        answer = await call("RegisterWorker")(
-            wire.RegisterWorkerRequest(
-                daemon_id=f"d{number}",
-                node_id=f"n{number}",
-                node_address=f"10.0.0.{number}",
-                grpc_port=50052,
-                p2p_port=50053,
-            )
-        )
-        await call("RegisterReplica")(
-            wire.RegisterReplicaRequest(
-                artifact_id=HOT,
-                worker_id=answer.worker_id,
-                max_concurrency=4,
-                mem_info=common.MemoryInfo(
-                    node_id=f"n{number}",
-                    node_address=f"10.0.0.{number}",
-                    node_port=50_000,
-                    memory_size=100,
-                    memory_type=common.MEMORY_TYPE_RAM,
-                    remote_memory_keys=["k" * 40],
-                    buffer_sizes=[100],
-                ),
-            )
-        )
+        worker_id = register_worker(server.port, number)
+        request = replica(worker_id, number, HOT, _MAX_CONCURRENCY, HOT_PORT)
+        call_once(server.port, RUNTIME + "RegisterReplica", request)
+    client = LoadClient(server.port, [[claims(HOT) for _ in range(CLIENTS)]])
+    client.run(0.1)
+    return client
+
+
+def quantile_ms(loads: list[Load], quantile: float) -> float:
+    return median(load.quantile_us(CLAIM, quantile) for load in loads) / 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
-    parser.add_argument("--operations", type=int, default=5000)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--operations", type=int, default=1000, help="of each round")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each slice through gRPC")
     arguments = parser.parse_args()
-    rows = []
-    smallest: float | None = None
-    for count in arguments.replicas:
-        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-            path = Path(folder) / "store.db"
+    timed: dict[int, list[tuple[float, float]]] = {count: [] for count in arguments.replicas}
+    loads: dict[int, list[Load]] = {count: [] for count in arguments.replicas}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=Path.cwd())))
+        paths = {count: folder / f"{count}.db" for count in arguments.replicas}
+        for count, path in paths.items():
             populated(path, count)
-            timed = trio.run(operations, path, arguments.operations)
-            claims, ends = (list(column) for column in zip(*timed, strict=True))
-            with global_store(path) as server:
-                rate, waits = asyncio.run(through_grpc(server, 16, arguments.seconds))
-        median = percentile(claims, 0.5)
-        smallest = smallest or median
+        numbers = itertools.count()
+        for _ in range(arguments.rounds):
+            for count, path in paths.items():
+                timed[count] += trio.run(operations, path, arguments.operations, numbers)
+        clients = {
+            count: stack.enter_context(taken_over(stack.enter_context(global_store(path))))
+            for count, path in paths.items()
+        }
+        for _ in range(arguments.rounds):
+            for count, client in clients.items():
+                loads[count].append(client.run(arguments.seconds))
+    _show(timed, loads)
+
+
+def _median_and_tail(values: list[float]) -> str:
+    return f"{percentile(values, 0.5):.0f} / {percentile(values, 0.99):.0f}"
+
+
+def _show(timed: dict[int, list[tuple[float, float]]], loads: dict[int, list[Load]]) -> None:
+    columns = {
+        count: [list(times) for times in zip(*of, strict=True)] for count, of in timed.items()
+    }
+    smallest = min(columns)
+    alone = percentile(columns[smallest][0], 0.5)
+    through = quantile_ms(loads[smallest], 0.5)
+    rows = []
+    for count, (claimed, completed) in columns.items():
+        of = loads[count]
         rows.append(
             [
                 f"{count:,}",
-                f"{median:.0f} / {percentile(claims, 0.99):.0f}",
-                f"{median / smallest:.2f}",
-                f"{percentile(ends, 0.5):.0f} / {percentile(ends, 0.99):.0f}",
-                f"{rate:,.0f}",
-                f"{percentile(waits, 0.5):.1f} / {percentile(waits, 0.99):.1f}",
+                _median_and_tail(claimed),
+                f"{percentile(claimed, 0.5) / alone:.2f}",
+                _median_and_tail(completed),
+                f"{median(len(load.latencies[CLAIM]) / load.seconds for load in of):,.0f}",
+                f"{quantile_ms(of, 0.5):.1f} / {quantile_ms(of, 0.99):.1f}",
+                f"{quantile_ms(of, 0.5) / through:.2f}",
             ]
         )
     table(
         [
             "replicas",
             "claim µs p50 / p99",
-            "÷ first row",
+            "p50 ÷ smallest",
             "complete µs p50 / p99",
-            "claim+complete/s, 16 clients",
+            f"claim+complete/s, {CLIENTS} in flight",
             "claim ms p50 / p99",
+            "p50 ÷ smallest",
         ],
         rows,
     )

@@ -16,6 +16,7 @@ WORKERS = 100
 PER_ARTIFACT = 1000
 HOT = "hot"  # the artifact that is claimed, with this many replicas:
 HOT_REPLICAS = 8
+HOT_PORT = 50_000  # of every one of them
 
 _TRANSFER = Transfer(ExportState.EXPORTABLE, 1, ("k" * 40,), (100,))
 
@@ -28,7 +29,7 @@ def open_store(path: Path) -> Store:
 
 def _registration(artifact_id: str, number: int) -> replicas.Registration:
     worker = number % WORKERS
-    port = 50_000 + number // WORKERS % 1000
+    port = HOT_PORT + number // WORKERS % 1000
     return replicas.Registration(
         artifact_id=artifact_id,
         view_id="",

@@ -70,10 +70,11 @@ def slice_of(server: Child, load: LoadClient, seconds: float) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--intervals-ms", type=float, nargs="+", default=INTERVALS_MS)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each slice")
     arguments = parser.parse_args()
-    figures: dict[float, list[Figure]] = {interval: [] for interval in INTERVALS_MS}
+    figures: dict[float, list[Figure]] = {interval: [] for interval in arguments.intervals_ms}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=Path.cwd())))
         servers = {
@@ -83,7 +84,7 @@ def main() -> None:
                     program=("-c", _PROGRAM.format(seconds=interval / 1000)),
                 )
             )
-            for interval in INTERVALS_MS
+            for interval in arguments.intervals_ms
         }
         loads = {
             interval: stack.enter_context(client(server)) for interval, server in servers.items()
