@@ -9,6 +9,7 @@ deadline counts once it had its turn (``attempted``): the least patient gets one
 
 import enum
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Self
 
@@ -78,6 +79,10 @@ class Policy:
 # requests for one artifact is taken in at once without holding others up.
 _NEWCOMERS_PER_PASS = 128
 
+# Queues served at the same moment. More would not make commits fuller, but a worker that comes back
+# wakes the queues of all it holds: they must not fill the database's queue and refuse others.
+_PASSES_MAX = 64
+
 
 class SourceQueues:
     """All requests that wait for a source. Use as ``async with``: it owns the tasks of its passes.
@@ -97,6 +102,8 @@ class SourceQueues:
         self._by_requester: dict[str, set[_Waiter]] = {}
         self._by_group: dict[tuple[str, str, int], dict[str, Request]] = {}
         self._returning: dict[str, trio.Event] = {}
+        self._due: deque[_Queue] = deque()
+        self._serving = 0
         self._stopping = False
         self._nursery_context = trio.open_nursery()
         self._nursery: trio.Nursery | None = None
@@ -231,20 +238,29 @@ class SourceQueues:
 
     def _kick(self, queue: _Queue) -> None:
         queue.kicked = True
-        if not queue.running:
+        if queue.running:
+            return
+        queue.running = True
+        self._due.append(queue)
+        if self._serving < _PASSES_MAX:
             assert self._nursery is not None
-            queue.running = True
-            self._nursery.start_soon(self._serve, queue)
+            self._serving += 1
+            self._nursery.start_soon(self._serve)
 
-    async def _serve(self, queue: _Queue) -> None:
+    async def _serve(self) -> None:
         try:
-            while queue.kicked:
+            while self._due:
+                queue = self._due.popleft()
                 queue.kicked = False
                 await self._pass(queue)
+                if queue.kicked:
+                    self._due.append(queue)
+                    continue
+                queue.running = False
+                if not queue.waiters and not queue.newcomers:
+                    self._queues.pop(queue.space, None)
         finally:
-            queue.running = False
-            if not queue.waiters and not queue.newcomers:
-                self._queues.pop(queue.space, None)
+            self._serving -= 1
 
     async def _pass(self, queue: _Queue) -> None:
         """Offer free sources to the oldest waiters, and take newcomers in behind them."""
