@@ -80,7 +80,7 @@ class Server(Parts):
     ) -> None:
         """Serve until ``stop`` is called; the started value says where.
 
-        Raises StartRefused, PortBusy or another OSError, ssl.SSLError or TokenFileUnusable when it
+        Raises StartRefused, PortBusy, CannotListen, TlsUnusable or TokenFileUnusable when it
         cannot start, and the database's own error when that fails for good.
         """
         async with self.store, self.queues, trio.open_nursery() as nursery:

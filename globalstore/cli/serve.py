@@ -17,7 +17,7 @@ from globalstore.config import ConfigError, GlobalStoreConfig, TransportSchedule
 from globalstore.db import StartRefused
 from globalstore.listening import TlsUnusable
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.rpc import PortBusy
+from globalstore.rpc import CannotListen, PortBusy
 from globalstore.server import Server
 from globalstore.telemetry import LogWriter
 
@@ -167,6 +167,10 @@ def _refusal_of(error: BaseException) -> _Refusal | None:
             return _Refusal(DATABASE, error.word, str(error))
         case PortBusy():
             return _Refusal(LISTEN, "port-busy", error.strerror or str(error))
+        case CannotListen():
+            return _Refusal(
+                CONFIG, "config", f"{error.strerror}; change server.listen or server.metrics_port"
+            )
         case TlsUnusable() | TokenFileUnusable():
             return _Refusal(LISTEN, "tls", str(error))
     return None

@@ -15,7 +15,7 @@ from globalstore.rpc.listener import DrainReport, Listener, Statistics
 from globalstore.rpc.method import Method
 from globalstore.rpc.reflection import reflection_services
 from globalstore.rpc.serving import ListenerOptions
-from globalstore.rpc.sockets import PortBusy
+from globalstore.rpc.sockets import CannotListen, PortBusy
 from globalstore.rpc.status import Abort, Status
 from globalstore.rpc.tls import server_context
 
@@ -23,6 +23,7 @@ __all__ = [
     "Abort",
     "Call",
     "CallObserver",
+    "CannotListen",
     "Cardinality",
     "DrainReport",
     "Handler",

@@ -136,7 +136,7 @@ class Listener:
     async def bind(self) -> None:
         """Open the port. Clients that connect now are served once ``serve`` runs.
 
-        Raises PortBusy if anything listens there already, OSError for other reasons.
+        Raises PortBusy if anything listens there already, CannotListen for other reasons.
         """
         self._sockets = await listening_sockets(
             self._options.host, self._options.port, reuse_port=self._options.so_reuseport

@@ -9,6 +9,10 @@ import trio
 BACKLOG = 4096
 
 
+class CannotListen(OSError):
+    """The host or port cannot be listened on, whoever else runs."""
+
+
 class PortBusy(OSError):
     """Something already listens on the port."""
 
@@ -33,14 +37,14 @@ async def listening_sockets(
 
     ``port`` 0 picks a free one, the same for all addresses. With ``reuse_port`` other
     processes may share the port; without it the kernel refuses any listener beside ours,
-    on a wildcard address too. Raises PortBusy, or OSError naming host and port.
+    on a wildcard address too. Raises PortBusy, or CannotListen naming host and port.
     """
     try:
         found = await trio.socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except (socket.gaierror, UnicodeError) as error:
-        raise OSError(errno.EADDRNOTAVAIL, f"listen.host {host!r}: {error}") from None
+        raise CannotListen(errno.EADDRNOTAVAIL, f"listen.host {host!r}: {error}") from None
     bound: list[trio.socket.SocketType] = []
     try:
         for family, kind, protocol, _, address in dict.fromkeys(found):
@@ -61,7 +65,7 @@ async def listening_sockets(
             sock.close()
         if error.errno == errno.EADDRINUSE:
             raise PortBusy(host, port) from None
-        raise OSError(
+        raise CannotListen(
             error.errno or errno.EADDRNOTAVAIL,
             f"cannot listen on {display_address((host, port))}: {error.strerror or error}",
         ) from None

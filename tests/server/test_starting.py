@@ -125,6 +125,17 @@ def test_a_port_that_is_taken_is_never_shared(tmp_path: Path, which: str, reusep
     assert str(port) in line
 
 
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.1"])
+def test_an_address_that_is_not_of_this_machine_is_a_fault_of_the_configuration(
+    tmp_path: Path, host: str
+) -> None:
+    code, line = refusal(write_config(tmp_path, server={"listen": {"host": host, "port": 0}}))
+    assert code == 2
+    assert line.startswith("config: ")
+    assert host in line
+    assert "change server.listen" in line
+
+
 @pytest.mark.parametrize("present", [(), ("cert",)])
 def test_tls_without_usable_files_never_falls_back_to_plaintext(
     tmp_path: Path, present: tuple[str, ...]
