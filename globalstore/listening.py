@@ -96,7 +96,11 @@ def tls_context(config: GlobalStoreConfig) -> ssl.SSLContext | None:
 
 
 def certificate_expiry(cert_file: str) -> float:
-    """Return when a certificate expires, in seconds since 1970."""
-    # The ssl module reads certificates of a file only through this door, which its own tests use.
-    decoded = ssl._ssl._test_decode_cert(cert_file)  # type: ignore[attr-defined]
+    """Return when a certificate expires, in seconds since 1970. Raises TlsUnusable."""
+    try:
+        # The ssl module reads certificates of a file only through this door, which its own
+        # tests use. Whoever renews the file may be writing it at this moment.
+        decoded = ssl._ssl._test_decode_cert(cert_file)  # type: ignore[attr-defined]
+    except OSError as error:
+        raise TlsUnusable(f"server.grpc.tls.cert_file {cert_file}: {error}") from error
     return ssl.cert_time_to_seconds(decoded["notAfter"])

@@ -30,8 +30,14 @@ from globalstore.vitals import Vitals
 
 _log = get_logger("globalstore.server")
 
-# Keys that take effect on SIGHUP.
-_RELOADED = ("observability.logging.level", "server.grpc.tls.", "server.auth.token_file")
+# Keys that take effect on SIGHUP. Whether there is TLS is settled at the start, and so is which
+# file has the tokens; its lines are read anew.
+_RELOADED = (
+    "observability.logging.level",
+    "server.grpc.tls.cert_file",
+    "server.grpc.tls.key_file",
+    "server.grpc.tls.client_ca_file",
+)
 
 
 def _new_cluster_id(now_us: int) -> str:
@@ -54,7 +60,8 @@ class Server(Parts):
             if chosen[key] != value and not key.startswith(_RELOADED):
                 _log.warning("needs a restart", key=key)
         try:
-            context = listening.tls_context(config)
+            serves_tls = self.config.server.grpc.tls.enabled
+            context = listening.tls_context(config) if serves_tls else None
             if context is not None and self.listener is not None:
                 self.listener.replace_ssl_context(context)
                 self._show_certificate(config)

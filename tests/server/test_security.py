@@ -13,6 +13,7 @@ from rpc.certificates import KeyPair, issue
 from serving import worker_request
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.listening import TlsUnusable, certificate_expiry
 
 
 def tls(pair: KeyPair, ca: KeyPair | None = None) -> dict[str, Any]:
@@ -85,6 +86,26 @@ def test_sighup_takes_new_certificates_and_keeps_the_old_ones_when_new_ones_are_
             f"http://127.0.0.1:{process.http_port}/metrics", timeout=PATIENCE_S
         ).read()
         assert b"tc_tls_cert_expiry_timestamp_seconds 1." in metrics
+
+
+def test_a_reload_cannot_turn_tls_or_tokens_on_and_says_so(tmp_path: Path) -> None:
+    with running(tmp_path) as process:
+        secured = tls(issue(tmp_path, "server")) | {"auth": {"token_file": str(tmp_path / "t")}}
+        write_config(tmp_path, server=secured)
+        process.signal(signal.SIGHUP)
+        process.wait_for("needs a restart key=server.grpc.tls.enabled")
+        process.wait_for("needs a restart key=server.auth.token_file")
+        process.wait_for("configuration reloaded")
+        assert health_code(process.port, None) is grpc.StatusCode.OK
+
+
+def test_a_certificate_that_is_half_written_when_its_expiry_is_read_is_named(
+    tmp_path: Path,
+) -> None:
+    half = tmp_path / "half.crt"
+    half.write_text(Path(issue(tmp_path, "server").cert_file).read_text()[:200])
+    with pytest.raises(TlsUnusable, match=r"half\.crt"):
+        certificate_expiry(str(half))
 
 
 FULL, READ = "full-token", "read-token"
