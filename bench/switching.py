@@ -1,10 +1,11 @@
-"""How long a busy writer thread may keep the interpreter lock from the event loop.
+"""How long a busy database thread may keep the interpreter lock from the event loop.
 
     uv run bench/switching.py
 
-Servers that differ in ``sys.setswitchinterval`` alone take turns under the same load: registrations
-that keep the writer busy, and, on a connection of their own, a few heartbeats, which need no disk.
-Their latency is what the interval is for; the registrations and the CPU show what it costs.
+Servers that differ in ``sys.setswitchinterval`` alone take turns under the same load:
+registrations keep the writer busy, a list of a thousand replicas after another keeps a reader
+busy, and on a connection of their own come heartbeats, one at a time, which need no disk. Their
+latency is what the interval is for; the other columns show what it costs.
 """
 
 import argparse
@@ -15,13 +16,18 @@ from pathlib import Path
 from statistics import median
 
 import attrs
-from calls import heartbeats, register_worker, registrations
+from calls import RUNTIME, heartbeats, register_worker, registrations
 from measuring import Child, global_store, table
-from wire_load import Load, LoadClient
+from wire_load import Load, LoadClient, Slot
+
+from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 INTERVALS_MS = (5.0, 1.0, 0.5, 0.2, 0.05)
-WRITERS = 60
-HEARTBEATS = 4
+
+# Enough to share commits, and few enough that handling them does not hide what is looked for.
+WRITERS = 4
+LISTED = 1000
 
 # The server sets an interval of its own when it starts; this one is to hold instead.
 _PROGRAM = """
@@ -43,21 +49,22 @@ class Figure:
     def heartbeat_ms(self, quantile: float) -> float:
         return self.load.quantile_us("WorkerHeartbeat", quantile) / 1000
 
-    @property
-    def registrations(self) -> float:
-        return len(self.load.latencies["RegisterReplica"]) / self.load.seconds
+    def per_second(self, method: str) -> float:
+        return len(self.load.latencies[method]) / self.load.seconds
+
+
+def lists() -> Slot:
+    """List the first replicas, a large page of them."""
+    request = wire.ListReplicasV2Request(pagination=common.Pagination(page_size=LISTED))
+    while True:
+        yield RUNTIME + "ListReplicasV2", request.SerializeToString()
 
 
 def client(server: Child) -> LoadClient:
-    """Return the load: one connection that writes, one that sends heartbeats."""
+    """Return the load: a connection each that writes, that lists, and that sends heartbeats."""
     worker_id, numbers = register_worker(server.port, 0), itertools.count()
-    return LoadClient(
-        server.port,
-        [
-            [registrations(worker_id, numbers) for _ in range(WRITERS)],
-            [heartbeats(worker_id) for _ in range(HEARTBEATS)],
-        ],
-    )
+    writes = [registrations(worker_id, numbers) for _ in range(WRITERS)]
+    return LoadClient(server.port, [writes, [lists()], [heartbeats(worker_id)]])
 
 
 def slice_of(server: Child, load: LoadClient, seconds: float) -> Figure:
@@ -99,7 +106,9 @@ def main() -> None:
             "switch interval, ms",
             "heartbeat ms p50",
             "p99",
+            "heartbeats/s",
             "RegisterReplica/s",
+            "lists/s",
             "CPU µs per call",
         ],
         [
@@ -107,7 +116,9 @@ def main() -> None:
                 f"{interval:g}",
                 f"{median(each.heartbeat_ms(0.5) for each in found):.1f}",
                 f"{median(each.heartbeat_ms(0.99) for each in found):.1f}",
-                f"{median(each.registrations for each in found):,.0f}",
+                f"{median(each.per_second('WorkerHeartbeat') for each in found):,.0f}",
+                f"{median(each.per_second('RegisterReplica') for each in found):,.0f}",
+                f"{median(each.per_second('ListReplicasV2') for each in found):,.0f}",
                 f"{median(each.cpu_us for each in found):,.0f}",
             ]
             for interval, found in figures.items()
