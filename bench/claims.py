@@ -14,11 +14,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
+import attrs
 import trio
-from calls import RUNTIME, claims, register_worker, replica
+from calls import RUNTIME, claims, heartbeats, register_worker, replica
 from measuring import Child, global_store, table
 from populating import HOT, HOT_PORT, HOT_REPLICAS, WORKERS, open_store, populated
-from wire_load import Load, LoadClient, call_once
+from wire_load import Load, LoadClient, call_each, call_once
 
 from globalstore.db import Transaction
 from globalstore.registry import replicas, transports
@@ -59,15 +60,29 @@ async def operations(
         return [await store.write(_claim_and_complete, next(numbers)) for _ in range(count)]
 
 
-def taken_over(server: Child) -> LoadClient:
+@attrs.frozen
+class Sources:
+    """The workers of the hot artifact on one server, and whoever claims from them."""
+
+    port: int
+    workers: list[str]
+    client: LoadClient
+
+    def run(self, seconds: float) -> Load:
+        """Let every worker give a sign of life, then claim and complete for a while."""
+        beats = [next(heartbeats(worker_id)) for worker_id in self.workers]
+        call_each(self.port, beats[0][0], [request for _, request in beats])
+        return self.client.run(seconds)
+
+
+def taken_over(server: Child, stack: ExitStack) -> Sources:
     """Be the workers of the hot artifact, which after a restart have to confirm what they hold."""
-    for number in range(HOT_REPLICAS):
-        worker_id = register_worker(server.port, number)
+    workers = [register_worker(server.port, number) for number in range(HOT_REPLICAS)]
+    for number, worker_id in enumerate(workers):
         request = replica(worker_id, number, HOT, _MAX_CONCURRENCY, HOT_PORT)
         call_once(server.port, RUNTIME + "RegisterReplica", request)
-    client = LoadClient(server.port, [[claims(HOT) for _ in range(CLIENTS)]])
-    client.run(0.1)
-    return client
+    slots = [claims(HOT) for _ in range(CLIENTS)]
+    return Sources(server.port, workers, stack.enter_context(LoadClient(server.port, [slots])))
 
 
 def quantile_ms(loads: list[Load], quantile: float) -> float:
@@ -92,13 +107,15 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for count, path in paths.items():
                 timed[count] += trio.run(operations, path, arguments.operations, numbers)
-        clients = {
-            count: stack.enter_context(taken_over(stack.enter_context(global_store(path))))
+        sources = {
+            count: taken_over(stack.enter_context(global_store(path)), stack)
             for count, path in paths.items()
         }
-        for _ in range(arguments.rounds):
-            for count, client in clients.items():
-                loads[count].append(client.run(arguments.seconds))
+        for round_number in range(arguments.rounds + 1):
+            for count, hot in sources.items():
+                load = hot.run(arguments.seconds)
+                if round_number:  # the first round warms up
+                    loads[count].append(load)
     _show(timed, loads)
 
 
