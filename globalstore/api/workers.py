@@ -1,6 +1,7 @@
 """RegisterWorker, WorkerHeartbeat, UnregisterWorker, ListActiveWorkers."""
 
 import hashlib
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -97,8 +98,10 @@ class WorkersFace:
     ) -> None:
         kind = "recovery" if asked.is_recovery else "new"
         self.app.metrics.worker_register.labels(kind, "rejected").inc()
-        _log.error(
+        _log.limited(
+            f"conflict {asked.daemon_id} {asked.node_address}:{asked.grpc_port}",
             "worker registration conflict",
+            level=logging.ERROR,
             reason=(
                 "endpoint belongs to another worker"
                 if isinstance(outcome, EndpointTaken)

@@ -85,7 +85,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         count = len(error.problems)
         return _refuse(
-            _Refusal(CONFIG, "config", f"{arguments.config}: {count} problem(s), listed above")
+            _Refusal(
+                CONFIG,
+                "config",
+                f"{arguments.config}: {count} problem(s) above; correct them and start again",
+            )
         )
     unusable = _not_built(config)
     if unusable is not None:
@@ -151,17 +155,18 @@ def _serve(config: GlobalStoreConfig, path: str, writer: LogWriter) -> _Refusal 
     try:
         trio.run(_until_signal, config, path, writer, strict_exception_groups=True)
     except BaseException as error:  # noqa: BLE001  the last line on stderr names it
-        refusal = _refusal_of(error)
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+            cause = cause.exceptions[0]
+        refusal = _refusal_of(cause)
         if refusal is None:
             _log.exception("server failed", error)
-            return _Refusal(INTERNAL, "internal", f"{type(error).__name__}: {error}")
+            return _Refusal(INTERNAL, "internal", f"{type(cause).__name__}: {cause}")
         return refusal
     return None
 
 
 def _refusal_of(error: BaseException) -> _Refusal | None:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
     match error:
         case StartRefused():
             return _Refusal(DATABASE, error.word, str(error))

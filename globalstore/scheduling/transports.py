@@ -347,6 +347,9 @@ class SourceQueues:
             if not waiter.settling:
                 self._forget(waiter)
         elif isinstance(waiter.answer, Granted) and not waiter.answer.replayed:
+            successor = self._by_request.get(waiter.request.request_id)
+            if successor and successor.request.fingerprint == waiter.request.fingerprint:
+                return  # the request came again already and will be told this very grant
             assert self._nursery is not None
             # A repeat of the request that came now could still be answered with what is given back.
             self._returning[waiter.request.request_id] = trio.Event()

@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 import trio
 
+from globalstore.telemetry import get_logger
+
+_log = get_logger("globalstore.server")
+
 # How often the loop's lateness is measured: often enough that a stall is known to a quarter of a
 # second, seldom enough to cost nothing.
 TICK_S = 0.25
@@ -49,6 +53,7 @@ class Pulse:
             return False
         self._expected = now + TICK_S
         self._worst_s = max(self._worst_s, late)
+        _log.warning("the server was stalled; deadlines are moved", seconds=round(late, 3))
         for tell in self._on_stall:
             tell(late)
         return True
