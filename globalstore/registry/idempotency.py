@@ -74,10 +74,11 @@ def once(
         return Reply(reply, replayed=True)
     outcome: Reply | Refusal
     try:
-        outcome = Reply(encode(act(tx)), replayed=False)
+        body, refused_as = encode(act(tx)), ""
+        outcome = Reply(body, replayed=False)
     except tuple(_DETERMINISTIC.values()) as refused:
+        body, refused_as = str(refused).encode(), type(refused).__name__
         outcome = refused
-    refused_as = "" if isinstance(outcome, Reply) else type(outcome).__name__
     tx.run(
         "INSERT INTO recorded_replies VALUES (:request_id, :kind, :digest, :refusal, :reply, :now)",
         {
@@ -85,7 +86,7 @@ def once(
             "kind": token.operation_kind,
             "digest": token.payload_digest,
             "refusal": refused_as,
-            "reply": str(outcome).encode() if refused_as else outcome.body,  # type: ignore[union-attr]
+            "reply": body,
             "now": now_us,
         },
     )

@@ -2,7 +2,7 @@
 
 import attrs
 
-from globalstore.db import Snapshot, Transaction
+from globalstore.db import Row, Snapshot, Transaction
 from globalstore.registry import transports, worker_ids
 from globalstore.registry.events import (
     WorkerEnded,
@@ -74,11 +74,11 @@ FROM workers w JOIN worker_ids i USING (worker_key) JOIN worker_liveness l USING
 """
 
 
-def _state(row: tuple[object, ...]) -> WorkerState:
+def _state(row: Row) -> WorkerState:
     fields = list(row[:15])
     fields[9], fields[14] = bool(fields[9]), bool(fields[14])
-    fields[10] = unsigned64(fields[10])  # type: ignore[arg-type]
-    return WorkerState(*fields)  # type: ignore[arg-type]
+    fields[10] = unsigned64(fields[10])
+    return WorkerState(*fields)
 
 
 def active(tx: Snapshot) -> list[WorkerState]:
@@ -131,9 +131,10 @@ def register(
     return Registered(worker, kind, sync, evicted)
 
 
-def _must_stay(owner: tuple[object, ...], asked: Registration, fresh: frozenset[int]) -> bool:
+def _must_stay(owner: Row, asked: Registration, fresh: frozenset[int]) -> bool:
     """Tell whether the owner of an endpoint is protected from the daemon that asks for it."""
-    key, worker_id, _, node_id = owner[:4]
+    node_id: str = owner[3]
+    key, worker_id = owner[:2]
     if owner[15] is not None:
         return False
     if asked.is_recovery:
