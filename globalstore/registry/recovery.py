@@ -3,6 +3,7 @@
 import attrs
 
 from globalstore.db import Transaction
+from globalstore.registry.worker_ids import NOBODY
 
 
 @attrs.frozen
@@ -26,7 +27,11 @@ def recover(tx: Transaction, new_cluster_id: str, now_us: int) -> Recovered:
     )
     row = tx.one("SELECT cluster_id FROM cluster")
     assert row is not None
-    tx.run("UPDATE worker_ids SET confirmation = confirmation + 1")
+    tx.run(
+        "UPDATE worker_ids SET confirmation = confirmation_last + 1,"
+        " confirmation_last = confirmation_last + 1 WHERE worker_key != :nobody",
+        {"nobody": NOBODY},
+    )
     unconfirmed = tx.run(
         "UPDATE worker_cursors SET needs_reconcile = 1 WHERE worker_key IN"
         " (SELECT worker_key FROM workers WHERE inactive_at IS NULL)"

@@ -1,13 +1,17 @@
 """Worker ids as keys, and the one number by which all replicas of a worker are hidden.
 
 A replica may name a worker that is not known, so an id has a row of its own. A replica is
-available only while the confirmation number it was registered under is the present one.
+available only while the confirmation number it was registered under is the present one. Hiding
+takes a number that was never in use; a worker that confirms what it had goes back to the old one.
 """
 
 import attrs
 
 from globalstore.db import Transaction
 from globalstore.registry.events import WorkerReplicasChanged
+
+# The worker of replicas that are gone but still serve transports.
+NOBODY = 0
 
 
 @attrs.frozen
@@ -50,7 +54,8 @@ def standing(tx: Transaction, worker_id: str) -> Standing:
 def hide_replicas(tx: Transaction, worker_key: int) -> None:
     """Make all replicas of a worker unavailable, however many they are."""
     tx.run(
-        "UPDATE worker_ids SET confirmation = confirmation + 1 WHERE worker_key = :worker_key",
+        "UPDATE worker_ids SET confirmation = confirmation_last + 1,"
+        " confirmation_last = confirmation_last + 1 WHERE worker_key = :worker_key",
         {"worker_key": worker_key},
     )
     tx.emit(WorkerReplicasChanged(worker_key))

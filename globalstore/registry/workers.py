@@ -156,7 +156,11 @@ def _insert(tx: Transaction, asked: Registration, worker_id: str, now_us: int) -
         " (:worker_key, :now, :mem_pool_available_size, 1, :capability_flags)",
         fields,
     )
-    tx.run("INSERT INTO worker_cursors VALUES (:worker_key, 1, 1, 0, 1, 0)", fields)
+    tx.run(
+        "INSERT INTO worker_cursors (worker_key, generation, process_generation, request_seq,"
+        " state_version, needs_reconcile) VALUES (:worker_key, 1, 1, 0, 1, 0)",
+        fields,
+    )
     return worker_key
 
 

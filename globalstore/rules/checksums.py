@@ -7,20 +7,10 @@ between, FNV-1a with 64 bits, 16 lower-case hex digits.
 from collections.abc import Iterable
 
 import attrs
+from fnv_c import fnv1a_64
 
-_OFFSET_BASIS = 0xCBF29CE484222325
-_PRIME = 0x100000001B3
-_MASK = 2**64 - 1
-
-EMPTY = f"{_OFFSET_BASIS:016x}"
-
-
-def fnv1a_64(data: bytes) -> int:
-    """Return the 64-bit FNV-1a hash of some bytes."""
-    value = _OFFSET_BASIS
-    for byte in data:
-        value = (value ^ byte) * _PRIME & _MASK
-    return value
+# The hash of nothing.
+EMPTY = "cbf29ce484222325"
 
 
 @attrs.frozen
