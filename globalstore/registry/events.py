@@ -34,6 +34,34 @@ class WorkerReplicasChanged:
 
 
 @attrs.frozen
+class WorkerReconciled:
+    """A worker's inventory was accepted: where its cursor and its version stand now.
+
+    ``confirmed`` when the inventory was a complete one.
+    """
+
+    worker_key: int
+    request_seq: int
+    state_version: int
+    confirmed: bool
+
+
+@attrs.frozen
+class ReplicaCounted:
+    """How an inventory changed the number of an artifact's replicas of one memory type.
+
+    ``stored`` of them were created or updated. ``edge`` when the artifact had no replica before,
+    or has none after.
+    """
+
+    artifact_id: str
+    memory_type: str
+    change: int
+    stored: int
+    edge: bool
+
+
+@attrs.frozen
 class ReplicaStored:
     """A replica was registered, anew (``created``) or again; ``first`` is its artifact's first."""
 
@@ -91,5 +119,6 @@ class WorkerState:
     capability_flags: int
     last_heartbeat_us: int
     generation: int
+    request_seq: int
     state_version: int
     needs_reconcile: bool

@@ -45,4 +45,8 @@ def recover(tx: Transaction, new_cluster_id: str, now_us: int) -> Recovered:
         " UNION SELECT replica_id FROM transports WHERE outcome = 0)"
         f" AND current_requests != {counted}"
     )
+    tx.run(
+        "DELETE FROM replicas WHERE worker_key = :nobody AND current_requests = 0",
+        {"nobody": NOBODY},
+    )
     return Recovered(row[0], unconfirmed, corrected)

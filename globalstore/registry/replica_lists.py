@@ -6,7 +6,8 @@ import attrs
 
 from globalstore.db import Row, Snapshot
 from globalstore.registry.replicas import MemoryTier, Place
-from globalstore.rules.checksums import Entry, of_replicas
+from globalstore.registry.worker_ids import NOBODY
+from globalstore.rules.checksums import of_sorted_texts
 from globalstore.rules.transfer import ExportState, Transfer
 
 
@@ -36,17 +37,29 @@ class Replica:
 
 _AVAILABLE = "(r.is_available AND r.confirmation = i.confirmation)"
 
-_REPLICA = f"""
-SELECT r.seq, r.replica_id, a.artifact_id, r.view_id, e.node_id, e.node_address, e.node_port,
-       r.memory_tier, r.device_id, r.memory_size, max(r.max_concurrency, r.current_requests),
-       r.current_requests, {_AVAILABLE}, r.export_state, r.export_generation, r.transfer_json,
-       r.tensor_index_key, r.is_memory_replica, r.source_process_id, r.expires_at, r.created_at
+_LABEL = "CASE memory_tier WHEN 0 THEN 'GPU' WHEN 1 THEN 'RAM' ELSE 'DISK' END"
+
+# What ``of_row`` wants, first in a row.
+COLUMNS = f"""
+r.seq, r.replica_id, a.artifact_id, r.view_id, e.node_id, e.node_address, e.node_port,
+r.memory_tier, r.device_id, r.memory_size, max(r.max_concurrency, r.current_requests),
+r.current_requests, {_AVAILABLE}, r.export_state, r.export_generation, r.transfer_json,
+r.tensor_index_key, r.is_memory_replica, r.source_process_id, r.expires_at, r.created_at
+"""
+
+TABLES = """
 FROM replicas r JOIN artifacts a USING (artifact_key) JOIN endpoints e USING (endpoint_key)
      JOIN worker_ids i ON i.worker_key = r.worker_key
 """
 
+_REPLICA = f"SELECT {COLUMNS} {TABLES}"
 
-def _replica(row: Row) -> Replica:
+# Replicas of nobody are gone, though transports they were granted for still run.
+_SHOWN = f"r.worker_key != {NOBODY}"
+
+
+def of_row(row: Row) -> Replica:
+    """Return the replica of a row that begins with ``COLUMNS``."""
     keys, sizes, verification = json.loads(row[15]) if row[15] else ((), (), "")
     return Replica(
         seq=row[0],
@@ -107,18 +120,18 @@ def page(tx: Snapshot, filters: Filters, after_seq: int, size: int) -> Page:
     given = attrs.asdict(filters, filter=lambda _, value: value is not None)
     where = " AND ".join(_FILTERS[name] for name in given) or "1"
     rows = tx.all(
-        f"{_REPLICA} WHERE r.seq > :after AND {where} ORDER BY r.seq LIMIT :size",
+        f"{_REPLICA} WHERE r.seq > :after AND {_SHOWN} AND {where} ORDER BY r.seq LIMIT :size",
         given | {"after": after_seq, "size": size + 1},
     )
-    total = tx.one(f"SELECT count(*) FROM replicas r WHERE {where}", given)
+    total = tx.one(f"SELECT count(*) FROM replicas r WHERE {_SHOWN} AND {where}", given)
     assert total is not None
-    return Page([_replica(row) for row in rows[:size]], total[0], len(rows) <= size)
+    return Page([of_row(row) for row in rows[:size]], total[0], len(rows) <= size)
 
 
 def by_id(tx: Snapshot, replica_id: bytes) -> Replica | None:
     """Return one replica."""
     row = tx.one(f"{_REPLICA} WHERE r.replica_id = :id", {"id": replica_id})
-    return None if row is None else _replica(row)
+    return None if row is None else of_row(row)
 
 
 def counts(tx: Snapshot, artifact_ids: list[str]) -> list[tuple[int, int]]:
@@ -130,7 +143,7 @@ def counts(tx: Snapshot, artifact_ids: list[str]) -> list[tuple[int, int]]:
     for artifact_id in artifact_ids:
         row = tx.one(
             f"SELECT count(*), coalesce(sum({_AVAILABLE}), 0) FROM replicas r"
-            " JOIN worker_ids i ON i.worker_key = r.worker_key WHERE r.artifact_key ="
+            f" JOIN worker_ids i ON i.worker_key = r.worker_key WHERE {_SHOWN} AND r.artifact_key ="
             " (SELECT artifact_key FROM artifacts WHERE artifact_id = :artifact_id)",
             {"artifact_id": artifact_id},
         )
@@ -140,27 +153,21 @@ def counts(tx: Snapshot, artifact_ids: list[str]) -> list[tuple[int, int]]:
 
 
 def checksum_of_worker(tx: Snapshot, worker_key: int) -> str:
-    """Return the digest of all that a worker holds, available or not."""
+    """Return the digest of all that a worker holds, available or not.
+
+    Entries are written and sorted by SQLite, whose order of texts is that of their bytes: with
+    100 000 replicas that is a fifth of the time that ``checksums.of_replicas`` takes.
+    """
     rows = tx.all(
-        f"SELECT a.artifact_id, r.view_id, e.node_id, e.node_address, e.node_port,"
-        f" r.memory_tier, r.device_id, {_AVAILABLE} FROM replicas r"
-        " JOIN artifacts a USING (artifact_key) JOIN endpoints e USING (endpoint_key)"
-        " JOIN worker_ids i ON i.worker_key = r.worker_key WHERE r.worker_key = :worker_key",
+        "SELECT a.artifact_id || ':' || r.view_id || ':' || e.node_id || ':' || e.node_address"
+        " || ':' || e.node_port || ':' || iif(memory_tier = 0, device_id, 0) || ':'"
+        f" || {_LABEL} || ':' || {_AVAILABLE} || ';' {TABLES}"
+        " WHERE r.worker_key = :worker_key"
+        f" ORDER BY a.artifact_id, r.view_id, {_LABEL}, iif(memory_tier = 0, device_id, 0),"
+        f" e.node_id, e.node_address, e.node_port, {_AVAILABLE}",
         {"worker_key": worker_key},
     )
-    return of_replicas(
-        Entry(
-            artifact_id,
-            view_id,
-            node_id,
-            address,
-            port,
-            MemoryTier(tier).name,
-            device if tier == MemoryTier.GPU else 0,
-            bool(available),
-        )
-        for artifact_id, view_id, node_id, address, port, tier, device, available in rows
-    )
+    return of_sorted_texts(text for (text,) in rows)
 
 
 def artifacts_not_held(tx: Snapshot, worker_key: int, artifact_ids: list[str]) -> list[str]:
@@ -181,7 +188,9 @@ def totals(tx: Snapshot) -> dict[str, int]:
     """Return how many replicas there are of each memory type: GPU, RAM, DISK."""
     return {
         MemoryTier(tier).name: count
-        for tier, count in tx.all("SELECT memory_tier, count(*) FROM replicas GROUP BY 1")
+        for tier, count in tx.all(
+            f"SELECT memory_tier, count(*) FROM replicas r WHERE {_SHOWN} GROUP BY 1"
+        )
     }
 
 
@@ -190,7 +199,8 @@ def totals_by_artifact(tx: Snapshot, limit: int) -> dict[str, int]:
     return dict(
         tx.all(
             "SELECT a.artifact_id, t.count FROM (SELECT artifact_key, count(*) AS count"
-            " FROM replicas GROUP BY artifact_key ORDER BY artifact_key LIMIT :limit) t"
+            f" FROM replicas r WHERE {_SHOWN} GROUP BY artifact_key ORDER BY artifact_key"
+            " LIMIT :limit) t"
             " JOIN artifacts a USING (artifact_key)",
             {"limit": limit},
         )

@@ -15,7 +15,7 @@ from globalstore.registry.events import (
     SourceFreed,
     WorkerReplicasChanged,
 )
-from globalstore.registry.worker_ids import Standing, standing
+from globalstore.registry.worker_ids import NOBODY, Standing, standing
 from globalstore.rules.transfer import Transfer
 
 
@@ -62,7 +62,8 @@ class Registration:
     index: artifacts.TensorIndex | None
 
 
-def _transfer_columns(transfer: Transfer) -> dict[str, Any]:
+def transfer_columns(transfer: Transfer) -> dict[str, Any]:
+    """Return the columns that hold transfer metadata."""
     said = bool(transfer.keys or transfer.verification)
     text = json.dumps(
         [transfer.keys, transfer.sizes, transfer.verification],
@@ -86,12 +87,13 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
     artifact_key = artifacts.ensure(tx, asked.artifact_id, asked.description, asked.index, now_us)
     worker = standing(tx, asked.worker_id)
     worker_key = worker.worker_key
+    place = asked.place
     columns: dict[str, Any] = {
         "artifact_key": artifact_key,
         "view_id": asked.view_id,
-        "endpoint_key": _intern_endpoint(tx, asked.place),
-        "memory_tier": int(asked.place.memory_tier),
-        "device_id": asked.place.device_id,
+        "endpoint_key": intern_endpoint(tx, place.node_id, place.node_address, place.node_port),
+        "memory_tier": int(place.memory_tier),
+        "device_id": place.device_id,
         "worker_key": worker_key,
         "worker_generation": worker.generation,
         "confirmation": worker.confirmation,
@@ -112,11 +114,11 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
         columns,
     )
     replica_id: bytes
-    first = False
+    created = known is None or known[2] == NOBODY
+    first = created and not _holds_any(tx, artifact_key)
     if known is None:
-        first = not _holds_any(tx, artifact_key)
         replica_id = new_id
-        columns |= _transfer_columns(asked.transfer or Transfer()) | {"replica_id": new_id}
+        columns |= transfer_columns(asked.transfer or Transfer()) | {"replica_id": new_id}
         _insert(tx, columns)
     else:
         replica_id = known[1]
@@ -126,8 +128,8 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
             _follow_replica(tx, columns | {"replica_id": replica_id})
             tx.emit(WorkerReplicasChanged(known[2]))
     tx.emit(WorkerReplicasChanged(worker_key))
-    memory_type = asked.place.memory_tier.name
-    tx.emit(ReplicaStored(asked.artifact_id, memory_type, known is None, first))
+    memory_type = place.memory_tier.name
+    tx.emit(ReplicaStored(asked.artifact_id, memory_type, created, first))
     tx.emit(SourceFreed(asked.artifact_id, asked.view_id))
     return replica_id
 
@@ -145,13 +147,15 @@ def _kept_or_given(known: Row, given: Transfer | None, worker: Standing) -> dict
         "transfer_json": known[7],
     }
     same_worker = known[2] == worker.worker_key
+    # Whoever confirmed all that it holds also confirmed this.
+    of_generation = max(known[3], worker.confirmed_generation)
     if given is None:
-        same_process = same_worker and known[3] >= worker.process_generation
-        return kept if same_process else _transfer_columns(Transfer())
-    same_generation = same_worker and known[3] == worker.generation
+        same_process = same_worker and of_generation >= worker.process_generation
+        return kept if same_process else transfer_columns(Transfer())
+    same_generation = same_worker and of_generation == worker.generation
     if same_generation and given.generation is not None and given.generation < known[4]:
         return kept
-    return _transfer_columns(given)
+    return transfer_columns(given)
 
 
 def _follow_replica(tx: Transaction, columns: dict[str, Any]) -> None:
@@ -190,8 +194,9 @@ def _refresh(tx: Transaction, columns: dict[str, Any]) -> None:
     )
 
 
-def _intern_endpoint(tx: Transaction, place: Place) -> int:
-    fields = {"id": place.node_id, "address": place.node_address, "port": place.node_port}
+def intern_endpoint(tx: Transaction, node_id: str, address: str, port: int) -> int:
+    """Return the key of a place that replicas are served from."""
+    fields = {"id": node_id, "address": address, "port": port}
     row = tx.one(
         "SELECT endpoint_key FROM endpoints WHERE node_id = :id AND node_address = :address"
         " AND node_port = :port",
@@ -250,7 +255,10 @@ def _delete(tx: Transaction, seq: int) -> None:
 
 
 def _holds_any(tx: Snapshot, artifact_key: int) -> bool:
-    row = tx.one("SELECT 1 FROM replicas WHERE artifact_key = ? LIMIT 1", (artifact_key,))
+    row = tx.one(
+        f"SELECT 1 FROM replicas WHERE artifact_key = ? AND worker_key != {NOBODY} LIMIT 1",
+        (artifact_key,),
+    )
     return row is not None
 
 

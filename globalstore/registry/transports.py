@@ -8,6 +8,7 @@ from globalstore.db import Row, Snapshot, Transaction
 from globalstore.registry import replica_lists
 from globalstore.registry.events import SourceFreed, TransportEnded, TransportGranted
 from globalstore.registry.replica_lists import Replica
+from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.refusals import InvalidArgument
 
 
@@ -276,9 +277,10 @@ def _claim(tx: Transaction, request: Request, source: Row, now_us: int) -> Grant
 def _why(tx: Snapshot, artifact_key: int, view_id: str, now_us: int) -> Miss:
     """Tell why no source could be chosen."""
     space = {"artifact_key": artifact_key, "view_id": view_id, "now": now_us}
-    if tx.one(f"SELECT 1 FROM replicas WHERE {_SPACE} LIMIT 1", space) is None:
+    held = f"SELECT 1 FROM replicas WHERE {_SPACE} AND worker_key != {NOBODY}"
+    if tx.one(f"{held} LIMIT 1", space) is None:
         return Miss.NO_REPLICA
-    if tx.one(f"SELECT 1 FROM replicas WHERE {_SPACE} AND {_EXPORTABLE} LIMIT 1", space) is None:
+    if tx.one(f"{held} AND {_EXPORTABLE} LIMIT 1", space) is None:
         return Miss.NO_SOURCE
     return Miss.BUSY
 
@@ -311,10 +313,13 @@ def _end(tx: Transaction, transport_id: bytes, outcome: Outcome, detail: str, no
     if row is None:
         return False
     transport_key, replica_id, artifact_key, view_id = row
-    tx.run(
-        "UPDATE replicas SET current_requests = current_requests - 1 WHERE replica_id = :id",
+    source = tx.one(
+        "UPDATE replicas SET current_requests = current_requests - 1 WHERE replica_id = :id"
+        " RETURNING seq, current_requests, worker_key",
         {"id": replica_id},
     )
+    if source is not None and source[1:] == (0, NOBODY):
+        tx.run("DELETE FROM replicas WHERE seq = ?", source[:1])
     name = tx.one("SELECT artifact_id FROM artifacts WHERE artifact_key = ?", (artifact_key,))
     assert name is not None
     tx.emit(TransportEnded(transport_key))

@@ -22,6 +22,7 @@ class Standing:
     confirmation: int
     generation: int
     process_generation: int
+    confirmed_generation: int
 
 
 def intern(tx: Transaction, worker_id: str) -> int:
@@ -41,7 +42,8 @@ def standing(tx: Transaction, worker_id: str) -> Standing:
     """Return where a worker stands at this instant."""
     row = tx.one(
         "SELECT i.worker_key, i.confirmation, coalesce(c.generation, 0),"
-        " coalesce(c.process_generation, 0) FROM worker_ids i"
+        " coalesce(c.process_generation, 0), coalesce(c.confirmed_generation, 0)"
+        " FROM worker_ids i"
         " LEFT JOIN worker_cursors c USING (worker_key) WHERE i.worker_id = :id",
         {"id": worker_id},
     )

@@ -68,15 +68,15 @@ _STATE = """
 SELECT w.worker_key, i.worker_id, w.daemon_id, w.node_id, w.node_address,
        coalesce(w.grpc_port, 0), w.p2p_port, w.mem_pool_total_size, l.mem_pool_available_size,
        l.accepting_new_requests, l.capability_flags, l.last_heartbeat, c.generation,
-       c.state_version, c.needs_reconcile, w.inactive_at
+       c.request_seq, c.state_version, c.needs_reconcile, w.inactive_at
 FROM workers w JOIN worker_ids i USING (worker_key) JOIN worker_liveness l USING (worker_key)
      JOIN worker_cursors c USING (worker_key)
 """
 
 
 def _state(row: Row) -> WorkerState:
-    fields = list(row[:15])
-    fields[9], fields[14] = bool(fields[9]), bool(fields[14])
+    fields = list(row[:16])
+    fields[9], fields[15] = bool(fields[9]), bool(fields[15])
     fields[10] = unsigned64(fields[10])
     return WorkerState(*fields)
 
@@ -118,11 +118,12 @@ def register(
     if own is None:
         worker_key, kind = _insert(tx, asked, new_worker_id, now_us), "new"
     else:
-        worker_key, kind = own[0], "renew" if own[15] is None else "reactivate"
+        worker_key, kind = own[0], "renew" if own[16] is None else "reactivate"
         _renew(tx, worker_key, asked, kind == "reactivate", now_us)
     if asked.is_recovery:
         kind = "recovery"
-        _adopt(tx, worker_key, asked.previous_worker_id)
+        if asked.previous_worker_id:
+            _adopt(tx, worker_key, asked.previous_worker_id)
     row = tx.one(_STATE + "WHERE w.worker_key = :worker_key", {"worker_key": worker_key})
     assert row is not None
     worker = _state(row)
@@ -135,7 +136,7 @@ def _must_stay(owner: Row, asked: Registration, fresh: frozenset[int]) -> bool:
     """Tell whether the owner of an endpoint is protected from the daemon that asks for it."""
     node_id: str = owner[3]
     key, worker_id = owner[:2]
-    if owner[15] is not None:
+    if owner[16] is not None:
         return False
     if asked.is_recovery:
         return key in fresh and worker_id != asked.previous_worker_id

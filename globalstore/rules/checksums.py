@@ -51,5 +51,9 @@ class Entry:
 
 def of_replicas(entries: Iterable[Entry]) -> str:
     """Return the digest of a set of replicas; their order does not matter."""
-    joined = "".join(entry.text() for entry in sorted(entries, key=Entry.order))
-    return f"{fnv1a_64(joined.encode()):016x}"
+    return of_sorted_texts(entry.text() for entry in sorted(entries, key=Entry.order))
+
+
+def of_sorted_texts(texts: Iterable[str]) -> str:
+    """Return the digest of entries that were written and sorted already."""
+    return f"{fnv1a_64(''.join(texts).encode()):016x}"

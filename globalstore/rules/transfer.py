@@ -37,14 +37,17 @@ class Transfer:
 
 
 def _fault(keys: Sequence[str], sizes: Sequence[int], memory_size: int) -> str | None:
-    """Return why keys and sizes cannot describe a replica of this size, or None."""
+    """Return why keys and sizes cannot describe a replica of this size, or None.
+
+    A size of 0 is one that nobody told.
+    """
     if not keys:
         return "buffer_sizes without remote_memory_keys" if sizes else "no remote_memory_keys"
     if len(keys) != len(sizes):
         return f"{len(keys)} remote_memory_keys but {len(sizes)} buffer_sizes"
     if min(sizes) == 0:
         return "a buffer_sizes entry of 0"
-    if sum(sizes) != memory_size:
+    if memory_size and sum(sizes) != memory_size:
         return f"buffer_sizes sum to {sum(sizes)}, expected memory_size {memory_size}"
     return None
 
@@ -79,3 +82,27 @@ def from_direct_fields(
     if fault is not None:
         raise InvalidArgument(f"mem_info: {fault}")
     return Transfer(ExportState.EXPORTABLE, None, tuple(keys), tuple(sizes), verification)
+
+
+def from_inventory(
+    keys: Sequence[str], sizes: Sequence[int], verification: str, memory_size: int
+) -> Transfer | None:
+    """Normalise the direct fields of an inventory entry, of which nothing is ever refused."""
+    if not keys and not sizes:
+        return None
+    if _fault(keys, sizes, memory_size) is not None:
+        return Transfer()
+    return Transfer(ExportState.EXPORTABLE, None, tuple(keys), tuple(sizes), verification)
+
+
+def fitted(transfer: Transfer, memory_size: int, *, dialable: bool) -> Transfer:
+    """Return what is left of transfer metadata on a replica of this size.
+
+    Keys whose sizes do not add up to ``memory_size``, or that nobody can dial, are of no use: an
+    exportable replica is presence-only then, a draining one has no keys.
+    """
+    if not transfer.keys or (dialable and sum(transfer.sizes) == memory_size):
+        return transfer
+    if transfer.state is ExportState.DRAINING:
+        return Transfer(ExportState.DRAINING, transfer.generation)
+    return Transfer(generation=transfer.generation)

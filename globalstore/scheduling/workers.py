@@ -22,6 +22,10 @@ class LiveWorker:
     ``replicas_revision`` changes with what the worker holds; whatever is derived from that is
     kept in ``derived`` with the revision it belongs to. ``expiring`` is set while its end is being
     written: it must not be answered before that is decided.
+
+    ``said_checksum`` is the digest in its latest heartbeat. ``confirmed`` has the fingerprint of
+    the inventory that was last accepted and the revision of the replicas right after it.
+    ``gap_since`` is when a reconcile first came that skipped a number, if none was accepted since.
     """
 
     state: WorkerState
@@ -34,6 +38,9 @@ class LiveWorker:
     replicas_revision: int = 0
     derived: dict[object, tuple[int, object]] = attrs.Factory(dict)
     expiring: trio.Event | None = None
+    said_checksum: str = ""
+    confirmed: tuple[bytes, int] | None = None
+    gap_since: float | None = None
 
     @property
     def key(self) -> int:
@@ -47,6 +54,7 @@ class Heartbeat:
     mem_pool_available_size: int
     accepting: bool
     capability_flags: int | None
+    state_checksum: str = ""
 
 
 class Workers:
@@ -141,6 +149,23 @@ class Workers:
         if worker is not None:
             worker.replicas_revision += 1
 
+    def reconciled(
+        self, worker_key: int, request_seq: int, state_version: int, *, confirmed: bool
+    ) -> None:
+        """An inventory of a worker was accepted; ``confirmed`` when it was a complete one."""
+        worker = self._by_key.get(worker_key)
+        if worker is None:
+            return
+        worker.gap_since = None
+        worker.state = attrs.evolve(
+            worker.state,
+            request_seq=request_seq,
+            state_version=state_version,
+            needs_reconcile=worker.state.needs_reconcile and not confirmed,
+        )
+        if confirmed:
+            self._confirm_by.discard(worker_key)
+
     # What the daemons tell.
 
     def find(self, worker_id: str) -> LiveWorker | None:
@@ -156,6 +181,7 @@ class Workers:
         worker.mem_pool_available_size = said.mem_pool_available_size
         worker.accepting = said.accepting
         worker.capability_flags = flags
+        worker.said_checksum = said.state_checksum
         worker.last_heartbeat_us = max(worker.last_heartbeat_us, now_us)
         self._heard(worker, now)
         # Liveness is in memory; what is stored only has to be near enough for a reader of the
