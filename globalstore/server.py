@@ -8,7 +8,6 @@ import gc
 import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import trio
 
@@ -16,6 +15,7 @@ import globalstore
 from globalstore import listening
 from globalstore.api.application import ServerInfo
 from globalstore.api.auth import TokenFileUnusable
+from globalstore.certificates import Certificates
 from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address, effective
 from globalstore.db import DatabaseError, Lane
 from globalstore.http import HttpApp, serve_http
@@ -52,6 +52,7 @@ class Server(Parts):
         super().__init__(config, wall)
         self._stopping = trio.Event()
         self.listener: Listener | None = None
+        self._certificates: Certificates | None = None
 
     def reload(self, config: GlobalStoreConfig) -> None:
         """Take over what may change while running; name the rest. Nothing here raises."""
@@ -60,23 +61,14 @@ class Server(Parts):
             if chosen[key] != value and not key.startswith(_RELOADED):
                 _log.warning("needs a restart", key=key)
         try:
-            serves_tls = self.config.server.grpc.tls.enabled
-            context = listening.tls_context(config) if serves_tls else None
-            if context is not None and self.listener is not None:
-                self.listener.replace_ssl_context(context)
-                self._show_certificate(config)
+            if self._certificates is not None:
+                self._certificates.take_up(config)
             if self.tokens is not None:
                 self.tokens.reload()
         except (listening.TlsUnusable, TokenFileUnusable) as error:
             _log.error("files not reloaded, the old ones stay in use", reason=str(error))
         else:
             _log.info("configuration reloaded")
-
-    def _show_certificate(self, config: GlobalStoreConfig) -> None:
-        tls = config.server.grpc.tls
-        if tls.enabled:
-            expiry = listening.certificate_expiry(str(Path(tls.cert_file).expanduser()))
-            self.metrics.tls_cert_expiry.set(expiry)
 
     def stop(self) -> None:
         """Begin to stop; ``run`` returns when that is done."""
@@ -95,7 +87,10 @@ class Server(Parts):
             await self._recover()
             self.listener = listening.listener(self.app, self.grpc_health, self.tokens)
             await self.listener.bind()
-            self._show_certificate(self.config)
+            if self.config.server.grpc.tls.enabled:
+                self._certificates = Certificates(
+                    self.config, self.listener, self.metrics.tls_cert_expiry.set
+                )
             self.pulse.on_second = Vitals(self, self.listener).look
             self.app.info = self._server_info(self.listener, metrics_port)
             await nursery.start(self.listener.serve)
@@ -170,13 +165,16 @@ class Server(Parts):
         )
 
     def _start_background(self, nursery: trio.Nursery) -> None:
-        for name, task in {
+        tasks = {
             "pulse": self.pulse.run,
             "heartbeat reaper": self.reaper.run,
             "heartbeat writer": self.heartbeats.run,
             "transport expiry": self.expiry.run,
             "maintenance": self.maintenance.run,
-        }.items():
+        }
+        if self._certificates is not None:
+            tasks["certificates"] = self._certificates.run
+        for name, task in tasks.items():
             nursery.start_soon(
                 keep_running, name, task, self.health.failing.set, self.health.failing.clear
             )
