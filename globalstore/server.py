@@ -82,6 +82,7 @@ class Server(Parts):
         Raises StartRefused, PortBusy, CannotListen, TlsUnusable or TokenFileUnusable when it
         cannot start, and the database's own error when that fails for good.
         """
+        self._log_policy()
         async with self.store, self.queues, trio.open_nursery() as nursery:
             metrics_port = await self._start_http(nursery)
             await self._recover()
@@ -108,6 +109,19 @@ class Server(Parts):
             nursery.cancel_scope.cancel()
         if self.store.failure is not None:
             raise self.store.failure
+
+    def _log_policy(self) -> None:
+        path = self.config.database.path
+        _log.info("database", path=str(path.resolve()) if path else "in-memory")
+        policy = self.config.worker_policy
+        _log.info(
+            "maintenance policy",
+            heartbeat_timeout_s=policy.heartbeat_timeout,
+            cleanup_interval_s=policy.cleanup_interval,
+            optimize_interval_s=self.config.database.optimize_interval,
+            transport_ttl_s=policy.effective_transport_ttl,
+            transport_retention_s=policy.transport_retention,
+        )
 
     async def _start_http(self, nursery: trio.Nursery) -> int:
         server = self.config.server

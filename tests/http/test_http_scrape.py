@@ -8,7 +8,12 @@ import trio.testing
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from globalstore.http.exposition import Exposition, exposition_text
+from globalstore.telemetry.labels import ArtifactSeries
 from globalstore.telemetry.metrics import CAPABILITIES, MEMORY_TYPES, Metrics
+
+FILTER_REASONS = (
+    "not_live", "not_accepting", "unavailable", "saturated", "presence_only", "expired", "capped",
+)  # fmt: skip
 
 
 class Call:
@@ -18,7 +23,18 @@ class Call:
 
 
 class Code:
-    name = "OK"
+    def __init__(self, name):
+        self.name = name
+
+
+# What one method may end with in a bad week.
+CODES = [
+    Code(name)
+    for name in (
+        "OK", "CANCELLED", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "UNAVAILABLE",
+        "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "INTERNAL",
+    )
+]  # fmt: skip
 
 
 def busy_cluster(metrics):
@@ -31,7 +47,8 @@ def busy_cluster(metrics):
             metrics.replica_unregistered(artifact_id, memory_type)
         for status in ("success", "timeout", "not_found", "rejected", "error"):
             metrics.transport_request(artifact_id, status)
-        for reason in ("not_live", "not_accepting", "unavailable", "saturated", "capped"):
+        metrics.transport_waited(artifact_id, 0.2)
+        for reason in FILTER_REASONS:
             metrics.transport_filter(artifact_id, reason)
         metrics.transport_no_exportable(artifact_id)
         metrics.source_concentration(artifact_id, 0.5, 0.3)
@@ -39,10 +56,23 @@ def busy_cluster(metrics):
     metrics.active_workers.set(200)
     for capability in CAPABILITIES:
         metrics.capability_entries.labels("worker", capability).set(200)
+        metrics.capability_entries.labels("instance", capability).set(1000)
     for number in range(120):
         call = Call(f"/tensorcast.global_store.v1.SomeRatherLongService/Method{number}")
-        metrics.calls.started(call)
-        metrics.calls.finished(call, Code, 0.01)
+        for code in CODES:
+            metrics.calls.started(call)
+            metrics.calls.finished(call, code, 0.01)
+
+
+def test_a_large_cluster_has_series_in_every_metric_that_is_labelled_by_artifact():
+    metrics = Metrics()
+    busy_cluster(metrics)
+    families = [f for f in metrics.registry.collect() if "artifact" in str(f.samples)]
+    labelled = {
+        f.name for f in families if any("artifact_id" in sample.labels for sample in f.samples)
+    }
+    bounded = [s for s in vars(metrics).values() if isinstance(s, ArtifactSeries)]
+    assert len(labelled) == len(bounded)
 
 
 async def test_a_scrape_of_a_large_cluster_is_small_and_quick(face, nursery):

@@ -44,6 +44,7 @@ def touch_everything(metrics):
     metrics.reducer_queue_depth.labels("0")
     metrics.reducer_intents.labels("0", "register", "submitted")
     metrics.recovery_rows.labels("replicas")
+    metrics.gc_rows_deleted.labels("workers")
     metrics.transport_dispatch_events.labels("granted")
     metrics.replicas_changed("a", "RAM", 1, edge=True)
     metrics.replica_registered("a", "RAM")
@@ -86,6 +87,14 @@ def test_a_metric_has_its_published_name_type_labels_and_buckets(metrics, row):
     ]
     published = [float(b) for b in row["buckets"].split()]
     assert buckets == ([*published, float("inf")] if published else [])
+
+
+def test_no_metric_is_missing_in_the_published_table(metrics):
+    names = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in metrics.registry.collect()
+    }
+    assert names == {row["name"] for row in GOLDEN}
 
 
 def test_closed_label_sets_exist_from_the_first_scrape(metrics):
