@@ -13,6 +13,7 @@ from globalstore.db import Observers, Store, StoreOptions
 from globalstore.http import HealthState
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import HealthService
+from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.transports import Policy, SourceQueues
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry.metrics import Metrics
@@ -74,15 +75,24 @@ class Parts:
         self.expiry = TransportExpiry(self.store, self.pulse, policy.effective_transport_ttl, wall)
         self.pulse.tell(self.expiry.postpone)
         self._commits.attach(self.queues, self.expiry)
+        reducer = policy.control_reducer
+        self.lanes = Lanes(reducer.shard_count, reducer.queue_capacity, self.metrics.lanes)
         self.slots = Slots(config.server.max_workers)
         self.app = Application(
-            config, self.store, self.workers, self.queues, self.slots, self.metrics, wall
+            config,
+            self.store,
+            self.workers,
+            self.queues,
+            self.lanes,
+            self.slots,
+            self.metrics,
+            wall,
         )
         token_file = config.server.auth.token_file
         self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
         self.heartbeats = HeartbeatWriter(self.store, self.workers, self._heartbeats_written)
         self.reaper = Reaper(
-            self.store, self.workers, self.pulse, wall, self.metrics.worker_expired.inc
+            self.store, self.workers, self.lanes, self.pulse, wall, self.metrics.worker_expired.inc
         )
         self.maintenance = Maintenance(
             self.store,

@@ -1,7 +1,7 @@
 """What all faces work with."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
 import attrs
@@ -11,13 +11,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from globalstore.api.slots import Slots
 from globalstore.config import GlobalStoreConfig
 from globalstore.db import Lane, Snapshot, Store, Transaction
-from globalstore.registry import idempotency
+from globalstore.registry import idempotency, replica_lists
 from globalstore.registry.idempotency import Token
 from globalstore.rpc import Call
 from globalstore.rules.refusals import Refusal
 from globalstore.rules.values import identifier
+from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.transports import SourceQueues
-from globalstore.scheduling.workers import Workers
+from globalstore.scheduling.workers import LiveWorker, Workers
 from globalstore.telemetry.metrics import Metrics
 
 R = TypeVar("R")
@@ -50,6 +51,7 @@ class Application:
     store: Store
     workers: Workers
     queues: SourceQueues
+    lanes: Lanes
     slots: Slots
     metrics: Metrics
     wall_us: Callable[[], int]
@@ -100,6 +102,26 @@ class Application:
     async def read(self, query: Callable[[Snapshot, *Arguments], R], *args: *Arguments) -> R:
         """Run a query that sees all that was answered before."""
         return await self.store.read(query, *args)
+
+    async def checksum_of(self, worker: LiveWorker) -> str:
+        """Return the digest of what a worker holds; see ``rules.checksums``."""
+        return await self.derived(
+            worker, "checksum", lambda: self.read(replica_lists.checksum_of_worker, worker.key)
+        )
+
+    async def derived(
+        self, worker: LiveWorker, what: object, look_up: Callable[[], Awaitable[R]]
+    ) -> R:
+        """Return something that follows from a worker's replicas, read once per change of them."""
+        revision = worker.replicas_revision
+        known = worker.derived.get(what)
+        if known is not None and known[0] == revision:
+            return known[1]  # type: ignore[return-value]
+        value = await look_up()
+        if any(of != revision for of, _ in worker.derived.values()):
+            worker.derived.clear()
+        worker.derived[what] = revision, value
+        return value
 
 
 def timestamp(us: int) -> Timestamp:

@@ -46,6 +46,16 @@ class Commits:
                 case events.ReplicaRemoved(artifact_id, memory_type, last):
                     self._metrics.replica_unregistered(artifact_id, memory_type)
                     self._metrics.replicas_changed(artifact_id, memory_type, -1, edge=last)
+                case events.ReplicaCounted():
+                    self._metrics.replicas_reconciled(
+                        event.artifact_id,
+                        event.memory_type,
+                        event.change,
+                        event.stored,
+                        edge=event.edge,
+                    )
+                case events.WorkerReconciled(worker_key, seq, version, confirmed):
+                    self._workers.reconciled(worker_key, seq, version, confirmed=confirmed)
                 case events.WorkerRegistered(worker):
                     self._workers.registered(worker)
                 case events.WorkerEnded(worker_key, worker_id, lost):

@@ -2,13 +2,15 @@
 
 from globalstore.api.application import microseconds, timestamp
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
+from globalstore.registry.inventories import Key, Reported
 from globalstore.registry.replica_lists import Replica
 from globalstore.registry.replicas import MemoryTier, Place
 from globalstore.rules import transfer
 from globalstore.rules.addresses import routable
+from globalstore.rules.artifact_ids import stored
 from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.transfer import ExportState, Transfer
-from globalstore.rules.values import port, required, storable
+from globalstore.rules.values import identifier, port, required, storable, uuid_bytes, uuid_text
 
 _TIERS = {
     common.MEMORY_TYPE_UNSPECIFIED: MemoryTier.DISK,
@@ -81,6 +83,55 @@ def reported_transfer(info: common.MemoryInfo) -> Transfer | None:
     )
 
 
+def reported(entry: common.ReplicaInfo, node_id: str) -> Reported:
+    """Return an inventory entry, checked; ``node_id`` is the worker's, used when blank.
+
+    Transfer metadata is never refused: what cannot be used is cleared.
+    """
+    info, space = entry.memory_info, entry.memory_info.byte_space
+    is_view = space.kind == common.BYTE_SPACE_KIND_VIEW
+    memory_size = storable("memory_info.memory_size", info.memory_size)
+    if info.node_port > 65535:
+        raise InvalidArgument(f"memory_info.node_port is {info.node_port}, expected 0..65535")
+    stats = entry.stats if entry.HasField("stats") else None
+    registered = stats.registered_ts if stats and stats.HasField("registered_ts") else None
+    return Reported(
+        key=Key(
+            stored("ref.artifact_id", entry.ref.artifact_id),
+            identifier("memory_info.byte_space.id", space.id) if is_view else "",
+            identifier("memory_info.node_id", info.node_id) or node_id,
+            _TIERS.get(info.memory_type, MemoryTier.DISK),
+            info.device_id,
+        ),
+        replica_id=(
+            uuid_bytes("ref.replica_id", entry.ref.replica_id)
+            if entry.ref.replica_id.strip()
+            else None
+        ),
+        node_address=identifier("memory_info.node_address", info.node_address),
+        node_port=info.node_port,
+        memory_size=memory_size,
+        max_concurrency=stats.max_concurrency if stats else 0,
+        is_available=stats.is_available if stats else None,
+        transfer=_inventory_transfer(info, memory_size),
+        tensor_index_key=identifier("memory_info.tensor_index_key", info.tensor_index_key),
+        is_memory_replica=info.is_memory_replica,
+        source_process_id=identifier("memory_info.source_process_id", info.source_process_id),
+        expires_at_us=expires_at_us(info),
+        registered_us=(microseconds(registered) or None) if registered else None,
+    )
+
+
+def _inventory_transfer(info: common.MemoryInfo, memory_size: int) -> Transfer | None:
+    for size in (*info.buffer_sizes, *info.transport.buffer_sizes):
+        storable("memory_info.buffer_sizes", size)
+    if info.HasField("transport"):
+        return reported_transfer(info)
+    return transfer.from_inventory(
+        info.remote_memory_keys, info.buffer_sizes, info.verification_json, memory_size
+    )
+
+
 def expires_at_us(info: common.MemoryInfo) -> int | None:
     """Return when a replica ends by itself, in microseconds since 1970."""
     if not info.HasField("expires_at"):
@@ -121,3 +172,19 @@ def to_message(replica: Replica) -> common.MemoryInfo:
     if replica.expires_at_us is not None:
         info.expires_at.CopyFrom(timestamp(replica.expires_at_us))
     return info
+
+
+def to_info(replica: Replica) -> common.ReplicaInfo:
+    """Return a replica as inventories have it."""
+    return common.ReplicaInfo(
+        ref=common.ReplicaRef(
+            artifact_id=replica.artifact_id, replica_id=uuid_text(replica.replica_id)
+        ),
+        memory_info=to_message(replica),
+        stats=common.ReplicaStats(
+            max_concurrency=replica.max_concurrency,
+            current_requests=replica.current_requests,
+            is_available=replica.is_available,
+            registered_ts=timestamp(replica.created_at_us),
+        ),
+    )

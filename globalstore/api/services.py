@@ -7,6 +7,7 @@ from typing import Any
 
 from globalstore.api.admin import AdminFace
 from globalstore.api.application import Application
+from globalstore.api.reconcile import ReconcileFace
 from globalstore.api.replicas import ReplicasFace
 from globalstore.api.transports import TransportsFace
 from globalstore.api.workers import WorkersFace
@@ -15,9 +16,9 @@ from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
 
 
 class ClusterRuntime(
-    WorkersFace, ReplicasFace, TransportsFace, services.ClusterRuntimeServiceServicer
+    WorkersFace, ReconcileFace, ReplicasFace, TransportsFace, services.ClusterRuntimeServiceServicer
 ):
-    """Workers, replicas and transports."""
+    """Workers, what they hold, and transports."""
 
     def __init__(self, app: Application) -> None:
         self.app = app

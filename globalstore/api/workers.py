@@ -3,8 +3,6 @@
 import hashlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 from globalstore.api.application import Application, timestamp, token
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -16,8 +14,6 @@ from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.values import TEXT_BYTES_MAX, identifier, port, required, storable
 from globalstore.scheduling.workers import Heartbeat, LiveWorker
 from globalstore.telemetry import add_call_fields, get_logger
-
-R = TypeVar("R")
 
 _log = get_logger("globalstore.workers")
 
@@ -42,14 +38,15 @@ class WorkersFace:
         """Make a daemon's worker active; a name taken by others is refused in the body."""
         asked = _registration(input_message)
         worker_id = f"worker_{asked.node_id}_{secrets.token_hex(4)}"
-        outcome = await self.app.write(
-            request,
-            workers.register,
-            asked,
-            self.app.workers.fresh(),
-            worker_id,
-            self.app.wall_us(),
-        )
+        async with self.app.lanes.turn(asked.daemon_id, "register"):
+            outcome = await self.app.write(
+                request,
+                workers.register,
+                asked,
+                self.app.workers.fresh(),
+                worker_id,
+                self.app.wall_us(),
+            )
         if not isinstance(outcome, Registered):
             self._log_conflict(asked, outcome)
             return wire.RegisterWorkerResponse(status=wire.STATUS_ERROR)
@@ -183,28 +180,10 @@ class WorkersFace:
                 missing += await self.app.read(replica_lists.artifacts_not_held, worker.key, chunk)
             return missing
 
-        return await self._derived(worker, digest, look_up)
+        return await self.app.derived(worker, digest, look_up)
 
     async def _agrees(self, worker: LiveWorker, checksum: str) -> bool:
-        if not checksum:
-            return True
-        return checksum == await self._derived(
-            worker, "checksum", lambda: self.app.read(replica_lists.checksum_of_worker, worker.key)
-        )
-
-    async def _derived(
-        self, worker: LiveWorker, what: object, look_up: Callable[[], Awaitable[R]]
-    ) -> R:
-        """Return something that follows from a worker's replicas, read once per change of them."""
-        revision = worker.replicas_revision
-        known = worker.derived.get(what)
-        if known is not None and known[0] == revision:
-            return known[1]  # type: ignore[return-value]
-        value = await look_up()
-        if any(of != revision for of, _ in worker.derived.values()):
-            worker.derived.clear()
-        worker.derived[what] = revision, value
-        return value
+        return not checksum or checksum == await self.app.checksum_of(worker)
 
     async def UnregisterWorker(  # noqa: N802
         self, input_message: wire.UnregisterWorkerRequest, request: Call
@@ -214,16 +193,22 @@ class WorkersFace:
         graceful = input_message.is_graceful_shutdown
         now_us = self.app.wall_us()
         repeat = token(input_message, "UnregisterWorker", input_message.client_request_id)
-        if repeat is None:
-            found = await self.app.write(request, workers.unregister, worker_id, graceful, now_us)
-            return self._unregistered(worker_id, graceful, _unregister_response(found))
-        reply = await self.app.once(
-            request,
-            repeat,
-            lambda tx: workers.unregister(tx, worker_id, graceful, now_us),
-            _unregister_response,
-            now_us,
-        )
+        worker = self.app.workers.find(worker_id)
+        # One that is not active has no lane to wait in.
+        lane = worker.state.daemon_id if worker is not None else worker_id
+        async with self.app.lanes.turn(lane, "unregister"):
+            if repeat is None:
+                found = await self.app.write(
+                    request, workers.unregister, worker_id, graceful, now_us
+                )
+                return self._unregistered(worker_id, graceful, _unregister_response(found))
+            reply = await self.app.once(
+                request,
+                repeat,
+                lambda tx: workers.unregister(tx, worker_id, graceful, now_us),
+                _unregister_response,
+                now_us,
+            )
         response = wire.UnregisterWorkerResponse.FromString(reply.body)
         return response if reply.replayed else self._unregistered(worker_id, graceful, response)
 
@@ -270,6 +255,7 @@ def _heartbeat(message: wire.WorkerHeartbeatRequest) -> Heartbeat:
         storable("mem_pool_available_size", message.mem_pool_available_size),
         message.accepting_new_requests,
         message.capability_flags if message.HasField("capability_flags") else None,
+        message.state_checksum,
     )
 
 

@@ -1,11 +1,12 @@
 """What an artifact is: its row, its digests and its tensor index."""
 
 import hashlib
+import json
 from functools import cached_property
 
 import attrs
 
-from globalstore.db import Transaction
+from globalstore.db import Snapshot, Transaction
 from globalstore.rules import multihash
 from globalstore.rules.artifact_ids import Scheme, is_well_formed_mi2, parse_mi2, scheme_of
 from globalstore.rules.refusals import FailedPrecondition
@@ -88,6 +89,35 @@ def ensure(
     assert saved is not None
     artifact_key: int = saved[0]
     return artifact_key
+
+
+def ensure_all(tx: Transaction, artifact_ids: list[str], now_us: int) -> dict[str, int]:
+    """Return the key of each artifact's row; new ones are made from the id alone."""
+    keys = _keys_of(tx, artifact_ids)
+    new = [artifact_id for artifact_id in artifact_ids if artifact_id not in keys]
+    if not new:
+        return keys
+    tx.many(
+        "INSERT INTO artifacts (artifact_id, id_kind, index_multihash, data_multihash,"
+        " schema_version, encoding, total_size, created_at, updated_at) VALUES (:artifact_id,"
+        " :id_kind, :index_multihash, :data_multihash, '', '', 0, :now, :now)",
+        [
+            attrs.asdict(_complete(artifact_id, Description(), None))
+            | {"artifact_id": artifact_id, "now": now_us}
+            for artifact_id in new
+        ],
+    )
+    return _keys_of(tx, artifact_ids)
+
+
+def _keys_of(tx: Snapshot, artifact_ids: list[str]) -> dict[str, int]:
+    return dict(
+        tx.all(
+            "SELECT artifact_id, artifact_key FROM artifacts"
+            " WHERE artifact_id IN (SELECT value FROM json_each(:ids))",
+            {"ids": json.dumps(artifact_ids, ensure_ascii=False)},
+        )
+    )
 
 
 def _complete(artifact_id: str, said: Description, index: TensorIndex | None) -> Description:

@@ -23,8 +23,9 @@ class LiveWorker:
     kept in ``derived`` with the revision it belongs to. ``expiring`` is set while its end is being
     written: it must not be answered before that is decided.
 
-    ``said_checksum`` is the digest in its latest heartbeat. ``confirmed`` has the fingerprint of
-    the inventory that was last accepted and the revision of the replicas right after it.
+    ``said_checksum`` is the digest in its latest heartbeat. ``accepted_revision`` is that of the
+    replicas right after an inventory was last accepted, and ``confirmed`` the fingerprint of an
+    inventory with the revision that is known to agree with it.
     ``gap_since`` is when a reconcile first came that skipped a number, if none was accepted since.
     """
 
@@ -39,7 +40,8 @@ class LiveWorker:
     derived: dict[object, tuple[int, object]] = attrs.Factory(dict)
     expiring: trio.Event | None = None
     said_checksum: str = ""
-    confirmed: tuple[bytes, int] | None = None
+    accepted_revision: int = -1
+    confirmed: tuple[int, int] | None = None
     gap_since: float | None = None
 
     @property
@@ -157,6 +159,7 @@ class Workers:
         if worker is None:
             return
         worker.gap_since = None
+        worker.accepted_revision = worker.replicas_revision
         worker.state = attrs.evolve(
             worker.state,
             request_seq=request_seq,
@@ -259,16 +262,18 @@ class Workers:
                 worker.heard_at += seconds
 
     def take_silent(self) -> list[LiveWorker]:
-        """Return the workers that are to be expired now; each is marked as expiring."""
-        silent = []
-        for key in self._expire_at.pop_due(trio.current_time()):
-            worker = self._by_key[key]
-            worker.expiring = trio.Event()
-            silent.append(worker)
-        return silent
+        """Return the workers that are to be expired now, unless they are heard before that."""
+        return [self._by_key[key] for key in self._expire_at.pop_due(trio.current_time())]
+
+    def begin_expiry(self, worker: LiveWorker) -> bool:
+        """Mark a worker as expiring; False when it was heard or ended since it was taken."""
+        if self._by_key.get(worker.key) is not worker or worker.key in self._expire_at:
+            return False
+        worker.expiring = trio.Event()
+        return True
 
     def keep(self, worker: LiveWorker) -> None:
-        """Undo ``take_silent`` for a worker whose end could not be written: try again later."""
+        """Undo ``begin_expiry`` for a worker whose end could not be written: try again later."""
         if worker.expiring is not None:
             worker.expiring.set()
             worker.expiring = None
@@ -276,9 +281,9 @@ class Workers:
             self._expire_at.set(worker.key, trio.current_time() + self._grace_s)
             self._sooner.set()
 
-    def take_unconfirmed(self) -> list[int]:
-        """Return the keys of workers that had to confirm their replicas by now."""
-        return list(self._confirm_by.pop_due(trio.current_time()))
+    def take_unconfirmed(self) -> list[LiveWorker]:
+        """Return the workers that had to confirm their replicas by now."""
+        return [self._by_key[key] for key in self._confirm_by.pop_due(trio.current_time())]
 
     async def wait_unwritten(self) -> None:
         """Return when there is liveness to store."""

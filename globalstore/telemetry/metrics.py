@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from globalstore.telemetry.calls import CallMetrics
 from globalstore.telemetry.labels import ArtifactSeries
+from globalstore.telemetry.lanes import LaneMetrics
 
 # Creation times would double the counters of a scrape; nobody asked for them.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -27,9 +28,6 @@ CAPABILITIES: Final = (
 MEMORY_TYPES: Final = ("GPU", "RAM", "DISK")
 
 _RECONCILE_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10)
-_LANE_BUCKETS: Final = (
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
-)  # fmt: skip
 _BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _WAIT_BUCKETS: Final = (0, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10)
 _DIFFUSION_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -45,6 +43,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.calls = CallMetrics(self.registry)
+        self.lanes = LaneMetrics(self.registry)
         self._define_server()
         self._define_workers()
         self._define_control_plane()
@@ -190,16 +189,6 @@ class Metrics:
             "operation_kind",
             "result",
         )
-        reducer = "tc_worker_control_reducer"
-        self.reducer_queue_depth = self._gauge(
-            f"{reducer}_queue_depth", "Changes waiting in a lane.", "shard"
-        )
-        self.reducer_queue_latency = self._histogram(
-            f"{reducer}_queue_latency_seconds", "Wait of a change in its lane.", _LANE_BUCKETS
-        )
-        self.reducer_intents = self._counter(
-            f"{reducer}_intents_total", "Changes by lane and fate.", "shard", "kind", "result"
-        )
 
     def _define_replicas(self) -> None:
         self.replicas = self._gauge("tc_replicas_total", "Replicas.")
@@ -277,6 +266,21 @@ class Metrics:
             series.other().inc(change)
         if edge and change < 0:
             self.remove_artifact(artifact_id)
+
+    def replicas_reconciled(
+        self, artifact_id: str, memory_type: str, change: int, stored: int, *, edge: bool
+    ) -> None:
+        """An inventory changed an artifact's replicas of one memory type.
+
+        ``stored`` of them were created or updated, ``change`` is how many more there are now; for
+        ``edge`` see ``replicas_changed``.
+        """
+        if stored:
+            self._replica_register.of(artifact_id, memory_type).inc(stored)
+        if change < 0:
+            self._replica_unregister.of(artifact_id, memory_type).inc(-change)
+        if change:
+            self.replicas_changed(artifact_id, memory_type, change, edge=edge)
 
     def restore_replicas(self, by_type: Mapping[str, int], by_artifact: Mapping[str, int]) -> None:
         """Take over what there is at start: all replicas by type, and those of some artifacts.

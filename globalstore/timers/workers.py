@@ -6,6 +6,7 @@ import trio
 
 from globalstore.db import DatabaseError, Lane, Store
 from globalstore.registry import workers as registry
+from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.workers import LiveWorker, Workers
 from globalstore.telemetry import get_logger
 from globalstore.timers.pulse import Pulse
@@ -36,61 +37,72 @@ class Reaper:
         self,
         store: Store,
         workers: Workers,
+        lanes: Lanes,
         pulse: Pulse,
         wall_us: Callable[[], int],
         on_expired: Callable[[], None],
     ) -> None:
         self._store = store
         self._workers = workers
+        self._lanes = lanes
         self._pulse = pulse
         self._wall_us = wall_us
         self._on_expired = on_expired
 
     async def run(self) -> None:
         """Expire whoever is due, until cancelled."""
-        while True:
-            await self._workers.wait_due()
-            if self._pulse.check():
-                continue
-            async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._workers.wait_due()
+                if self._pulse.check():
+                    continue
                 for worker in self._workers.take_silent():
                     nursery.start_soon(self._expire, worker)
-                for worker_key in self._workers.take_unconfirmed():
-                    nursery.start_soon(self._hide_unconfirmed, worker_key)
+                for worker in self._workers.take_unconfirmed():
+                    nursery.start_soon(self._hide_unconfirmed, worker)
 
     async def _expire(self, worker: LiveWorker) -> None:
         """End one worker; if that cannot be written now, it is tried again after the grace."""
-        try:
-            ended = await self._store.write(
-                registry.expire,
-                worker.key,
-                worker.state.generation,
-                self._wall_us(),
-                lane=Lane.CONTROL,
-            )
-        except DatabaseError as error:
-            _log.error("worker not expired", worker_id=worker.state.worker_id, reason=str(error))
-            ended = False
-        finally:
-            self._workers.keep(worker)
+        state = worker.state
+        async with self._lanes.turn(state.daemon_id, "maintenance", bounded=False):
+            if not self._workers.begin_expiry(worker):
+                return  # it was heard while this waited for its turn
+            try:
+                ended = await self._store.write(
+                    registry.expire,
+                    worker.key,
+                    state.generation,
+                    self._wall_us(),
+                    lane=Lane.CONTROL,
+                )
+            except DatabaseError as error:
+                _log.error("worker not expired", worker_id=state.worker_id, reason=str(error))
+                ended = False
+            finally:
+                self._workers.keep(worker)
         if ended:
             self._on_expired()
             _log.info(
                 "worker expired",
-                worker_id=worker.state.worker_id,
-                daemon_id=worker.state.daemon_id,
-                node_id=worker.state.node_id,
-                generation=worker.state.generation,
+                worker_id=state.worker_id,
+                daemon_id=state.daemon_id,
+                node_id=state.node_id,
+                generation=state.generation,
             )
 
-    async def _hide_unconfirmed(self, worker_key: int) -> None:
+    async def _hide_unconfirmed(self, worker: LiveWorker) -> None:
         """Take replicas out of use that a new process of their daemon has not confirmed."""
-        try:
-            while await self._store.bulk(registry.hide_unconfirmed, worker_key, _HIDE_ROWS):
-                pass
-        except DatabaseError as error:
-            _log.error("replicas not hidden", worker_key=worker_key, reason=str(error))
-            self._workers.confirm_later(worker_key)
+        async with self._lanes.turn(worker.state.daemon_id, "maintenance", bounded=False):
+            if not worker.state.needs_reconcile:
+                return
+            try:
+                while await self._store.bulk(registry.hide_unconfirmed, worker.key, _HIDE_ROWS):
+                    pass
+            except DatabaseError as error:
+                _log.error(
+                    "replicas not hidden", worker_id=worker.state.worker_id, reason=str(error)
+                )
+                self._workers.confirm_later(worker.key)
 
 
 class HeartbeatWriter:

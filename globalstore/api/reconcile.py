@@ -1,0 +1,446 @@
+"""ReconcileWorkerState: the daemon's inventory is the truth, and the rows of its worker follow."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TypeVar
+
+import attrs
+import trio
+
+from globalstore import db
+from globalstore.api import memory_info
+from globalstore.api.application import Application
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry import inventories, inventory_writes, reconcile, replica_lists
+from globalstore.registry.inventories import Differences, Reported
+from globalstore.registry.inventory_writes import Changes, Claim, Slice
+from globalstore.registry.reconcile import Accepted
+from globalstore.rpc import Call
+from globalstore.rules.checksums import EMPTY
+from globalstore.rules.refusals import NotFound, Refusal
+from globalstore.rules.values import TEXT_BYTES_MAX
+from globalstore.scheduling.lanes import LaneFull
+from globalstore.scheduling.workers import LiveWorker
+from globalstore.telemetry import add_call_fields, get_logger
+
+T = TypeVar("T")
+
+_log = get_logger("globalstore.reconcile")
+
+# Entries that are looked at before other calls get a turn: less than a millisecond each time.
+_ENTRIES_PER_TURN = 100
+
+# Messages that are made before other calls get a turn.
+_MESSAGES_PER_TURN = 50
+
+# Rows kept although not listed that the log names one by one.
+_KEPT_LOGGED = 20
+
+# Rows that one query of a long comparison reads: some milliseconds of a reader.
+_ROWS_READ = 500
+
+# Rows that one transaction of a long reconcile writes: some 20 ms of the writer.
+_ROWS_WRITTEN = db.limits.BULK_CHUNK_ROWS_MAX
+
+# How long a reconcile in slices goes on although its caller has gone. Several times what 100 000
+# rows take, and no longer than a server that stops lets calls run.
+_GOES_ON_S = 5.0
+
+# How often a claim is looked at again when the worker was ended or registered again meanwhile.
+_DECISIONS_MAX = 3
+
+_GAP_RETRY_MS = 100
+_OVERLOAD_RETRY_MS = 500
+
+
+@attrs.frozen
+class _Inventory:
+    """A checked request. ``complete`` inventories remove what they do not list."""
+
+    entries: list[Reported]
+    complete: bool
+    fingerprint: int
+
+    @property
+    def is_empty_snapshot(self) -> bool:
+        return self.complete and not self.entries
+
+
+class ReconcileFace:
+    """The call by which a daemon says all that it holds."""
+
+    app: Application
+
+    async def ReconcileWorkerState(  # noqa: N802
+        self, input_message: wire.ReconcileWorkerStateRequest, request: Call
+    ) -> wire.ReconcileWorkerStateResponse:
+        """Bring the rows of a worker in line with its inventory, in the order of its requests."""
+        metrics = self.app.metrics
+        began = trio.current_time()
+        result = wire.RECONCILE_RESULT_KIND_FATAL
+        outcome = "success"
+        try:
+            answer = await self._reconcile(input_message, request)
+            result = answer.result_kind
+        except Exception as error:
+            outcome = "success" if isinstance(error, Refusal) else "error"
+            raise
+        finally:
+            metrics.state_sync.labels(outcome).inc()
+            metrics.state_sync_seconds.observe(trio.current_time() - began)
+            metrics.reconcile_result.labels(wire.ReconcileResultKind.Name(result)).inc()
+        return answer
+
+    async def _reconcile(
+        self, message: wire.ReconcileWorkerStateRequest, call: Call
+    ) -> wire.ReconcileWorkerStateResponse:
+        worker_id = message.worker_id.strip()
+        add_call_fields(worker_id=worker_id)
+        worker = self._active(worker_id)
+        inventory = await _checked(message, worker.state.node_id)
+        try:
+            async with self.app.lanes.turn(worker.state.daemon_id, "reconcile"):
+                for _ in range(_DECISIONS_MAX):
+                    worker = self._active(worker_id)
+                    answer = await self._decide(worker, message, inventory, call)
+                    if answer is not None:
+                        return answer
+        except (LaneFull, db.QueueFull) as error:
+            return await self._retry_later(
+                worker, message, _OVERLOAD_RETRY_MS, "overloaded", str(error)
+            )
+        except db.Busy as error:
+            self._conflict("reconcile_tx_conflict_exhausted")
+            return await self._retry_later(
+                worker, message, _OVERLOAD_RETRY_MS, "tx_conflict_exhausted", str(error)
+            )
+        return await self._retry_later(
+            worker, message, _GAP_RETRY_MS, "tx_conflict_exhausted", "the worker keeps changing"
+        )
+
+    def _active(self, worker_id: str) -> LiveWorker:
+        worker = self.app.workers.find(worker_id)
+        if worker is None:
+            _log.limited(
+                f"reconcile of {worker_id[:80]}",
+                "reconcile of an unknown worker",
+                worker_id=worker_id[:TEXT_BYTES_MAX],
+            )
+            raise NotFound(f"worker_id {worker_id[:80]!r} is not an active worker: register again")
+        return worker
+
+    async def _decide(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        inventory: _Inventory,
+        call: Call,
+    ) -> wire.ReconcileWorkerStateResponse | None:
+        """Answer a request by the first rule that fits; None when the worker changed meanwhile."""
+        state = worker.state
+        if message.daemon_id.strip() not in {"", state.daemon_id}:
+            return await self._rebase(worker, message, "daemon_mismatch", "of another daemon")
+        if message.generation < state.generation:
+            return await self._stale(worker, message, "generation_stale")
+        if message.generation > state.generation:
+            return await self._rebase(worker, message, "generation_future", "future generation")
+        if message.request_seq == state.request_seq:
+            return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
+        if message.request_seq < state.request_seq:
+            return await self._stale(worker, message, "request_stale")
+        if message.request_seq > state.request_seq + 1:
+            return await self._gap(worker, message)
+        if inventory.is_empty_snapshot and await self._is_contradicted(worker):
+            interval_s = self.app.config.worker_policy.default_heartbeat_interval
+            return await self._retry_later(
+                worker,
+                message,
+                min(round(interval_s * 1000), 2**32 - 1),
+                "contradicted_snapshot",
+                "an empty snapshot, but the worker's heartbeat affirms what it holds",
+            )
+        return await self._accept(worker, message, inventory, call)
+
+    # Answers that change nothing.
+
+    async def _answer(
+        self, worker: LiveWorker, kind: wire.ReconcileResultKind
+    ) -> wire.ReconcileWorkerStateResponse:
+        checksum = await self.app.checksum_of(worker)
+        return wire.ReconcileWorkerStateResponse(
+            result_kind=kind,
+            new_state_version=worker.state.state_version,
+            new_state_checksum=checksum,
+        )
+
+    def _conflict(self, scope: str) -> None:
+        self.app.metrics.control_plane_conflicts.labels(scope).inc()
+
+    def _log_refused(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        kind: wire.ReconcileResultKind,
+        reason: str,
+    ) -> None:
+        _log.limited(
+            f"reconcile {worker.state.worker_id} {reason}",
+            "reconcile not applied",
+            result_kind=wire.ReconcileResultKind.Name(kind),
+            reason=reason,
+            worker_id=worker.state.worker_id,
+            daemon_id=worker.state.daemon_id,
+            generation=message.generation,
+            seq=message.request_seq,
+            inventory=len(message.inventory),
+        )
+
+    async def _stale(
+        self, worker: LiveWorker, message: wire.ReconcileWorkerStateRequest, scope: str
+    ) -> wire.ReconcileWorkerStateResponse:
+        self._conflict(f"reconcile_{scope}")
+        kind = wire.RECONCILE_RESULT_KIND_IGNORED_STALE
+        self._log_refused(worker, message, kind, scope)
+        return await self._answer(worker, kind)
+
+    async def _retry_later(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        after_ms: int,
+        label: str,
+        reason: str,
+    ) -> wire.ReconcileWorkerStateResponse:
+        self.app.metrics.reconcile_retry_later.labels(label).inc()
+        kind = wire.RECONCILE_RESULT_KIND_RETRY_LATER
+        self._log_refused(worker, message, kind, reason)
+        answer = await self._answer(worker, kind)
+        answer.retry_after_ms = after_ms
+        return answer
+
+    async def _gap(
+        self, worker: LiveWorker, message: wire.ReconcileWorkerStateRequest
+    ) -> wire.ReconcileWorkerStateResponse:
+        """Ask for the request that is missing; after a while, for a new registration."""
+        now = trio.current_time()
+        if worker.gap_since is None:
+            worker.gap_since = now
+        self._conflict("reconcile_request_gap")
+        if now - worker.gap_since > self.app.workers.timeout_s:
+            return await self._rebase(worker, message, None, "a request is missing for too long")
+        reason = f"request_seq {worker.state.request_seq + 1} is missing"
+        return await self._retry_later(worker, message, _GAP_RETRY_MS, "request_seq_gap", reason)
+
+    async def _rebase(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        scope: str | None,
+        reason: str,
+    ) -> wire.ReconcileWorkerStateResponse:
+        if scope is not None:
+            self._conflict(f"reconcile_{scope}")
+        kind = wire.RECONCILE_RESULT_KIND_REBASE_REQUIRED
+        self._log_refused(worker, message, kind, reason)
+        answer = await self._answer(worker, kind)
+        async for piece in self._rows(worker.key):
+            for row in piece:
+                answer.expected_replicas.append(memory_info.to_info(replica_lists.of_row(row)))
+        return answer
+
+    async def _is_contradicted(self, worker: LiveWorker) -> bool:
+        """Tell whether the latest heartbeat affirms replicas that an empty snapshot denies."""
+        if not worker.accepting or worker.key not in self.app.workers.fresh():
+            return False
+        if worker.said_checksum in {"", EMPTY}:
+            return False
+        return worker.said_checksum == await self.app.checksum_of(worker)
+
+    # Acceptance.
+
+    async def _accept(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        inventory: _Inventory,
+        call: Call,
+    ) -> wire.ReconcileWorkerStateResponse | None:
+        state = worker.state
+        claim = Claim(worker.key, state.worker_id, state.generation, message.request_seq)
+        if not inventory.complete or self._is_unchanged(worker, inventory):
+            moved = await self.app.write(
+                call, reconcile.accept, claim, None, False, inventory.complete
+            )
+            return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP) if moved else None
+        now_us = self.app.wall_us()
+        small = len(inventory.entries) <= reconcile.WHOLE_MAX and await self.app.read(
+            reconcile.is_small, worker.key
+        )
+        accepted = (
+            await self._whole(worker, claim, inventory, call, now_us)
+            if small
+            else await self._in_slices(worker, claim, inventory, call, now_us)
+        )
+        if accepted is None:
+            return None
+        self._note(worker, message, inventory, accepted)
+        if not accepted.changes:
+            return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
+        answer = await self._answer(worker, wire.RECONCILE_RESULT_KIND_APPLIED)
+        for count, change in enumerate(_state_changes(accepted.changes, now_us), 1):
+            answer.state_changes.append(change)
+            if count % _MESSAGES_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        return answer
+
+    def _is_unchanged(self, worker: LiveWorker, inventory: _Inventory) -> bool:
+        return not worker.state.needs_reconcile and worker.confirmed == (
+            inventory.fingerprint,
+            worker.replicas_revision,
+        )
+
+    async def _whole(
+        self, live: LiveWorker, claim: Claim, inventory: _Inventory, call: Call, now_us: int
+    ) -> Accepted | None:
+        accepted = await self.app.write(
+            call, reconcile.whole, claim, inventory.entries, self.app.workers.fresh(), now_us
+        )
+        return accepted and attrs.evolve(accepted, revision=live.accepted_revision)
+
+    async def _in_slices(
+        self, live: LiveWorker, claim: Claim, inventory: _Inventory, call: Call, now_us: int
+    ) -> Accepted | None:
+        """Compare on a reader and write slice by slice, so that others are not held up.
+
+        Each slice is a transaction of its own; the cursor and the version move with the last one.
+        Should the server die before, the daemon sends the same request again, and what is left to
+        do is done.
+        """
+        self.app.slots.release(call)
+        worker = await self.app.read(inventory_writes.standing, claim)
+        if worker is None:
+            return None
+        revision = live.replicas_revision
+        differences = Differences(worker)
+        for chunk in _chunks(inventory.entries, _ENTRIES_PER_TURN):
+            differences.expect(chunk)
+            await trio.lowlevel.checkpoint()
+        async for piece in self._rows(claim.worker_key):
+            differences.compare(piece)
+        changes = Changes()
+        slice_ = Slice(claim, worker, differences.confirmation(), self.app.workers.fresh(), now_us)
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _GOES_ON_S):
+            for step in inventory_writes.steps(differences, slice_, _ROWS_WRITTEN):
+                done = await self.app.store.bulk(inventory_writes.guarded, step, slice_)
+                if done is None:
+                    return None  # the worker was ended or registered again
+                changes.extend(done)
+            moved = await self.app.store.write(
+                reconcile.accept, claim, slice_.confirmation, len(changes) > 0, True
+            )
+            if not moved:
+                return None
+            if changes:
+                # What was written before the number changed may be a source only now.
+                self.app.queues.worker_routable()
+            unchanged = live.accepted_revision == revision
+            return Accepted(changes, differences, revision if unchanged else None)
+        await trio.lowlevel.checkpoint()
+        raise db.Busy("the reconcile takes too long; send it again")
+
+    async def _rows(self, worker_key: int) -> AsyncIterator[Sequence[inventories.Held]]:
+        """Yield all rows of a worker, a turn's worth at a time."""
+        after = (0, 0)
+        while True:
+            rows = await self.app.read(inventories.rows, worker_key, after, _ROWS_READ)
+            for piece in _chunks(rows, _ENTRIES_PER_TURN):
+                yield piece
+                await trio.lowlevel.checkpoint()
+            if len(rows) < _ROWS_READ:
+                return
+            after = rows[-1].place
+
+    def _note(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        inventory: _Inventory,
+        accepted: Accepted,
+    ) -> None:
+        """Write down what a reconcile did, and whether the next one may be recognised."""
+        changes, differences = accepted.changes, accepted.differences
+        log = _log.bind(worker_id=worker.state.worker_id, daemon_id=worker.state.daemon_id)
+        if differences.listed_twice:
+            log.warning("inventory lists replicas twice", entries=differences.listed_twice)
+        if changes.foreign:
+            scope = self.app.metrics.control_plane_conflicts.labels("reconcile_owner_conflict")
+            scope.inc(len(changes.foreign))
+            log.warning(
+                "replicas of other workers that are alive were reported",
+                replicas=len(changes.foreign),
+                first=changes.foreign[0].artifact_id,
+            )
+        for kept in differences.kept[:_KEPT_LOGGED]:
+            log.info(
+                "replica kept, registered after the inventory was begun",
+                artifact_id=kept.replica.artifact_id,
+                registered_us=kept.replica.created_at_us,
+                inventory_us=kept.taken_us,
+            )
+        if inventory.is_empty_snapshot and changes.removed:
+            log.warning("an empty snapshot removed replicas", replicas=len(changes.removed))
+        if changes:
+            log.info(
+                "reconcile applied",
+                generation=message.generation,
+                seq=message.request_seq,
+                adds=len(changes.added),
+                removes=len(changes.removed),
+                updates=len(changes.updated),
+            )
+        worker.confirmed = None
+        if accepted.revision is not None and not differences.kept and not changes.foreign:
+            worker.confirmed = (inventory.fingerprint, accepted.revision)
+
+
+async def _checked(message: wire.ReconcileWorkerStateRequest, node_id: str) -> _Inventory:
+    """Check every entry, a turn's worth at a time; the first wrong one refuses them all."""
+    entries: list[Reported] = []
+    fingerprint = 0
+    for start in range(0, len(message.inventory), _ENTRIES_PER_TURN):
+        chunk = []
+        for index, entry in enumerate(message.inventory[start : start + _ENTRIES_PER_TURN], start):
+            try:
+                chunk.append(memory_info.reported(entry, node_id))
+            except Refusal as refused:
+                raise type(refused)(f"inventory[{index}].{refused}") from None
+        # When an inventory was taken is no part of what it says.
+        fingerprint = hash((fingerprint, *(entry[:-1] for entry in chunk)))
+        entries += chunk
+        await trio.lowlevel.checkpoint()
+    complete = bool(entries) or message.request_kind == wire.RECONCILE_REQUEST_KIND_SNAPSHOT
+    return _Inventory(entries, complete, fingerprint)
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _state_changes(changes: Changes, now_us: int) -> Iterable[wire.StateChange]:
+    for added in changes.added:
+        yield wire.StateChange(
+            type=wire.StateChange.CHANGE_TYPE_ADD_REPLICA,
+            replica_info=memory_info.to_info(added.reported.replica(added.replica_id, now_us)),
+            reason="reported and not recorded",
+        )
+    for replica in changes.removed:
+        yield wire.StateChange(
+            type=wire.StateChange.CHANGE_TYPE_REMOVE_REPLICA,
+            replica_info=memory_info.to_info(replica),
+            reason="recorded and not reported",
+        )
+    for one in changes.updated:
+        yield wire.StateChange(
+            type=wire.StateChange.CHANGE_TYPE_UPDATE_REPLICA,
+            replica_info=memory_info.to_info(one.replica),
+            reason=", ".join(one.fields),
+        )

@@ -1,0 +1,107 @@
+"""Changes of one daemon's state, one at a time and in the order in which they came.
+
+Every daemon has a lane of its own while something is in it, so that daemons never wait for each
+other. Lanes are gathered in shards only to bound and to count what waits.
+"""
+
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import attrs
+import trio
+
+from globalstore.rules.refusals import ResourceExhausted
+
+# Shards that are told apart, whatever is configured: each has a dozen series in the metrics.
+SHARDS_MAX = 64
+
+
+class LaneFull(ResourceExhausted):
+    """Too many changes wait in the shard of this daemon."""
+
+
+class Observer(Protocol):
+    """What is told of the lanes; for metrics."""
+
+    def waiting(self, shard: int, count: int) -> None:
+        """So many changes wait in a shard now."""
+
+    def entered(self, seconds: float) -> None:
+        """A change has waited so long for its turn."""
+
+    def intent(self, shard: int, kind: str, result: str) -> None:
+        """A change was submitted, overloaded, succeeded or failed."""
+
+
+@attrs.define(eq=False)
+class _Lane:
+    lock: trio.Lock = attrs.Factory(trio.Lock)
+    users: int = 0
+
+
+class Lanes:
+    """All lanes. ``capacity`` bounds the changes that wait in one shard."""
+
+    def __init__(self, shards: int, capacity: int, observer: Observer) -> None:
+        self._shards = min(shards, SHARDS_MAX)
+        self._capacity = capacity
+        self._observer = observer
+        self._lanes: dict[str, _Lane] = {}
+        self._waiting = [0] * self._shards
+
+    def __repr__(self) -> str:
+        return f"<Lanes [in use: {len(self._lanes)}, waiting: {sum(self._waiting)}]>"
+
+    @asynccontextmanager
+    async def turn(self, daemon_id: str, kind: str, *, bounded: bool = True) -> AsyncIterator[None]:
+        """Wait for a daemon's lane and hold it.
+
+        ``kind`` names the change in the metrics. Raises LaneFull when the shard has no room and
+        the change is ``bounded``; whoever is cancelled while waiting leaves the lane as it was.
+        """
+        shard = zlib.crc32(daemon_id.encode()) % self._shards
+        lane = self._lanes.get(daemon_id)
+        self._observer.intent(shard, kind, "submitted")
+        if bounded and lane is not None and self._waiting[shard] >= self._capacity:
+            self._observer.intent(shard, kind, "overloaded")
+            raise LaneFull(
+                f"{self._capacity} changes wait already; see worker_policy.control_reducer"
+            )
+        if lane is None:
+            lane = self._lanes[daemon_id] = _Lane()
+        lane.users += 1
+        try:
+            await self._enter(lane, shard)
+            try:
+                yield
+            except BaseException:
+                self._observer.intent(shard, kind, "failed")
+                raise
+            else:
+                self._observer.intent(shard, kind, "succeeded")
+            finally:
+                lane.lock.release()
+        finally:
+            lane.users -= 1
+            if not lane.users:
+                del self._lanes[daemon_id]
+
+    async def _enter(self, lane: _Lane, shard: int) -> None:
+        try:
+            lane.lock.acquire_nowait()
+        except trio.WouldBlock:
+            began = trio.current_time()
+            self._count(shard, 1)
+            try:
+                await lane.lock.acquire()
+            finally:
+                self._count(shard, -1)
+            self._observer.entered(trio.current_time() - began)
+        else:
+            self._observer.entered(0.0)
+
+    def _count(self, shard: int, change: int) -> None:
+        self._waiting[shard] += change
+        self._observer.waiting(shard, self._waiting[shard])

@@ -1,0 +1,41 @@
+"""Metrics of the lanes in which changes of one daemon's state follow each other."""
+
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_PREFIX: Final = "tc_worker_control_reducer"
+_BUCKETS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
+)  # fmt: skip
+
+
+class LaneMetrics:
+    """How many changes wait, for how long, and what becomes of them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._depth = Gauge(
+            f"{_PREFIX}_queue_depth", "Changes waiting in a lane.", ["shard"], registry=registry
+        )
+        self._latency = Histogram(
+            f"{_PREFIX}_queue_latency_seconds",
+            "Wait of a change in its lane.",
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self._intents = Counter(
+            f"{_PREFIX}_intents_total",
+            "Changes by lane and fate.",
+            ["shard", "kind", "result"],
+            registry=registry,
+        )
+        self.entered: Callable[[float], None] = self._latency.observe
+
+    def waiting(self, shard: int, count: int) -> None:
+        """So many changes wait in a shard now."""
+        self._depth.labels(shard).set(count)
+
+    def intent(self, shard: int, kind: str, result: str) -> None:
+        """A change was submitted, overloaded, succeeded or failed."""
+        self._intents.labels(shard, kind, result).inc()
