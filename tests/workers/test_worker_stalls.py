@@ -222,6 +222,7 @@ async def test_setting_the_wall_clock_kills_nobody_saves_nobody_and_turns_nothin
             assert {worker.status for worker in listed} == {wire.CONNECTION_STATUS_CONNECTED}
             seen.append(listed[0].last_heartbeat_ts.ToMicroseconds())
         assert seen == sorted(seen)
+        await eventually(lambda: len(store.server.workers) == 1)
         assert await inactive(store) == ["dead"]
         assert (await store.complete(granted.transport_id)).status == wire.STATUS_OK
 
