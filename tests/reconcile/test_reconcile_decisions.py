@@ -65,9 +65,7 @@ async def test_another_daemon_is_told_to_rebase_and_sees_what_is_recorded() -> N
         assert answer.new_state_checksum == first.new_state_checksum
         assert answer.new_state_version == first.new_state_version == 2
         assert not answer.state_changes
-        assert metric(
-            store, "tc_control_plane_conflicts_total", scope="reconcile_daemon_mismatch"
-        )
+        assert metric(store, "tc_control_plane_conflicts_total", scope="reconcile_daemon_mismatch")
 
 
 @pytest.mark.parametrize("daemon_id", ["", "  ", " d1 "])
@@ -86,9 +84,7 @@ async def test_an_older_generation_is_stale_even_as_a_replay() -> None:
         answer = await daemon.send(entry("late"), request_seq=1)
         assert answer.result_kind == IGNORED_STALE
         assert await store.counts("late") == [(0, 0)]
-        assert metric(
-            store, "tc_control_plane_conflicts_total", scope="reconcile_generation_stale"
-        )
+        assert metric(store, "tc_control_plane_conflicts_total", scope="reconcile_generation_stale")
 
 
 async def test_a_future_generation_looks_without_touching() -> None:
@@ -198,9 +194,10 @@ async def test_a_difference_moves_the_version_too() -> None:
         assert shown(answer) == [(ADD, "b"), (REMOVE, "a")]
         assert answer.new_state_version == 3
         assert not answer.expected_replicas
-        assert metric(
-            store, "tc_reconcile_result_total", result_kind="RECONCILE_RESULT_KIND_APPLIED"
-        ) == 2
+        assert (
+            metric(store, "tc_reconcile_result_total", result_kind="RECONCILE_RESULT_KIND_APPLIED")
+            == 2
+        )
 
 
 async def test_a_registration_starts_a_new_sequence_and_keeps_the_version() -> None:
