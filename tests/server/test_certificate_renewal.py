@@ -21,6 +21,7 @@ async def secured(pair: KeyPair) -> AsyncIterator[Server]:
     server = Server(configuration(server={"grpc": {"tls": files}}))
     async with trio.open_nursery() as nursery:
         await nursery.start(server.run)
+        await trio.testing.wait_all_tasks_blocked()  # its background tasks measure time by now
         yield server
         server.stop()
 
