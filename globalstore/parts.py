@@ -16,6 +16,7 @@ from globalstore.rpc import HealthService
 from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.transports import Policy, SourceQueues
 from globalstore.scheduling.workers import Workers
+from globalstore.telemetry.capabilities import WORKER_CAPABILITIES, CapabilityDirectory
 from globalstore.telemetry.metrics import Metrics
 from globalstore.timers.maintenance import Maintenance, Schedule
 from globalstore.timers.pulse import Pulse
@@ -42,7 +43,16 @@ class Parts:
         self.metrics = Metrics()
         self.health = HealthState()
         self.grpc_health = HealthService()
-        self.workers = Workers(timeout_s, grace_s(timeout_s), self._worker_routable)
+        self.pulse = Pulse()
+        self.workers = Workers(
+            timeout_s,
+            grace_s(timeout_s),
+            self._worker_routable,
+            on_capabilities=CapabilityDirectory(
+                self.metrics.capability_entries, "worker", WORKER_CAPABILITIES
+            ).changed,
+            check_stall=self.pulse.check,
+        )
         self._commits = Commits(self.workers, self.metrics)
         self.store = Store(
             config.database.path,
@@ -70,7 +80,6 @@ class Parts:
             ),
             wall,
         )
-        self.pulse = Pulse()
         self.pulse.tell(self.workers.postpone)
         self.expiry = TransportExpiry(self.store, self.pulse, policy.effective_transport_ttl, wall)
         self.pulse.tell(self.expiry.postpone)

@@ -2,20 +2,10 @@
 
 from globalstore.parts import Parts
 from globalstore.rpc import Listener
-from globalstore.scheduling.workers import LiveWorker
 from globalstore.telemetry import get_logger
 from globalstore.timers.clock import ClockWatch
 
 _log = get_logger("globalstore.server")
-
-# Bits of WorkerCapabilityFlag by the names that the metric uses.
-_WORKER_CAPABILITIES = {
-    "queue_broker_enabled": 1 << 1,
-    "retention_handles_enabled": 1 << 2,
-    "capability_tokens_v2_enabled": 1 << 3,
-    "gateway_ingress_enabled": 1 << 4,
-    "shard_home_eligible": 1 << 5,
-}
 
 
 class Vitals:
@@ -45,13 +35,9 @@ class Vitals:
 
     def _look_at_workers(self) -> None:
         workers, metrics = self._parts.workers, self._parts.metrics
-        heard = workers.listed(0, include_unavailable=True)
-        metrics.active_workers.set(len(heard))
+        metrics.active_workers.set(len(workers.fresh()))
         metrics.workers_unconfirmed.set(workers.unconfirmed)
         metrics.heartbeat_buffer_pending.set(workers.unwritten)
-        for name, bit in _WORKER_CAPABILITIES.items():
-            entries = metrics.capability_entries.labels("worker", name)
-            entries.set(_count_with(heard, bit))
 
     def _look_at_slots(self) -> None:
         slots, metrics = self._parts.slots, self._parts.metrics
@@ -74,7 +60,3 @@ class Vitals:
             # A damaged file is out of order; a full disk still answers reads.
             conditions = health.failing if store.damaged else health.degraded
             conditions.set("database", store.degraded)
-
-
-def _count_with(workers: list[LiveWorker], bit: int) -> int:
-    return sum(bool(worker.capability_flags & bit) for worker in workers)

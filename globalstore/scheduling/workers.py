@@ -63,15 +63,26 @@ class Workers:
     """All active workers.
 
     ``timeout_s`` is the silence after which a worker is not routed to; ``grace_s`` later it is to
-    be expired. ``on_routable`` is called when a worker starts to be a possible source.
+    be expired. ``on_routable`` is called when a worker starts to be a possible source, and
+    ``on_capabilities`` with the flags before and after when those of an active worker change, 0
+    for one that is not there. ``check_stall`` is called before anybody is judged by the clock: it
+    postpones first if the server itself was deaf.
     """
 
     def __init__(
-        self, timeout_s: float, grace_s: float, on_routable: Callable[[], None] = lambda: None
+        self,
+        timeout_s: float,
+        grace_s: float,
+        on_routable: Callable[[], None] = lambda: None,
+        *,
+        on_capabilities: Callable[[int, int], None] = lambda before, after: None,
+        check_stall: Callable[[], object] = lambda: None,
     ) -> None:
         self.timeout_s = timeout_s
         self._grace_s = grace_s
         self._on_routable = on_routable
+        self._on_capabilities = on_capabilities
+        self._check_stall = check_stall
         self._by_id: dict[str, LiveWorker] = {}
         self._by_key: dict[int, LiveWorker] = {}
         self._stale_at: Deadlines[int] = Deadlines()
@@ -116,7 +127,10 @@ class Workers:
         worker = LiveWorker(
             state,
             heard_at=now,
-            last_heartbeat_us=state.last_heartbeat_us,
+            # What was said last may not be stored yet, and is never turned back.
+            last_heartbeat_us=max(
+                state.last_heartbeat_us, before.last_heartbeat_us if before else 0
+            ),
             mem_pool_available_size=state.mem_pool_available_size,
             accepting=state.accepting_new_requests,
             capability_flags=state.capability_flags,
@@ -137,6 +151,7 @@ class Workers:
         if worker is None:
             return
         del self._by_id[worker.state.worker_id]
+        self._on_capabilities(worker.capability_flags, 0)
         for deadlines in (self._stale_at, self._expire_at, self._confirm_by):
             deadlines.discard(worker_key)
         self._fresh.discard(worker_key)
@@ -183,6 +198,7 @@ class Workers:
         changed = (said.accepting, flags) != (worker.accepting, worker.capability_flags)
         worker.mem_pool_available_size = said.mem_pool_available_size
         worker.accepting = said.accepting
+        self._on_capabilities(worker.capability_flags, flags)
         worker.capability_flags = flags
         worker.said_checksum = said.state_checksum
         worker.last_heartbeat_us = max(worker.last_heartbeat_us, now_us)
@@ -196,10 +212,13 @@ class Workers:
             self._routable_changed(gained=worker.accepting)
 
     def _put(self, worker: LiveWorker) -> None:
+        before = self._by_key.get(worker.key)
+        self._on_capabilities(before.capability_flags if before else 0, worker.capability_flags)
         self._by_id[worker.state.worker_id] = worker
         self._by_key[worker.key] = worker
 
     def _heard(self, worker: LiveWorker, now: float) -> None:
+        self._check_stall()  # or the stall would be added to a deadline that begins now
         worker.heard_at = now
         self._fresh.add(worker.key)
         self._stale_at.set(worker.key, now + self.timeout_s)
@@ -214,6 +233,7 @@ class Workers:
             self._on_routable()
 
     def _let_age(self) -> None:
+        self._check_stall()
         for key in self._stale_at.pop_due(trio.current_time()):
             self._fresh.discard(key)
             self._routable = None

@@ -50,6 +50,7 @@ class TransportExpiry:
 
     def granted(self, transport_key: int) -> None:
         """A transport began."""
+        self._pulse.check()  # or an earlier stall would be added to a deadline that begins now
         if self._deadlines.set(transport_key, trio.current_time() + self.ttl_s):
             self._sooner.set()
 

@@ -1,9 +1,11 @@
 """The metrics follow what the calls do."""
 
+from pathlib import Path
+
 import trio
 import trio.testing
 from purerpc import StatusCode
-from serving import Serving, configuration, pass_time, refused, serving
+from serving import Serving, configuration, eventually, pass_time, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
@@ -88,11 +90,39 @@ async def test_gauges_are_looked_up_once_a_second(mock_clock: trio.testing.MockC
         assert value(store, "tc_workers_unconfirmed") == 1
         assert value(store, "tc_grpc_server_connections") == 1
         assert value(store, "tc_control_plane_executor_max_threads") == 10
-        entries = {"scope": "worker", "capability": "shard_home_eligible"}
-        assert value(store, "tc_capability_directory_entries", **entries) == 1
-        entries["capability"] = "gateway_ingress_enabled"
-        assert value(store, "tc_capability_directory_entries", **entries) == 0
         assert (value(store, "tc_db_free_bytes") or 0) > 0
+
+
+async def test_capabilities_are_counted_as_workers_change_and_go(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    def entries(capability: str) -> float | None:
+        labels = {"scope": "worker", "capability": capability}
+        return value(store, "tc_capability_directory_entries", **labels)
+
+    config = configuration(worker_policy={"heartbeat_timeout": "10s"})
+    async with serving(config) as store:
+        first = await store.register("d1", capability_flags=0b100010)
+        second = await store.register("d2", capability_flags=0b100000)
+        await store.register("d1", capability_flags=0b100000)
+        assert (entries("shard_home_eligible"), entries("queue_broker_enabled")) == (2, 0)
+        await store.beat(first.worker_id, capability_flags=0b10)
+        await store.beat(first.worker_id)
+        assert (entries("shard_home_eligible"), entries("queue_broker_enabled")) == (1, 1)
+        await store.beat(first.worker_id, capability_flags=0)
+        assert entries("queue_broker_enabled") == 0
+        await pass_time(mock_clock, 11)
+        await eventually(lambda: store.server.workers.find(second.worker_id) is None)
+        assert entries("shard_home_eligible") == 0
+
+
+async def test_capabilities_are_counted_again_after_a_restart(tmp_path: Path) -> None:
+    config = configuration(database={"db_file": str(tmp_path / "store.db")})
+    async with serving(config) as store:
+        await store.register("d1", capability_flags=0b10)
+    async with serving(config) as store:
+        labels = {"scope": "worker", "capability": "queue_broker_enabled"}
+        assert value(store, "tc_capability_directory_entries", **labels) == 1
 
 
 async def test_the_series_of_artifacts_without_replicas_go_with_the_next_maintenance(

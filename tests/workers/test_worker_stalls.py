@@ -4,6 +4,7 @@ import re
 import signal
 import threading
 import urllib.request
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from serving import (
 )
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.scheduling.workers import Heartbeat
 
 DAY_US = 86_400 * 10**6
 NOW_US = 1_700_000_000_000_000
@@ -250,3 +252,45 @@ async def test_a_heartbeat_time_once_shown_is_kept_in_the_file_too(
         assert (await store.beat(worker.worker_id)).status == wire.STATUS_OK
         [listed] = await store.active()
         assert listed.last_heartbeat_ts.ToMicroseconds() >= shown[0]
+
+
+@pytest.mark.parametrize("look", ["routable", "fresh"])
+async def test_whoever_asks_first_after_a_stall_sees_everybody_as_before_it(
+    mock_clock: trio.testing.MockClock, look: str
+) -> None:
+    async with serving(configuration(worker_policy=POLICY)) as store:
+        await store.register("d1")
+        ask: Callable[[], frozenset[int]] = getattr(store.server.workers, look)
+        before = ask()
+        assert len(before) == 1
+        mock_clock.jump(60)
+        # Nothing else had its turn yet: not even the one who measures stalls.
+        assert ask() == before
+
+
+async def test_registering_again_does_not_turn_the_shown_heartbeat_back(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    wall = Wall()
+    async with serving(configuration(worker_policy=POLICY), wall=wall) as store:
+        worker = await store.register("d1")
+        wall.us += DAY_US
+        await store.beat(worker.worker_id)
+        wall.us -= DAY_US
+        await store.register("d1")
+        [listed] = await store.active()
+        assert listed.last_heartbeat_ts.ToMicroseconds() == NOW_US + DAY_US
+
+
+async def test_who_is_heard_right_after_a_stall_gets_no_more_time_than_others(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with serving(configuration(worker_policy=POLICY)) as store:
+        registered = await store.register("d1")
+        mock_clock.jump(300)
+        worker = store.server.workers.find(registered.worker_id)
+        assert worker is not None
+        # Before anybody else had a turn, as a heartbeat that waited in the socket does.
+        store.server.workers.heartbeat(worker, Heartbeat(0, True, None), NOW_US)
+        await pass_time(mock_clock, 11.5)
+        await eventually(lambda: store.server.workers.find(registered.worker_id) is None)
