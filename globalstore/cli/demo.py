@@ -181,8 +181,9 @@ async def _start(
 
 async def _offer(node: _Node, artifact: Artifact, stream: Callable[[], Iterator[bytes]]) -> None:
     # One transport at a time, so that the third daemon has to wait for its turn.
-    held = await node.daemon.offer(artifact, max_concurrency=1)
-    node.server.streams[held.memory_key] = (artifact.size, stream)
+    key = secrets.token_hex(20)
+    node.server.streams[key] = (artifact.size, stream)
+    await node.daemon.offer(artifact, max_concurrency=1, memory_key=key)
     _say(node.name, "offers a replica in RAM")
 
 

@@ -1,19 +1,28 @@
 """A small store daemon: the reference for how one talks to the Global Store.
 
-``StoreClient`` is the connection with its retries, ``Daemon`` keeps a worker registered and alive,
-``safetensors`` turns a model file into an artifact and ``bytes_server`` moves its bytes between
-daemons. It knows the wire contract and nothing of the server's inside.
+``StoreClient`` is the connection with its retries. ``Daemon`` keeps a worker registered, alive and
+in step: ``Inventory`` is what it holds, ``Cursor`` where its reconciles stand, ``Outbox`` what
+waits for the store. ``safetensors`` turns a model file into an artifact and ``bytes_server`` moves
+its bytes between daemons. All of it knows the wire contract and nothing of the server's inside.
 """
 
 from globalstore.daemon.client import StoreClient, Unreachable
-from globalstore.daemon.daemon import Daemon, Identity
+from globalstore.daemon.daemon import Daemon, Refused, Source
+from globalstore.daemon.identity import Identity
+from globalstore.daemon.inventory import Held, Inventory
+from globalstore.daemon.outbox import OutboxFull
 from globalstore.daemon.safetensors import Artifact, Malformed, read_artifact
 
 __all__ = [
     "Artifact",
     "Daemon",
+    "Held",
     "Identity",
+    "Inventory",
     "Malformed",
+    "OutboxFull",
+    "Refused",
+    "Source",
     "StoreClient",
     "Unreachable",
     "read_artifact",

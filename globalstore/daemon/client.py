@@ -1,22 +1,31 @@
 """One long-lived connection to the Global Store, made again whenever it breaks.
 
-The rules are those a daemon of a large cluster should follow: a deadline on every call; retries of
-a single call only after answers and faults that a retry may cure, with jitter; reconnecting for
-ever, because a limit strands a daemon after a long outage, with full jitter up to a minute, because
-two hundred daemons come back at once.
+The rules are those a daemon of a large cluster should follow:
+
+- A deadline on every call.
+- Retries of a single call only after answers and faults that a retry may cure, with jitter.
+- Reconnecting for ever, because a limit strands a daemon after a long outage; with full jitter up
+  to a minute, because two hundred daemons come back at once.
+- A ping every 30 s whose answer may take 10 s, because a connection can die without a word. With
+  grpcio: ``grpc.keepalive_time_ms`` and ``grpc.keepalive_timeout_ms``.
 """
 
 import random
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 import anyio
+import anyio.abc
+import attrs
 import h2.exceptions
 import purerpc
 import trio
+from anyio.streams.tls import TLSStream
+from purerpc.grpc_proto import GRPCProtoSocket
+from purerpc.grpclib.config import GRPCConfiguration
 from purerpc.grpclib.exceptions import GRPCError
 from purerpc.wrappers import ClientStubUnaryUnary
 
@@ -31,6 +40,11 @@ _CONNECT_TIMEOUT_S = 10.0
 # Attempts at one call and the pauses between them, each up to half longer or shorter.
 _ATTEMPTS = 3
 _PAUSE_FIRST_S = 0.1
+
+# HTTP/2 keepalive, in seconds: how often the server is asked whether it is there, and how long its
+# answer may take.
+_PING_EVERY_S = 30.0
+_PING_TIMEOUT_S = 10.0
 
 _SERVICES: dict[str, Any] = {
     "runtime": services.ClusterRuntimeServiceServicer().service,
@@ -58,18 +72,68 @@ class Unreachable(Exception):
     """The store did not answer: no connection, or it broke before the answer came."""
 
 
+class _Socket(GRPCProtoSocket):  # type: ignore[misc]
+    """purerpc's client side of a connection, that notices its end and can ask for a sign of life.
+
+    purerpc itself leaves calls waiting when the connection ends, and sends no pings.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(GRPCConfiguration(client_side=True), stream)
+        self.ended = trio.Event()
+        self._pong = trio.Event()
+        self._grpc_connection._ping_acknowledged = self._ponged
+
+    async def _reader_thread(self) -> None:
+        try:
+            await super()._reader_thread()
+        finally:
+            self.ended.set()
+            for stream in self._streams.values():
+                stream._incoming_events[0].close()
+
+    def _ponged(self, event: object) -> tuple[()]:
+        self._pong.set()
+        return ()
+
+    async def keep_alive(self) -> None:
+        """Ping for ever; raises TooSlowError when the other side does not answer."""
+        while True:
+            await trio.sleep(_PING_EVERY_S)
+            self._pong = trio.Event()
+            self._grpc_connection.h2_connection.ping(b"keepaliv")
+            await self._socket.flush()
+            with trio.fail_after(_PING_TIMEOUT_S):
+                await self._pong.wait()
+
+
+@attrs.frozen
+class _Channel:
+    """What purerpc's stubs want of a channel."""
+
+    _host: str
+    _port: int
+    _grpc_socket: _Socket
+
+
 @asynccontextmanager
 async def connection(
     host: str, port: int, ssl_context: ssl.SSLContext | None = None
 ) -> AsyncIterator[Any]:
-    """Open a purerpc channel and close its socket at the end, which purerpc itself leaves open."""
-    channel = purerpc.secure_channel(host, port, ssl_context)
+    """Open a channel for purerpc's stubs, and close its socket at the end."""
+    stream: anyio.abc.SocketStream | TLSStream = (
+        await anyio.connect_tcp(host, port)
+        if ssl_context is None
+        else await anyio.connect_tcp(
+            host, port, ssl_context=ssl_context, tls_standard_compatible=False
+        )
+    )
     try:
-        async with channel:
-            yield channel
+        async with _Socket(stream) as socket:
+            yield _Channel(host, port, socket)
     finally:
-        if channel._grpc_socket is not None:
-            await anyio.aclose_forcefully(channel._grpc_socket._socket._stream)
+        # purerpc itself leaves it open.
+        await anyio.aclose_forcefully(stream)
 
 
 class StoreClient:
@@ -91,6 +155,7 @@ class StoreClient:
         self._random = random.Random(seed)
         self._connected = trio.Event()
         self._broken = trio.Event()
+        self._made = trio.Event()
         self._channel: Any = None
         self.connections = 0
 
@@ -112,7 +177,7 @@ class StoreClient:
                         if not started:
                             task_status.started()
                             started = True
-                        await self._broken.wait()
+                        await self._until_broken(channel._grpc_socket)
                         # Leaving the channel waits for its peer's goodbye, which may never come.
                         connecting.deadline = trio.current_time() + _DEADLINE_MARGIN_S
             except (*_TRANSPORT_ERRORS, BaseExceptionGroup) as error:
@@ -128,6 +193,41 @@ class StoreClient:
         self._channel = channel
         self.connections += 1
         self._connected.set()
+        self._made.set()
+        self._made = trio.Event()
+
+    async def _until_broken(self, socket: _Socket) -> None:
+        broken = self._broken
+
+        async def until_ended() -> None:
+            await socket.ended.wait()
+            broken.set()
+
+        async def keep_alive() -> None:
+            with suppress(trio.TooSlowError):
+                await socket.keep_alive()
+            broken.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_ended)
+            nursery.start_soon(keep_alive)
+            await broken.wait()
+            nursery.cancel_scope.cancel()
+
+    @property
+    def connection(self) -> int:
+        """The number of the connection that stands, counted from 1; 0 while there is none."""
+        return self.connections if self._connected.is_set() and not self._broken.is_set() else 0
+
+    async def newer_than(self, connection: int) -> int:
+        """Wait for a connection with a higher number, and return that."""
+        while self.connections <= connection:
+            await self._made.wait()
+        return self.connections
+
+    def jittered(self, seconds: float) -> float:
+        """Return a pause up to half longer or shorter, so that not all daemons act at once."""
+        return seconds * self._random.uniform(0.5, 1.5)
 
     async def call(
         self, service: str, method: str, request: Any, *, timeout_s: float, repeatable: bool
@@ -149,7 +249,7 @@ class StoreClient:
             except Unreachable:
                 if last:
                     raise
-            await trio.sleep(pause_s * self._random.uniform(0.5, 1.5))
+            await trio.sleep(self.jittered(pause_s))
             pause_s *= 2
         raise AssertionError("unreachable")
 

@@ -35,7 +35,7 @@ def test_the_stream_is_the_tensors_by_name_whatever_their_order_in_the_file(tmp_
     assert artifact.index_multihash == multihash.of(artifact.index)
     assert artifact.data_multihash == multihash.of(stream)
     assert artifact.artifact_id == f"mi2:{artifact.index_multihash}:{artifact.data_multihash}"
-    assert artifact_ids.is_well_formed_mi2(artifact.artifact_id)
+    assert artifact_ids.digests_of(artifact.artifact_id)
 
 
 def test_two_layouts_of_the_same_tensors_have_one_id(tmp_path: Path) -> None:
