@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from globalstore.registry import events
+from globalstore.registry.replicas import MemoryTier
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry.metrics import Metrics
@@ -46,14 +47,15 @@ class Commits:
                 case events.ReplicaRemoved(artifact_id, memory_type, last):
                     self._metrics.replica_unregistered(artifact_id, memory_type)
                     self._metrics.replicas_changed(artifact_id, memory_type, -1, edge=last)
-                case events.ReplicaCounted():
-                    self._metrics.replicas_reconciled(
-                        event.artifact_id,
-                        event.memory_type,
-                        event.change,
-                        event.stored,
-                        edge=event.edge,
-                    )
+                case events.ReplicasCounted(counts):
+                    for artifact_id, tier, change, stored, edge in counts:
+                        self._metrics.replicas_reconciled(
+                            artifact_id, MemoryTier(tier).name, change, stored, edge=edge
+                        )
+                case events.SourcesFreed(spaces):
+                    if len(self._queues):
+                        for space in spaces:
+                            self._queues.source_freed(*space)
                 case events.WorkerReconciled(worker_key, seq, version, confirmed):
                     self._workers.reconciled(worker_key, seq, version, confirmed=confirmed)
                 case events.WorkerRegistered(worker):

@@ -4,7 +4,7 @@ from globalstore.api.application import microseconds, timestamp
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.registry.inventories import Key, Reported
 from globalstore.registry.replica_lists import Replica
-from globalstore.registry.replicas import MemoryTier, Place
+from globalstore.registry.replicas import MemoryTier, Place, transfer_columns
 from globalstore.rules import transfer
 from globalstore.rules.addresses import routable
 from globalstore.rules.artifact_ids import stored
@@ -18,6 +18,8 @@ _TIERS = {
     common.MEMORY_TYPE_RAM: MemoryTier.RAM,
     common.MEMORY_TYPE_GPU: MemoryTier.GPU,
 }
+# Plain numbers: they are compared with those of rows, a hundred thousand at a time.
+_INVENTORY_TIERS = {number: int(tier) for number, tier in _TIERS.items()}
 _EXPORT_STATES = {
     ExportState.PRESENCE_ONLY: common.ReplicaTransportMetadata.EXPORT_STATE_PRESENCE_ONLY,
     ExportState.EXPORTABLE: common.ReplicaTransportMetadata.EXPORT_STATE_EXPORTABLE,
@@ -88,47 +90,63 @@ def reported(entry: common.ReplicaInfo, node_id: str) -> Reported:
 
     Transfer metadata is never refused: what cannot be used is cleared.
     """
-    info, space = entry.memory_info, entry.memory_info.byte_space
-    is_view = space.kind == common.BYTE_SPACE_KIND_VIEW
+    ref, info = entry.ref, entry.memory_info
+    port = info.node_port
+    if port > 65535:
+        raise InvalidArgument(f"memory_info.node_port is {port}, expected 0..65535")
+    view_id = ""
+    if info.HasField("byte_space") and info.byte_space.kind == common.BYTE_SPACE_KIND_VIEW:
+        view_id = identifier("memory_info.byte_space.id", info.byte_space.id)
+    available, max_concurrency, registered_us = None, 0, None
+    if entry.HasField("stats"):
+        stats = entry.stats
+        available, max_concurrency = stats.is_available, stats.max_concurrency
+        if stats.HasField("registered_ts"):
+            registered_us = microseconds(stats.registered_ts) or None
     memory_size = storable("memory_info.memory_size", info.memory_size)
-    if info.node_port > 65535:
-        raise InvalidArgument(f"memory_info.node_port is {info.node_port}, expected 0..65535")
-    stats = entry.stats if entry.HasField("stats") else None
-    registered = stats.registered_ts if stats and stats.HasField("registered_ts") else None
+    said = _inventory_transfer(info, memory_size)
+    proposed = ref.replica_id.strip()
     return Reported(
-        key=Key(
-            stored("ref.artifact_id", entry.ref.artifact_id),
-            identifier("memory_info.byte_space.id", space.id) if is_view else "",
+        Key(
+            stored("ref.artifact_id", ref.artifact_id),
+            view_id,
             identifier("memory_info.node_id", info.node_id) or node_id,
-            _TIERS.get(info.memory_type, MemoryTier.DISK),
+            _INVENTORY_TIERS.get(info.memory_type, MemoryTier.DISK),
             info.device_id,
         ),
-        replica_id=(
-            uuid_bytes("ref.replica_id", entry.ref.replica_id)
-            if entry.ref.replica_id.strip()
-            else None
-        ),
-        node_address=identifier("memory_info.node_address", info.node_address),
-        node_port=info.node_port,
-        memory_size=memory_size,
-        max_concurrency=stats.max_concurrency if stats else 0,
-        is_available=stats.is_available if stats else None,
-        transfer=_inventory_transfer(info, memory_size),
-        tensor_index_key=identifier("memory_info.tensor_index_key", info.tensor_index_key),
-        is_memory_replica=info.is_memory_replica,
-        source_process_id=identifier("memory_info.source_process_id", info.source_process_id),
-        expires_at_us=expires_at_us(info),
-        registered_us=(microseconds(registered) or None) if registered else None,
+        uuid_bytes("ref.replica_id", proposed) if proposed else None,
+        identifier("memory_info.node_address", info.node_address),
+        port,
+        memory_size,
+        max_concurrency,
+        available,
+        None if said is None else transfer_columns(said),
+        said is not None and said.generation is not None,
+        identifier("memory_info.tensor_index_key", info.tensor_index_key),
+        info.is_memory_replica,
+        identifier("memory_info.source_process_id", info.source_process_id),
+        expires_at_us(info),
+        registered_us,
     )
 
 
 def _inventory_transfer(info: common.MemoryInfo, memory_size: int) -> Transfer | None:
-    for size in (*info.buffer_sizes, *info.transport.buffer_sizes):
-        storable("memory_info.buffer_sizes", size)
-    if info.HasField("transport"):
-        return reported_transfer(info)
-    return transfer.from_inventory(
-        info.remote_memory_keys, info.buffer_sizes, info.verification_json, memory_size
+    if not info.HasField("transport"):
+        keys, sizes = tuple(info.remote_memory_keys), tuple(info.buffer_sizes)
+        if sizes:
+            storable("memory_info.buffer_sizes", max(sizes))
+        return transfer.from_inventory(keys, sizes, info.verification_json, memory_size)
+    said = info.transport
+    keys, sizes = tuple(said.remote_memory_keys), tuple(said.buffer_sizes)
+    if sizes:
+        storable("memory_info.transport.buffer_sizes", max(sizes))
+    return transfer.from_submessage(
+        said.export_state,
+        storable("memory_info.transport.export_generation", said.export_generation),
+        keys,
+        sizes,
+        said.verification_json,
+        memory_size,
     )
 
 

@@ -11,7 +11,7 @@ from globalstore.api import memory_info
 from globalstore.api.application import Application
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import inventories, inventory_writes, reconcile, replica_lists
-from globalstore.registry.inventories import Differences, Reported
+from globalstore.registry.inventories import Differences, Held, Reported
 from globalstore.registry.inventory_writes import Changes, Claim, Slice
 from globalstore.registry.reconcile import Accepted
 from globalstore.rpc import Call
@@ -286,7 +286,7 @@ class ReconcileFace:
         if not accepted.changes:
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
         answer = await self._answer(worker, wire.RECONCILE_RESULT_KIND_APPLIED)
-        for count, change in enumerate(_state_changes(accepted.changes, now_us), 1):
+        for count, change in enumerate(_state_changes(accepted.changes), 1):
             answer.state_changes.append(change)
             if count % _MESSAGES_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
@@ -347,7 +347,7 @@ class ReconcileFace:
         await trio.lowlevel.checkpoint()
         raise db.Busy("the reconcile takes too long; send it again")
 
-    async def _rows(self, worker_key: int) -> AsyncIterator[Sequence[inventories.Held]]:
+    async def _rows(self, worker_key: int) -> AsyncIterator[Sequence[Held]]:
         """Yield all rows of a worker, a turn's worth at a time."""
         after = (0, 0)
         while True:
@@ -377,13 +377,13 @@ class ReconcileFace:
             log.warning(
                 "replicas of other workers that are alive were reported",
                 replicas=len(changes.foreign),
-                first=changes.foreign[0].artifact_id,
+                first=changes.foreign[0],
             )
         for kept in differences.kept[:_KEPT_LOGGED]:
             log.info(
                 "replica kept, registered after the inventory was begun",
-                artifact_id=kept.replica.artifact_id,
-                registered_us=kept.replica.created_at_us,
+                artifact_id=kept.row.artifact_id,
+                registered_us=kept.row.created_at,
                 inventory_us=kept.taken_us,
             )
         if inventory.is_empty_snapshot and changes.removed:
@@ -425,22 +425,15 @@ def _chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _state_changes(changes: Changes, now_us: int) -> Iterable[wire.StateChange]:
-    for added in changes.added:
-        yield wire.StateChange(
-            type=wire.StateChange.CHANGE_TYPE_ADD_REPLICA,
-            replica_info=memory_info.to_info(added.reported.replica(added.replica_id, now_us)),
-            reason="reported and not recorded",
-        )
-    for replica in changes.removed:
-        yield wire.StateChange(
-            type=wire.StateChange.CHANGE_TYPE_REMOVE_REPLICA,
-            replica_info=memory_info.to_info(replica),
-            reason="recorded and not reported",
-        )
+def _state_changes(changes: Changes) -> Iterable[wire.StateChange]:
+    for row in changes.added:
+        yield _change(wire.StateChange.CHANGE_TYPE_ADD_REPLICA, row, "reported and not recorded")
+    for row in changes.removed:
+        yield _change(wire.StateChange.CHANGE_TYPE_REMOVE_REPLICA, row, "recorded and not reported")
     for one in changes.updated:
-        yield wire.StateChange(
-            type=wire.StateChange.CHANGE_TYPE_UPDATE_REPLICA,
-            replica_info=memory_info.to_info(one.replica),
-            reason=", ".join(one.fields),
-        )
+        yield _change(wire.StateChange.CHANGE_TYPE_UPDATE_REPLICA, one.row, ", ".join(one.fields))
+
+
+def _change(kind: wire.StateChange.ChangeType, row: Held, reason: str) -> wire.StateChange:
+    info = memory_info.to_info(replica_lists.of_row(row))
+    return wire.StateChange(type=kind, replica_info=info, reason=reason)

@@ -6,9 +6,9 @@ from functools import cached_property
 
 import attrs
 
-from globalstore.db import Snapshot, Transaction
+from globalstore.db import Transaction
 from globalstore.rules import multihash
-from globalstore.rules.artifact_ids import Scheme, is_well_formed_mi2, parse_mi2, scheme_of
+from globalstore.rules.artifact_ids import Scheme, digests_of, scheme_of
 from globalstore.rules.refusals import FailedPrecondition
 
 # How a tensor index is written when nobody says otherwise.
@@ -91,42 +91,33 @@ def ensure(
     return artifact_key
 
 
-def ensure_all(tx: Transaction, artifact_ids: list[str], now_us: int) -> dict[str, int]:
-    """Return the key of each artifact's row; new ones are made from the id alone."""
-    keys = _keys_of(tx, artifact_ids)
-    new = [artifact_id for artifact_id in artifact_ids if artifact_id not in keys]
-    if not new:
-        return keys
+def ensure_all(tx: Transaction, artifact_ids: list[str], now_us: int) -> None:
+    """Make the rows that some of these artifacts lack, from their ids alone."""
+    missing = tx.all(
+        "SELECT value FROM json_each(:ids) WHERE NOT EXISTS"
+        " (SELECT 1 FROM artifacts WHERE artifact_id = value)",
+        {"ids": json.dumps(artifact_ids, ensure_ascii=False)},
+    )
     tx.many(
         "INSERT INTO artifacts (artifact_id, id_kind, index_multihash, data_multihash,"
-        " schema_version, encoding, total_size, created_at, updated_at) VALUES (:artifact_id,"
-        " :id_kind, :index_multihash, :data_multihash, '', '', 0, :now, :now)",
-        [
-            attrs.asdict(_complete(artifact_id, Description(), None))
-            | {"artifact_id": artifact_id, "now": now_us}
-            for artifact_id in new
-        ],
+        " schema_version, encoding, total_size, created_at, updated_at)"
+        " VALUES (?, ?, ?, ?, '', '', 0, ?, ?)",
+        [_of_id(artifact_id, now_us) for (artifact_id,) in missing],
     )
-    return _keys_of(tx, artifact_ids)
 
 
-def _keys_of(tx: Snapshot, artifact_ids: list[str]) -> dict[str, int]:
-    return dict(
-        tx.all(
-            "SELECT artifact_id, artifact_key FROM artifacts"
-            " WHERE artifact_id IN (SELECT value FROM json_each(:ids))",
-            {"ids": json.dumps(artifact_ids, ensure_ascii=False)},
-        )
-    )
+def _of_id(artifact_id: str, now_us: int) -> tuple[str, int, str, str, int, int]:
+    id_kind = _KINDS.get(scheme_of(artifact_id), 0)
+    return artifact_id, id_kind, *(digests_of(artifact_id) or ("", "")), now_us, now_us
 
 
 def _complete(artifact_id: str, said: Description, index: TensorIndex | None) -> Description:
     """Add what follows from the id and from the bytes of the index; refuse contradictions."""
     id_kind = _KINDS.get(scheme_of(artifact_id), said.id_kind)
     known = attrs.evolve(said, id_kind=id_kind)
-    if is_well_formed_mi2(artifact_id):
-        of_index, of_data = parse_mi2("artifact_id", artifact_id)
-        known = _merge(Description(of_index, of_data, id_kind=id_kind), known)
+    digests = digests_of(artifact_id)
+    if digests is not None:
+        known = _merge(Description(*digests, id_kind=id_kind), known)
     if index is not None:
         of_bytes = Description(
             multihash.encode(index.digest),

@@ -4,6 +4,8 @@ The store hands these over on the event loop, in commit order, before it answers
 the operation: what is kept in memory never trails behind an answer.
 """
 
+from typing import NamedTuple
+
 import attrs
 
 
@@ -46,19 +48,25 @@ class WorkerReconciled:
     confirmed: bool
 
 
-@attrs.frozen
-class ReplicaCounted:
-    """How an inventory changed the number of an artifact's replicas of one memory type.
+class ReplicaCount(NamedTuple):
+    """How an inventory changed the number of an artifact's replicas of one memory tier.
 
     ``stored`` of them were created or updated. ``edge`` when the artifact had no replica before,
     or has none after.
     """
 
     artifact_id: str
-    memory_type: str
+    memory_tier: int
     change: int
     stored: int
     edge: bool
+
+
+@attrs.frozen
+class ReplicasCounted:
+    """An inventory changed what is counted of replicas, by artifact and memory tier."""
+
+    counts: list[ReplicaCount]
 
 
 @attrs.frozen
@@ -86,6 +94,13 @@ class SourceFreed:
 
     artifact_id: str
     view_id: str
+
+
+@attrs.frozen
+class SourcesFreed:
+    """As ``SourceFreed``, for many artifacts and views."""
+
+    spaces: set[tuple[str, str]]
 
 
 @attrs.frozen

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 from globalstore.db import Snapshot
 from globalstore.registry import replica_lists
-from globalstore.registry.replica_lists import Replica
-from globalstore.registry.replicas import MemoryTier, Place, transfer_columns
+from globalstore.registry.replicas import TransferColumns, transfer_columns
 from globalstore.registry.worker_ids import Standing
 from globalstore.rules.addresses import is_local_only
-from globalstore.rules.transfer import Transfer, fitted
+from globalstore.rules.transfer import ExportState, Transfer
 
 
 class Key(NamedTuple):
@@ -24,7 +23,10 @@ class Key(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """A checked entry of an inventory; what is blank, 0 or None was not reported."""
+    """A checked entry of an inventory; what is blank, 0 or None was not reported.
+
+    ``ordered`` when the transfer metadata came in the form that has an export generation.
+    """
 
     key: Key
     replica_id: bytes | None
@@ -33,60 +35,44 @@ class Reported(NamedTuple):
     memory_size: int
     max_concurrency: int
     is_available: bool | None
-    transfer: Transfer | None
+    transfer: TransferColumns | None
+    ordered: bool
     tensor_index_key: str
     is_memory_replica: bool
     source_process_id: str
     expires_at_us: int | None
     registered_us: int | None
 
-    def transfer_now(self) -> Transfer:
-        """Return the transfer metadata of a replica that is made from this entry."""
-        return usable(
-            self.transfer or Transfer(), self.size_now(), self.node_address, self.node_port
-        )
 
-    def replica(self, replica_id: bytes, now_us: int) -> Replica:
-        """Return the replica that is made from this entry."""
-        key = self.key
-        return Replica(
-            seq=0,
-            replica_id=replica_id,
-            artifact_id=key.artifact_id,
-            view_id=key.view_id,
-            place=Place(
-                key.node_id,
-                self.node_address,
-                self.node_port,
-                MemoryTier(key.memory_tier),
-                key.device_id,
-            ),
-            memory_size=self.size_now(),
-            max_concurrency=self.max_concurrency or 1,
-            current_requests=0,
-            is_available=self.is_available is not False,
-            transfer=self.transfer_now(),
-            tensor_index_key=self.tensor_index_key,
-            is_memory_replica=self.is_memory_replica,
-            source_process_id=self.source_process_id,
-            expires_at_us=self.expires_at_us,
-            created_at_us=now_us,
-        )
-
-    def size_now(self) -> int:
-        """Return the size of a replica that is made from this entry, in bytes."""
-        return self.memory_size or sum(self.transfer.sizes if self.transfer else ())
+_NOTHING = transfer_columns(Transfer())
 
 
-def usable(transfer: Transfer, memory_size: int, address: str, port: int) -> Transfer:
+def new_row(entry: Reported) -> tuple[int, TransferColumns]:
+    """Return the size and the transfer metadata of a replica that is made from an entry.
+
+    A size that was not told is that of the buffers.
+    """
+    transfer = entry.transfer or _NOTHING
+    size = entry.memory_size or transfer.transfer_size
+    return size, usable(transfer, size, entry.node_address, entry.node_port)
+
+
+def usable(transfer: TransferColumns, memory_size: int, address: str, port: int) -> TransferColumns:
     """Return what of transfer metadata a peer can use on a replica with this size and place.
 
-    An inventory is never refused for such things, but nobody is sent to where nobody answers.
+    An inventory is never refused for such things, but nobody is sent to where nobody answers: an
+    exportable replica is presence-only then, a draining one has no keys.
     """
-    if not transfer.keys:
+    if not transfer.transfer_size or (
+        transfer.transfer_size == memory_size
+        and address
+        and port > 0
+        and not is_local_only(address)
+    ):
         return transfer
-    dialable = bool(address) and port > 0 and not is_local_only(address)
-    return fitted(transfer, memory_size, dialable=dialable)
+    draining = transfer.export_state == ExportState.DRAINING
+    state = ExportState.DRAINING if draining else ExportState.PRESENCE_ONLY
+    return TransferColumns(state, transfer.export_generation, 0, "")
 
 
 class Held(NamedTuple):
@@ -121,6 +107,7 @@ class Held(NamedTuple):
     was_stored: int
     confirmation: int
     worker_generation: int
+    transfer_size: int
 
     @property
     def place(self) -> tuple[int, int]:
@@ -130,7 +117,7 @@ class Held(NamedTuple):
 
 _HELD = f"""
 SELECT {replica_lists.COLUMNS}, r.artifact_key, r.updated_at, r.is_available, r.confirmation,
-       r.worker_generation
+       r.worker_generation, r.transfer_size
 {replica_lists.TABLES}
 WHERE r.worker_key = :worker_key AND (r.artifact_key, r.seq) > (:artifact_key, :seq)
 ORDER BY r.artifact_key, r.seq LIMIT :limit
@@ -159,18 +146,18 @@ class Removal(NamedTuple):
     """A row that the inventory does not list."""
 
     seen: Seen
-    replica: Replica
+    row: Held
 
 
 class Update(NamedTuple):
-    """A row that the inventory reports otherwise.
+    """A row that the inventory reports otherwise, as it is to be.
 
     ``fields`` names what changes. ``stored`` is False when all of that follows from the worker's
     confirmation number and the row itself stays as it is.
     """
 
     seen: Seen
-    replica: Replica
+    row: Held
     fields: tuple[str, ...]
     stored: bool
 
@@ -178,14 +165,13 @@ class Update(NamedTuple):
 class Kept(NamedTuple):
     """A row that is not listed but was registered while the inventory was being taken."""
 
-    replica: Replica
+    row: Held
     taken_us: int
 
 
 def _names(changed: dict[str, Any]) -> tuple[str, ...]:
     """Return the changed fields as a daemon knows them."""
-    of_transfer = {"export_state", "export_generation", "transfer_json"}
-    names = [name for name in changed if name not in of_transfer]
+    names = [name for name in changed if name not in TransferColumns._fields]
     return tuple(names if len(names) == len(changed) else [*names, "transport"])
 
 
@@ -230,11 +216,10 @@ class Differences:
                 self._unlisted(row)
 
     def _unlisted(self, row: Held) -> None:
-        replica = replica_lists.of_row(row)
         if self._taken_us is None or row.created_at <= self._taken_us:
-            self.removals.append(Removal(_seen(row), replica))
+            self.removals.append(Removal(_seen(row), row))
             return
-        self.kept.append(Kept(replica, self._taken_us))
+        self.kept.append(Kept(row, self._taken_us))
         if row.is_available:
             self._available.setdefault(row.confirmation, []).append(row.seq)
         else:
@@ -242,23 +227,29 @@ class Differences:
 
     def _match(self, row: Held, entry: Reported) -> None:
         changed: dict[str, Any] = {}
-        available = bool(row.was_stored) if entry.is_available is None else entry.is_available
+        said = entry.is_available
+        available = bool(row.was_stored) if said is None else said
         stored = available != row.was_stored
         if available != row.is_available:
             changed["is_available"] = available
-        if entry.node_address not in {"", row.node_address}:
+        if entry.node_address and entry.node_address != row.node_address:
             changed["node_address"] = entry.node_address
-        if entry.node_port not in {0, row.node_port}:
+        if entry.node_port and entry.node_port != row.node_port:
             changed["node_port"] = entry.node_port
-        if entry.memory_size not in {0, row.memory_size}:
+        if entry.memory_size and entry.memory_size != row.memory_size:
             changed["memory_size"] = entry.memory_size
-        now = row._replace(**changed) if changed else row
-        changed |= self._transfer(now, row, entry)
+        transfer = self._transfer(row, entry, changed)
+        if transfer[0] != row.export_state or transfer[1:] != (
+            row.export_generation,
+            row.transfer_size,
+            row.transfer_json,
+        ):
+            changed |= transfer._asdict()
         if changed:
             # A row that only its confirmation number hides or shows is not written for that.
             stored = stored or changed.keys() != {"is_available"}
-            replica = replica_lists.of_row(row._replace(**changed))
-            self.updates.append(Update(_seen(row), replica, _names(changed), stored))
+            after = row._replace(**changed)
+            self.updates.append(Update(_seen(row), after, _names(changed), stored))
             if stored:
                 return
         if available:
@@ -266,27 +257,28 @@ class Differences:
         elif stored:
             self.hidden.append(row.seq)
 
-    def _transfer(self, now: Held, before: Held, entry: Reported) -> dict[str, Any]:
-        """Return the transfer columns of a row, if the entry makes them others."""
+    def _transfer(self, row: Held, entry: Reported, changed: dict[str, Any]) -> TransferColumns:
+        """Return the transfer metadata of a row from now on."""
+        stored = TransferColumns(
+            row.export_state, row.export_generation, row.transfer_size, row.transfer_json
+        )
         given = entry.transfer
-        generation = max(before.worker_generation, self._worker.confirmed_generation)
+        generation = max(row.worker_generation, self._worker.confirmed_generation)
         if given is None:
-            if generation < self._worker.process_generation:
-                given = Transfer()  # a new process of the daemon: the old keys are dead
-            elif now[:12] == before[:12]:
-                return {}  # what is stored fits as it did
-            else:
-                given = replica_lists.of_row(before).transfer
+            # In a new process of the daemon the old keys are dead.
+            given = stored if generation >= self._worker.process_generation else _NOTHING
         elif (
-            generation == self._worker.generation
-            and given.generation is not None
-            and given.generation < before.export_generation
+            entry.ordered
+            and given.export_generation < row.export_generation
+            and generation == self._worker.generation
         ):
-            return {}  # a late duplicate
-        given = usable(given, now.memory_size, now.node_address, now.node_port)
-        columns = transfer_columns(given)
-        del columns["transfer_size"]
-        return {} if all(getattr(before, n) == v for n, v in columns.items()) else columns
+            given = stored  # a late duplicate
+        return usable(
+            given,
+            changed.get("memory_size", row.memory_size),
+            changed.get("node_address", row.node_address),
+            changed.get("node_port", row.node_port),
+        )
 
     def additions(self) -> list[Reported]:
         """Return the entries that no row was found for, by key."""

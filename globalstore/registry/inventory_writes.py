@@ -4,21 +4,27 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
 from globalstore.registry import artifacts
-from globalstore.registry.events import ReplicaCounted, SourceFreed, WorkerReplicasChanged
-from globalstore.registry.inventories import Differences, Key, Removal, Reported, Update
-from globalstore.registry.replica_lists import Replica
-from globalstore.registry.replicas import (
-    MemoryTier,
-    fresh_id,
-    intern_endpoint,
-    transfer_columns,
+from globalstore.registry.events import (
+    ReplicaCount,
+    ReplicasCounted,
+    SourcesFreed,
+    WorkerReplicasChanged,
 )
+from globalstore.registry.inventories import (
+    Differences,
+    Held,
+    Removal,
+    Reported,
+    Update,
+    new_row,
+)
+from globalstore.registry.replicas import fresh_id, intern_endpoint
 from globalstore.registry.worker_ids import NOBODY, Standing
 
 T = TypeVar("T")
@@ -34,21 +40,18 @@ class Claim:
     request_seq: int
 
 
-class Added(NamedTuple):
-    """A replica that the inventory brought in. The id is the final one."""
-
-    reported: Reported
-    replica_id: bytes
-
-
 @attrs.define
 class Changes:
-    """What a reconcile changed. ``foreign`` were left alone: they belong to workers being heard."""
+    """What a reconcile changed: rows as they are now, removed ones as they were.
 
-    added: list[Added] = attrs.Factory(list)
-    removed: list[Replica] = attrs.Factory(list)
+    ``foreign`` are the artifacts of entries that were left alone: those replicas belong to workers
+    that are being heard.
+    """
+
+    added: list[Held] = attrs.Factory(list)
+    removed: list[Held] = attrs.Factory(list)
     updated: list[Update] = attrs.Factory(list)
-    foreign: list[Key] = attrs.Factory(list)
+    foreign: list[str] = attrs.Factory(list)
 
     def __len__(self) -> int:
         return len(self.added) + len(self.removed) + len(self.updated)
@@ -117,46 +120,31 @@ def _cut(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _entry_columns(entry: Reported, slice_: Slice) -> dict[str, object]:
-    return transfer_columns(entry.transfer_now()) | {
-        "view_id": entry.key.view_id,
-        "memory_tier": entry.key.memory_tier,
-        "device_id": entry.key.device_id,
-        "worker_key": slice_.claim.worker_key,
-        "worker_generation": slice_.claim.generation,
-        "confirmation": slice_.confirmation,
-        "is_available": entry.is_available is not False,
-        "memory_size": entry.size_now(),
-        "max_concurrency": entry.max_concurrency or 1,
-        "tensor_index_key": entry.tensor_index_key,
-        "is_memory_replica": entry.is_memory_replica,
-        "source_process_id": entry.source_process_id,
-        "expires_at": entry.expires_at_us,
-        "now": slice_.now_us,
-    }
-
-
 _INSERT = """
 INSERT INTO replicas (replica_id, artifact_key, view_id, endpoint_key, memory_tier, device_id,
     worker_key, worker_generation, confirmation, is_available, memory_size, max_concurrency,
     export_state, export_generation, transfer_size, transfer_json, tensor_index_key,
     is_memory_replica, source_process_id, expires_at, created_at, updated_at)
-VALUES (:replica_id, :artifact_key, :view_id, :endpoint_key, :memory_tier, :device_id,
-    :worker_key, :worker_generation, :confirmation, :is_available, :memory_size, :max_concurrency,
-    :export_state, :export_generation, :transfer_size, :transfer_json, :tensor_index_key,
-    :is_memory_replica, :source_process_id, :expires_at, :now, :now)
+VALUES (?1, (SELECT artifact_key FROM artifacts WHERE artifact_id = ?2), ?3,
+    (SELECT endpoint_key FROM endpoints WHERE node_id = ?4 AND node_address = ?5
+     AND node_port = ?6), ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
+    ?22, ?23, ?23)
 ON CONFLICT DO NOTHING
 """
 
 _TAKE_OVER = """
-UPDATE replicas SET worker_key = :worker_key, worker_generation = :worker_generation,
-    confirmation = :confirmation, is_available = :is_available, memory_size = :memory_size,
-    max_concurrency = :max_concurrency, export_state = :export_state,
-    export_generation = :export_generation, transfer_size = :transfer_size,
-    transfer_json = :transfer_json, tensor_index_key = :tensor_index_key,
-    is_memory_replica = :is_memory_replica, source_process_id = :source_process_id,
-    expires_at = :expires_at, updated_at = :now
-WHERE seq = :seq
+UPDATE replicas SET worker_key = ?9, worker_generation = ?10, confirmation = ?11,
+    is_available = ?12, memory_size = ?13, max_concurrency = ?14, export_state = ?15,
+    export_generation = ?16, transfer_size = ?17, transfer_json = ?18, tensor_index_key = ?19,
+    is_memory_replica = ?20, source_process_id = ?21, expires_at = ?22, updated_at = ?23
+WHERE seq = ?24
+"""
+
+_SAME_PLACE = """
+SELECT seq, replica_id, worker_key, current_requests FROM replicas
+WHERE artifact_key = (SELECT artifact_key FROM artifacts WHERE artifact_id = ?2)
+    AND view_id = ?3 AND endpoint_key = (SELECT endpoint_key FROM endpoints WHERE node_id = ?4
+    AND node_address = ?5 AND node_port = ?6) AND memory_tier = ?7 AND device_id = ?8
 """
 
 
@@ -165,48 +153,71 @@ def add(tx: Transaction, entries: Sequence[Reported], slice_: Slice) -> Changes:
 
     A replica that another worker had is taken over, unless that worker is being heard.
     """
-    if not entries:
-        return Changes()
     names = list(dict.fromkeys(entry.key.artifact_id for entry in entries))
-    keys = artifacts.ensure_all(tx, names, slice_.now_us)
-    unheld = _without_replicas(tx, list(keys.values()))
-    endpoints: dict[tuple[str, str, int], int] = {}
+    artifacts.ensure_all(tx, names, slice_.now_us)
+    for where in {(e.key.node_id, e.node_address, e.node_port) for e in entries}:
+        intern_endpoint(tx, *where)
+    unheld = _without_replicas(tx, names)
     # Random ids in ascending order touch each page of their index once.
     ids = sorted(fresh_id() for _ in entries)
-    wanted: list[dict[str, Any]] = []
-    for entry, new_id in zip(entries, ids, strict=True):
-        where = (entry.key.node_id, entry.node_address, entry.node_port)
-        if where not in endpoints:
-            endpoints[where] = intern_endpoint(tx, *where)
-        wanted.append(
-            _entry_columns(entry, slice_)
-            | {
-                "replica_id": entry.replica_id or new_id,
-                "artifact_key": keys[entry.key.artifact_id],
-                "endpoint_key": endpoints[where],
-            }
-        )
+    rows = [_columns(entry, id_, slice_) for entry, id_ in zip(entries, ids, strict=True)]
     last = _last_seq(tx)
-    changes = Changes()
-    moved: list[Reported] = []
-    if tx.many(_INSERT, wanted) == len(wanted):
-        changes.added = [
-            Added(entry, columns["replica_id"])
-            for entry, columns in zip(entries, wanted, strict=True)
-        ]
+    changes, moved = Changes(), Counter[tuple[str, int]]()
+    if tx.many(_INSERT, rows) == len(rows):
+        changes.added = list(map(_held, rows))
     else:
-        for entry, columns, new_id in zip(entries, wanted, ids, strict=True):
-            _settle(tx, entry, columns | {"new_id": new_id, "last": last}, slice_, changes, moved)
-    of_others = Counter((entry.key.artifact_id, entry.key.memory_tier) for entry in moved)
-    stored = Counter(
-        (added.reported.key.artifact_id, added.reported.key.memory_tier) for added in changes.added
+        for row, new_id in zip(rows, ids, strict=True):
+            _settle(tx, row, new_id, last, slice_, changes, moved)
+    stored = Counter((row.artifact_id, row.memory_tier) for row in changes.added)
+    tx.emit(
+        ReplicasCounted(
+            [
+                ReplicaCount(*space, count - moved[space], count, space[0] in unheld)
+                for space, count in stored.items()
+            ]
+        )
     )
-    for (artifact_id, tier), count in stored.items():
-        new = count - of_others[artifact_id, tier]
-        edge = keys[artifact_id] in unheld
-        tx.emit(ReplicaCounted(artifact_id, MemoryTier(tier).name, new, count, edge))
-    _tell(tx, slice_, {added.reported.key[:2] for added in changes.added})
+    _tell(tx, slice_, changes.added)
     return changes
+
+
+def _columns(entry: Reported, new_id: bytes, slice_: Slice) -> tuple[Any, ...]:
+    """Return the parameters of ``_INSERT``."""
+    size, transfer = new_row(entry)
+    return (
+        entry.replica_id or new_id,
+        *entry.key[:2],
+        entry.key.node_id,
+        entry.node_address,
+        entry.node_port,
+        *entry.key[3:],
+        slice_.claim.worker_key,
+        slice_.claim.generation,
+        slice_.confirmation,
+        entry.is_available is not False,
+        size,
+        entry.max_concurrency or 1,
+        *transfer,
+        entry.tensor_index_key,
+        entry.is_memory_replica,
+        entry.source_process_id,
+        entry.expires_at_us,
+        slice_.now_us,
+    )
+
+
+def _held(row: tuple[Any, ...], replica_id: bytes | None = None, load: int = 0) -> Held:
+    """Return a stored row as it is shown; ``row`` are the parameters of ``_INSERT``."""
+    (
+        id_, artifact_id, view_id, node_id, address, port, tier, device, _, generation,
+        confirmation, available, size, limit, state, export_generation, transfer_size, text,
+        index_key, is_memory, process, expires_at, now,
+    ) = row  # fmt: skip
+    return Held(
+        0, replica_id or id_, artifact_id, view_id, node_id, address, port, tier, device, size,
+        max(limit, load), load, available, state, export_generation, text, index_key, is_memory,
+        process, expires_at, now, 0, now, available, confirmation, generation, transfer_size,
+    )  # fmt: skip
 
 
 def _last_seq(tx: Snapshot) -> int:
@@ -214,54 +225,48 @@ def _last_seq(tx: Snapshot) -> int:
     return 0 if row is None else row[0]
 
 
-def _without_replicas(tx: Snapshot, artifact_keys: list[int]) -> set[int]:
+def _without_replicas(tx: Snapshot, artifact_ids: list[str]) -> set[str]:
     found = tx.all(
-        "SELECT value FROM json_each(:keys) WHERE NOT EXISTS (SELECT 1 FROM replicas r"
-        f" WHERE r.artifact_key = value AND r.worker_key != {NOBODY})",
-        {"keys": json.dumps(artifact_keys)},
+        "SELECT value FROM json_each(:ids) WHERE NOT EXISTS (SELECT 1 FROM artifacts"
+        f" JOIN replicas r USING (artifact_key) WHERE artifact_id = value"
+        f" AND r.worker_key != {NOBODY})",
+        {"ids": json.dumps(artifact_ids, ensure_ascii=False)},
     )
-    return {key for (key,) in found}
-
-
-_SAME_PLACE = """
-SELECT seq, replica_id, worker_key FROM replicas
-WHERE artifact_key = :artifact_key AND view_id = :view_id AND endpoint_key = :endpoint_key
-    AND memory_tier = :memory_tier AND device_id = :device_id
-"""
+    return {artifact_id for (artifact_id,) in found}
 
 
 def _settle(
     tx: Transaction,
-    entry: Reported,
-    columns: dict[str, Any],
+    row: tuple[Any, ...],
+    new_id: bytes,
+    last: int,
     slice_: Slice,
     changes: Changes,
-    moved: list[Reported],
+    moved: Counter[tuple[str, int]],
 ) -> None:
     """Find out what became of one of several insertions of which some met a row that exists."""
-    row = tx.one(_SAME_PLACE, columns)
-    if row is None:
+    same = tx.one(_SAME_PLACE, row[:8])
+    if same is None:
         # The id that the daemon proposed belongs to another replica.
-        columns = columns | {"replica_id": columns["new_id"]}
-        tx.many(_INSERT, [columns])
-        changes.added.append(Added(entry, columns["new_id"]))
+        row = (new_id, *row[1:])
+        tx.run(_INSERT, row)
+        changes.added.append(_held(row))
         return
-    seq, replica_id, owner = row
-    if seq > columns["last"]:
-        changes.added.append(Added(entry, replica_id))
+    seq, replica_id, owner, load = same
+    if seq > last:
+        changes.added.append(_held(row))
     elif owner in slice_.fresh and owner != slice_.claim.worker_key:
-        changes.foreign.append(entry.key)
+        changes.foreign.append(row[1])
     elif owner != slice_.claim.worker_key:  # its own one was registered after the comparison
-        tx.run(_TAKE_OVER, columns | {"seq": seq})
+        tx.run(_TAKE_OVER, (*row, seq))
         tx.run(
-            "UPDATE transports SET source_worker_key = :worker_key"
-            " WHERE replica_id = :replica_id AND outcome = 0",
-            {"worker_key": slice_.claim.worker_key, "replica_id": replica_id},
+            "UPDATE transports SET source_worker_key = ? WHERE replica_id = ? AND outcome = 0",
+            (slice_.claim.worker_key, replica_id),
         )
         if owner != NOBODY:
-            moved.append(entry)
+            moved[row[1], row[6]] += 1
             tx.emit(WorkerReplicasChanged(owner))
-        changes.added.append(Added(entry, replica_id))
+        changes.added.append(_held(row, replica_id, load))
 
 
 def remove(tx: Transaction, removals: Sequence[Removal], slice_: Slice) -> Changes:
@@ -271,24 +276,27 @@ def remove(tx: Transaction, removals: Sequence[Removal], slice_: Slice) -> Chang
     changed after it was compared stays.
     """
     changes = Changes()
-    # How many of an artifact's replicas of one memory type are gone, by the artifact's key too.
-    gone: Counter[tuple[int, str, MemoryTier]] = Counter()
     unchanged = "seq = :seq AND worker_key = :worker_key AND updated_at = :updated_at"
-    for seen, replica in removals:
+    for seen, row in removals:
         where = seen._asdict() | {"worker_key": slice_.claim.worker_key, "nobody": NOBODY}
         if tx.run(
             f"DELETE FROM replicas WHERE {unchanged} AND current_requests = 0", where
         ) or tx.run(
             f"UPDATE replicas SET worker_key = :nobody, is_available = 0 WHERE {unchanged}", where
         ):
-            changes.removed.append(replica)
-            gone[seen.artifact_key, replica.artifact_id, replica.place.memory_tier] += 1
-    unheld = _without_replicas(tx, [key for key, _, _ in gone])
-    last = {key: tier for key, _, tier in gone}
-    for (key, artifact_id, tier), count in gone.items():
-        edge = key in unheld and last[key] == tier
-        tx.emit(ReplicaCounted(artifact_id, tier.name, -count, 0, edge))
-    _tell(tx, slice_, {(replica.artifact_id, replica.view_id) for replica in changes.removed})
+            changes.removed.append(row)
+    gone = Counter((row.artifact_id, row.memory_tier) for row in changes.removed)
+    unheld = _without_replicas(tx, [artifact_id for artifact_id, _ in gone])
+    last = dict(gone.keys())
+    tx.emit(
+        ReplicasCounted(
+            [
+                ReplicaCount(name, tier, -count, 0, name in unheld and last[name] == tier)
+                for (name, tier), count in gone.items()
+            ]
+        )
+    )
+    _tell(tx, slice_, changes.removed)
     return changes
 
 
@@ -308,68 +316,55 @@ def update(tx: Transaction, updates: Sequence[Update], slice_: Slice) -> Changes
     for one in updates:
         if not one.stored or _update_row(tx, one, slice_, changes):
             changes.updated.append(one)
-    counts = Counter((u.replica.artifact_id, u.replica.place.memory_tier) for u in changes.updated)
-    for (artifact_id, tier), count in counts.items():
-        tx.emit(ReplicaCounted(artifact_id, tier.name, 0, count, edge=False))
-    _tell(tx, slice_, {(u.replica.artifact_id, u.replica.view_id) for u in changes.updated})
+    stored = Counter((one.row.artifact_id, one.row.memory_tier) for one in changes.updated)
+    tx.emit(
+        ReplicasCounted([ReplicaCount(*space, 0, count, False) for space, count in stored.items()])
+    )
+    _tell(tx, slice_, [one.row for one in changes.updated])
     return changes
 
 
 def _update_row(tx: Transaction, one: Update, slice_: Slice, changes: Changes) -> bool:
-    replica, where = one.replica, one.replica.place
-    columns: dict[str, Any] = (
-        transfer_columns(replica.transfer)
-        | one.seen._asdict()
-        | {
-            "worker_key": slice_.claim.worker_key,
-            "worker_generation": slice_.claim.generation,
-            "endpoint_key": None,
-            "is_available": replica.is_available,
-            "memory_size": replica.memory_size,
-            "confirmation": slice_.confirmation,
-            "now": slice_.now_us,
-        }
-    )
-    if {"node_address", "node_port"} & set(one.fields):
-        columns |= {
-            "endpoint_key": intern_endpoint(tx, where.node_id, where.node_address, where.node_port),
-            "view_id": replica.view_id,
-            "memory_tier": int(where.memory_tier),
-            "device_id": where.device_id,
-        }
-        other = tx.one(_SAME_PLACE, columns)
-        if other is not None and not _yields(tx, other, replica, slice_):
-            changes.foreign.append(
-                Key(
-                    replica.artifact_id,
-                    replica.view_id,
-                    where.node_id,
-                    where.memory_tier,
-                    where.device_id,
-                )
-            )
+    row = one.row
+    columns: dict[str, Any] = {
+        "seq": one.seen.seq,
+        "updated_at": one.seen.updated_at,
+        "worker_key": slice_.claim.worker_key,
+        "worker_generation": slice_.claim.generation,
+        "endpoint_key": None,
+        "is_available": row.is_available,
+        "memory_size": row.memory_size,
+        "export_state": row.export_state,
+        "export_generation": row.export_generation,
+        "transfer_size": row.transfer_size,
+        "transfer_json": row.transfer_json,
+        "confirmation": slice_.confirmation,
+        "now": slice_.now_us,
+    }
+    if "node_address" in one.fields or "node_port" in one.fields:
+        columns["endpoint_key"] = intern_endpoint(tx, row.node_id, row.node_address, row.node_port)
+        other = tx.one(_SAME_PLACE, (None, *row[2:9]))
+        if other is not None and not _yields(tx, other, row, slice_):
+            changes.foreign.append(row.artifact_id)
             return False
     return tx.run(_UPDATE, columns) > 0
 
 
-def _yields(tx: Transaction, other: Row, replica: Replica, slice_: Slice) -> bool:
+def _yields(tx: Transaction, other: Row, row: Held, slice_: Slice) -> bool:
     """Remove the row that is where a replica moves to, if it may be removed."""
-    seq, _, owner = other
-    if owner in {NOBODY, slice_.claim.worker_key} or owner in slice_.fresh:
+    seq, _, owner, load = other
+    if owner in {NOBODY, slice_.claim.worker_key} or owner in slice_.fresh or load:
         return False
-    if not tx.run("DELETE FROM replicas WHERE seq = ? AND current_requests = 0", (seq,)):
-        return False
-    name = replica.place.memory_tier.name
-    tx.emit(ReplicaCounted(replica.artifact_id, name, -1, 0, edge=False))
+    tx.run("DELETE FROM replicas WHERE seq = ?", (seq,))
+    tx.emit(ReplicasCounted([ReplicaCount(row.artifact_id, row.memory_tier, -1, 0, False)]))
     tx.emit(WorkerReplicasChanged(owner))
     return True
 
 
-def _tell(tx: Transaction, slice_: Slice, spaces: set[tuple[str, str]]) -> None:
+def _tell(tx: Transaction, slice_: Slice, rows: Sequence[Held]) -> None:
     """Let those know who wait for what was written."""
-    for space in spaces:
-        tx.emit(SourceFreed(*space))
-    if spaces:
+    if rows:
+        tx.emit(SourcesFreed({(row.artifact_id, row.view_id) for row in rows}))
         tx.emit(WorkerReplicasChanged(slice_.claim.worker_key))
 
 

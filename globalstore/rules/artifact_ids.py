@@ -13,6 +13,7 @@ from globalstore.rules.values import required
 _CGID = re.compile(r"cgid:[A-Za-z0-9._~-]+\Z")
 _CGID_LENGTH = range(8, 201)
 _BYTE_ARTIFACT = "cgid:byte_artifact~"
+_MI2 = re.compile(f"mi2:({multihash.PATTERN}):({multihash.PATTERN})")
 
 
 class Scheme(enum.Enum):
@@ -40,7 +41,7 @@ def scheme_of(artifact_id: str) -> Scheme:
 
 def refuse_msa1(field: str, artifact_id: str) -> None:
     """Refuse an id that means something only inside one daemon session."""
-    if scheme_of(artifact_id) is Scheme.MSA1:
+    if artifact_id.startswith("msa1:"):
         raise FailedPrecondition(
             f"{field} {artifact_id[:80]!r} is daemon-session-local and cannot be used here"
         )
@@ -56,7 +57,7 @@ def looked_up(field: str, value: str) -> str:
 def stored(field: str, value: str) -> str:
     """Return an artifact id that may enter the artifact and replica tables."""
     artifact_id = looked_up(field, value)
-    if scheme_of(artifact_id) is Scheme.BYTE_ARTIFACT:
+    if artifact_id.startswith(_BYTE_ARTIFACT):
         raise FailedPrecondition(
             f"{field} {artifact_id[:80]!r} is a byte artifact: its objects are kept by daemons, "
             "the store keeps only their shard-home leases"
@@ -79,12 +80,10 @@ def parse_mi2(field: str, artifact_id: str) -> tuple[str, str]:
     return parts[1], parts[2]
 
 
-def is_well_formed_mi2(artifact_id: str) -> bool:
-    """Tell whether an id is a mi2 id whose digests can be believed."""
-    try:
-        return scheme_of(artifact_id) is Scheme.MI2 and bool(parse_mi2("", artifact_id))
-    except InvalidArgument:
-        return False
+def digests_of(artifact_id: str) -> tuple[str, str] | None:
+    """Return the index and data multihashes of a well-formed mi2 id; None of every other id."""
+    match = _MI2.fullmatch(artifact_id)
+    return None if match is None else (match[1], match[2])
 
 
 def check_cgid(field: str, artifact_id: str) -> None:

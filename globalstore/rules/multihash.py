@@ -13,6 +13,10 @@ from globalstore.rules.refusals import InvalidArgument
 _PREFIX = b"\x12\x20"  # multihash code of sha2-256, then the digest length
 _LENGTH = 56
 
+# The canonical spellings: the prefix is c, i, q and a first bit of 0; the last character holds two
+# bits of the digest and three zeros.
+PATTERN = "bciq[a-p][a-z2-7]{50}[aiqy]"
+
 
 def encode(digest: bytes) -> str:
     """Return the multihash text of a 32-byte SHA-256 digest."""

@@ -7,8 +7,7 @@ size per key, every size above 0, and a sum that equals the replica's size.
 
 import enum
 from collections.abc import Sequence
-
-import attrs
+from typing import NamedTuple
 
 from globalstore.rules.refusals import InvalidArgument
 
@@ -21,8 +20,7 @@ class ExportState(enum.IntEnum):
     DRAINING = 3
 
 
-@attrs.frozen
-class Transfer:
+class Transfer(NamedTuple):
     """How a replica's bytes are read: keys and sizes pair up, ``verification`` is opaque JSON.
 
     ``generation`` orders what one process of a worker says of a replica; None when it was said
@@ -93,16 +91,3 @@ def from_inventory(
     if _fault(keys, sizes, memory_size) is not None:
         return Transfer()
     return Transfer(ExportState.EXPORTABLE, None, tuple(keys), tuple(sizes), verification)
-
-
-def fitted(transfer: Transfer, memory_size: int, *, dialable: bool) -> Transfer:
-    """Return what is left of transfer metadata on a replica of this size.
-
-    Keys whose sizes do not add up to ``memory_size``, or that nobody can dial, are of no use: an
-    exportable replica is presence-only then, a draining one has no keys.
-    """
-    if not transfer.keys or (dialable and sum(transfer.sizes) == memory_size):
-        return transfer
-    if transfer.state is ExportState.DRAINING:
-        return Transfer(ExportState.DRAINING, transfer.generation)
-    return Transfer(generation=transfer.generation)

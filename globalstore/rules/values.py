@@ -27,6 +27,8 @@ def identifier(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
     means absent.
     """
     value = value.strip()
+    if value.isascii() and len(value) <= bytes_max and value.isprintable():
+        return value
     if not value.isprintable() and any(ord(c) < 0x20 or ord(c) == 0x7F for c in value):
         raise InvalidArgument(f"{field} contains a control character")
     if len(value) > bytes_max // 4 and len(value.encode()) > bytes_max:

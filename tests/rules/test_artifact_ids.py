@@ -88,13 +88,14 @@ def test_a_mi2_id_has_117_characters_and_parses() -> None:
     assert artifact_ids.mi2(INDEX_MULTIHASH, DATA_MULTIHASH) == MI2
     assert len(MI2) == 117
     assert artifact_ids.parse_mi2("id", MI2) == (INDEX_MULTIHASH, DATA_MULTIHASH)
+    assert artifact_ids.digests_of(MI2) == (INDEX_MULTIHASH, DATA_MULTIHASH)
 
 
 @pytest.mark.parametrize("artifact_id", [MI2 + ":x", "mi2:" + INDEX_MULTIHASH, "mi2:a:b"])
 def test_a_mi2_id_of_another_form_is_refused(artifact_id: str) -> None:
     with pytest.raises(InvalidArgument):
         descriptors.check(artifact_id, "", "")
-    assert not artifact_ids.is_well_formed_mi2(artifact_id)
+    assert artifact_ids.digests_of(artifact_id) is None
 
 
 @pytest.mark.parametrize("artifact_id", ["cgid:" + "x" * 3, "cgid:A-z.0_9~x", "cgid:" + "x" * 195])
