@@ -9,7 +9,7 @@ from globalstore.api.auth import Tokens
 from globalstore.api.commits import Commits
 from globalstore.api.slots import Slots
 from globalstore.config import GlobalStoreConfig
-from globalstore.db import Observers, Store, StoreOptions
+from globalstore.db import Observers, Runner, Store, StoreOptions
 from globalstore.http import HealthState
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import HealthService
@@ -32,10 +32,15 @@ def wall_us() -> int:
 class Parts:
     """The parts of one server. Made inside trio, since some of them note the time.
 
-    Raises TokenFileUnusable.
+    ``runner`` says where the database runs; a simulation runs it inline. Raises TokenFileUnusable.
     """
 
-    def __init__(self, config: GlobalStoreConfig, wall: Callable[[], int] = wall_us) -> None:
+    def __init__(
+        self,
+        config: GlobalStoreConfig,
+        wall: Callable[[], int] = wall_us,
+        runner: Runner = Runner.THREADS,
+    ) -> None:
         self.config = config
         self.wall_us = wall
         policy = config.worker_policy
@@ -65,6 +70,7 @@ class Parts:
                 ),
             ),
             on_commit=self._commits.follow,
+            runner=runner,
             observers=Observers(checkpointed=self.metrics.db_checkpoint_seconds.observe),
         )
         scheduler = policy.transport_scheduler

@@ -17,7 +17,7 @@ from globalstore.api.application import ServerInfo
 from globalstore.api.auth import TokenFileUnusable
 from globalstore.certificates import Certificates
 from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address, effective
-from globalstore.db import DatabaseError, Lane
+from globalstore.db import DatabaseError, Lane, Runner
 from globalstore.http import HttpApp, serve_http
 from globalstore.parts import Parts, wall_us
 from globalstore.registry import recovery, replica_lists, transports, workers
@@ -48,8 +48,13 @@ def _new_cluster_id(now_us: int) -> str:
 class Server(Parts):
     """One Global Store: its parts, and the order in which they start and stop."""
 
-    def __init__(self, config: GlobalStoreConfig, wall: Callable[[], int] = wall_us) -> None:
-        super().__init__(config, wall)
+    def __init__(
+        self,
+        config: GlobalStoreConfig,
+        wall: Callable[[], int] = wall_us,
+        runner: Runner = Runner.THREADS,
+    ) -> None:
+        super().__init__(config, wall, runner)
         self._stopping = trio.Event()
         self.listener: Listener | None = None
         self._certificates: Certificates | None = None
