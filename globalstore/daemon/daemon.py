@@ -68,7 +68,7 @@ class Daemon:
         self._cluster_token = cluster_token
         self._on_event = on_event
         self._cursor = Cursor()
-        self._outbox = Outbox(client, self._ready)
+        self._outbox = Outbox(client, self.until_in_step)
         self._owes_snapshot = False
         self._interval_s = 0.0
         self._checked_connection = 0
@@ -119,7 +119,8 @@ class Daemon:
             connection = await self._client.newer_than(connection)
             self._due.set()
 
-    async def _ready(self) -> None:
+    async def until_in_step(self) -> None:
+        """Return as soon as the store knows this worker and its replicas."""
         while not self.in_step:
             await self._resumed.wait()
 
