@@ -1,8 +1,11 @@
 """Replicas as ``MemoryInfo``, the message that requests and answers share."""
 
+import json
+
 from globalstore.api.application import microseconds, timestamp
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
-from globalstore.registry.inventories import Key, Reported
+from globalstore.registry import replica_lists
+from globalstore.registry.inventories import Held, Key, Reported
 from globalstore.registry.replica_lists import Replica
 from globalstore.registry.replicas import MemoryTier, Place, transfer_columns
 from globalstore.rules import transfer
@@ -206,3 +209,38 @@ def to_info(replica: Replica) -> common.ReplicaInfo:
             registered_ts=timestamp(replica.created_at_us),
         ),
     )
+
+
+# Kinds of replicas that a writer knows at a time: a worker has a handful, and a message is 1 kB.
+_KINDS_MAX = 64
+
+
+class InfoWriter:
+    """Writes rows of one worker as inventory entries, a hundred thousand in a moment.
+
+    Most of them differ in ids and keys alone, so one message of each kind is made, copied and
+    completed: a tenth of the work of making each from its parts.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[object, ...], common.ReplicaInfo] = {}
+
+    def write(self, into: common.ReplicaInfo, row: Held) -> None:
+        """Fill an empty message with a row."""
+        keys, sizes, verification = json.loads(row.transfer_json or _NO_TRANSFER)
+        kind = (*row[3:15], *row[16:21], *sizes, verification)
+        known = self._kinds.get(kind)
+        if known is None:
+            if len(self._kinds) >= _KINDS_MAX:
+                self._kinds.clear()
+            known = self._kinds[kind] = to_info(replica_lists.of_row(row))
+        into.CopyFrom(known)
+        into.ref.artifact_id = row.artifact_id
+        into.ref.replica_id = uuid_text(row.replica_id)
+        info = into.memory_info
+        for held in (info.remote_memory_keys, info.transport.remote_memory_keys):
+            for index, key in enumerate(keys):
+                held[index] = key
+
+
+_NO_TRANSFER = '[[],[],""]'

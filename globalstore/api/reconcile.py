@@ -1,6 +1,6 @@
 """ReconcileWorkerState: the daemon's inventory is the truth, and the rows of its worker follow."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import attrs
@@ -10,7 +10,7 @@ from globalstore import db
 from globalstore.api import memory_info
 from globalstore.api.application import Application
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import inventories, inventory_writes, reconcile, replica_lists
+from globalstore.registry import inventories, inventory_writes, reconcile
 from globalstore.registry.inventories import Differences, Held, Reported
 from globalstore.registry.inventory_writes import Changes, Claim, Slice
 from globalstore.registry.reconcile import Accepted
@@ -26,11 +26,8 @@ T = TypeVar("T")
 
 _log = get_logger("globalstore.reconcile")
 
-# Entries that are looked at before other calls get a turn: less than a millisecond each time.
-_ENTRIES_PER_TURN = 100
-
-# Messages that are made before other calls get a turn.
-_MESSAGES_PER_TURN = 50
+# Entries that are looked at before other calls get a turn: about a millisecond each time.
+_ENTRIES_PER_TURN = 50
 
 # Rows kept although not listed that the log names one by one.
 _KEPT_LOGGED = 20
@@ -38,12 +35,16 @@ _KEPT_LOGGED = 20
 # Rows that one query of a long comparison reads: some milliseconds of a reader.
 _ROWS_READ = 500
 
-# Rows that one transaction of a long reconcile writes: some 20 ms of the writer.
-_ROWS_WRITTEN = db.limits.BULK_CHUNK_ROWS_MAX
+# Rows that one transaction of a long reconcile writes: some 10 ms of the writer, on a slow machine
+# three times that.
+_ROWS_WRITTEN = 300
+
+# Slices that are written before the changes of an earlier one are listed in the answer.
+_SLICES_AHEAD = 4
 
 # How long a reconcile in slices goes on although its caller has gone. Several times what 100 000
-# rows take, and no longer than a server that stops lets calls run.
-_GOES_ON_S = 5.0
+# rows take. A server that stops waits for it: shorter than any supervisor's patience.
+_GOES_ON_S = 15.0
 
 # How often a claim is looked at again when the worker was ended or registered again meanwhile.
 _DECISIONS_MAX = 3
@@ -242,9 +243,10 @@ class ReconcileFace:
         kind = wire.RECONCILE_RESULT_KIND_REBASE_REQUIRED
         self._log_refused(worker, message, kind, reason)
         answer = await self._answer(worker, kind)
+        writer = memory_info.InfoWriter()
         async for piece in self._rows(worker.key):
             for row in piece:
-                answer.expected_replicas.append(memory_info.to_info(replica_lists.of_row(row)))
+                writer.write(answer.expected_replicas.add(), row)
         return answer
 
     async def _is_contradicted(self, worker: LiveWorker) -> bool:
@@ -271,26 +273,20 @@ class ReconcileFace:
                 call, reconcile.accept, claim, None, False, inventory.complete
             )
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP) if moved else None
-        now_us = self.app.wall_us()
         small = len(inventory.entries) <= reconcile.WHOLE_MAX and await self.app.read(
             reconcile.is_small, worker.key
         )
-        accepted = (
-            await self._whole(worker, claim, inventory, call, now_us)
-            if small
-            else await self._in_slices(worker, claim, inventory, call, now_us)
-        )
+        listed = wire.ReconcileWorkerStateResponse()
+        carry_out = self._whole if small else self._in_slices
+        accepted = await carry_out(worker, claim, inventory, listed, call)
         if accepted is None:
             return None
         self._note(worker, message, inventory, accepted)
         if not accepted.changes:
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
         answer = await self._answer(worker, wire.RECONCILE_RESULT_KIND_APPLIED)
-        for count, change in enumerate(_state_changes(accepted.changes), 1):
-            answer.state_changes.append(change)
-            if count % _MESSAGES_PER_TURN == 0:
-                await trio.lowlevel.checkpoint()
-        return answer
+        listed.MergeFrom(answer)
+        return listed
 
     def _is_unchanged(self, worker: LiveWorker, inventory: _Inventory) -> bool:
         return not worker.state.needs_reconcile and worker.confirmed == (
@@ -299,15 +295,35 @@ class ReconcileFace:
         )
 
     async def _whole(
-        self, live: LiveWorker, claim: Claim, inventory: _Inventory, call: Call, now_us: int
+        self,
+        live: LiveWorker,
+        claim: Claim,
+        inventory: _Inventory,
+        listed: wire.ReconcileWorkerStateResponse,
+        call: Call,
     ) -> Accepted | None:
+        """Carry a reconcile out in one transaction; ``listed`` gets its changes."""
         accepted = await self.app.write(
-            call, reconcile.whole, claim, inventory.entries, self.app.workers.fresh(), now_us
+            call,
+            reconcile.whole,
+            claim,
+            inventory.entries,
+            self.app.workers.fresh(),
+            self.app.wall_us(),
         )
-        return accepted and attrs.evolve(accepted, revision=live.accepted_revision)
+        if accepted is None:
+            return None
+        revision = live.accepted_revision
+        await _list(accepted.changes, listed, memory_info.InfoWriter())
+        return attrs.evolve(accepted, revision=revision)
 
     async def _in_slices(
-        self, live: LiveWorker, claim: Claim, inventory: _Inventory, call: Call, now_us: int
+        self,
+        live: LiveWorker,
+        claim: Claim,
+        inventory: _Inventory,
+        listed: wire.ReconcileWorkerStateResponse,
+        call: Call,
     ) -> Accepted | None:
         """Compare on a reader and write slice by slice, so that others are not held up.
 
@@ -321,31 +337,62 @@ class ReconcileFace:
             return None
         revision = live.replicas_revision
         differences = Differences(worker)
-        for chunk in _chunks(inventory.entries, _ENTRIES_PER_TURN):
-            differences.expect(chunk)
+        for start in range(0, len(inventory.entries), _ENTRIES_PER_TURN):
+            differences.expect(inventory.entries[start : start + _ENTRIES_PER_TURN])
             await trio.lowlevel.checkpoint()
         async for piece in self._rows(claim.worker_key):
             differences.compare(piece)
-        changes = Changes()
-        slice_ = Slice(claim, worker, differences.confirmation(), self.app.workers.fresh(), now_us)
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + _GOES_ON_S):
+        slice_ = Slice(
+            claim,
+            worker,
+            differences.confirmation(),
+            self.app.workers.fresh(),
+            self.app.wall_us(),
+        )
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _GOES_ON_S) as scope:
+            changes = await self._write(differences, slice_, listed)
+            moved = changes is not None and await self.app.store.write(
+                reconcile.accept, claim, slice_.confirmation, len(changes) > 0, True
+            )
+        if scope.cancelled_caught:
+            await trio.lowlevel.checkpoint()
+            raise db.Busy(f"not carried out within {_GOES_ON_S:g} s; send it again")
+        if changes is None or not moved:
+            return None
+        if changes:
+            # What was written before the number changed may be a source only now.
+            self.app.queues.worker_routable()
+        unchanged = live.accepted_revision == revision
+        return Accepted(changes, differences, revision if unchanged else None)
+
+    async def _write(
+        self,
+        differences: Differences,
+        slice_: Slice,
+        listed: wire.ReconcileWorkerStateResponse,
+    ) -> Changes | None:
+        """Write all slices; what one changed is listed while the next is being written.
+
+        None when the worker was ended or registered again meanwhile.
+        """
+        changes, stands = Changes(), True
+        writer = memory_info.InfoWriter()
+        written, to_list = trio.open_memory_channel[Changes](_SLICES_AHEAD)
+
+        async def list_them() -> None:
+            async for done in to_list:
+                await _list(done, listed, writer)
+
+        async with trio.open_nursery() as nursery, written:
+            nursery.start_soon(list_them)
             for step in inventory_writes.steps(differences, slice_, _ROWS_WRITTEN):
                 done = await self.app.store.bulk(inventory_writes.guarded, step, slice_)
                 if done is None:
-                    return None  # the worker was ended or registered again
+                    stands = False
+                    break
                 changes.extend(done)
-            moved = await self.app.store.write(
-                reconcile.accept, claim, slice_.confirmation, len(changes) > 0, True
-            )
-            if not moved:
-                return None
-            if changes:
-                # What was written before the number changed may be a source only now.
-                self.app.queues.worker_routable()
-            unchanged = live.accepted_revision == revision
-            return Accepted(changes, differences, revision if unchanged else None)
-        await trio.lowlevel.checkpoint()
-        raise db.Busy("the reconcile takes too long; send it again")
+                await written.send(done)
+        return changes if stands else None
 
     async def _rows(self, worker_key: int) -> AsyncIterator[Sequence[Held]]:
         """Yield all rows of a worker, a turn's worth at a time."""
@@ -425,15 +472,21 @@ def _chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _state_changes(changes: Changes) -> Iterable[wire.StateChange]:
+async def _list(
+    changes: Changes, into: wire.ReconcileWorkerStateResponse, writer: memory_info.InfoWriter
+) -> None:
+    """Add changes to an answer, a turn's worth at a time."""
+    for count, (kind, row, reason) in enumerate(_each(changes), 1):
+        change = into.state_changes.add(type=kind, reason=reason)
+        writer.write(change.replica_info, row)
+        if count % _ENTRIES_PER_TURN == 0:
+            await trio.lowlevel.checkpoint()
+
+
+def _each(changes: Changes) -> Iterator[tuple[wire.StateChange.ChangeType, Held, str]]:
     for row in changes.added:
-        yield _change(wire.StateChange.CHANGE_TYPE_ADD_REPLICA, row, "reported and not recorded")
+        yield wire.StateChange.CHANGE_TYPE_ADD_REPLICA, row, "reported and not recorded"
     for row in changes.removed:
-        yield _change(wire.StateChange.CHANGE_TYPE_REMOVE_REPLICA, row, "recorded and not reported")
+        yield wire.StateChange.CHANGE_TYPE_REMOVE_REPLICA, row, "recorded and not reported"
     for one in changes.updated:
-        yield _change(wire.StateChange.CHANGE_TYPE_UPDATE_REPLICA, one.row, ", ".join(one.fields))
-
-
-def _change(kind: wire.StateChange.ChangeType, row: Held, reason: str) -> wire.StateChange:
-    info = memory_info.to_info(replica_lists.of_row(row))
-    return wire.StateChange(type=kind, replica_info=info, reason=reason)
+        yield wire.StateChange.CHANGE_TYPE_UPDATE_REPLICA, one.row, ", ".join(one.fields)

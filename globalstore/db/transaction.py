@@ -2,12 +2,19 @@
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from globalstore.db.errors import Closed, mapped
 
 Row = tuple[Any, ...]
 Parameters = Mapping[str, Any] | Sequence[Any]
+
+
+@lru_cache(maxsize=64)
+def _marks(columns: int, rows: int) -> str:
+    row = f"({','.join('?' * columns)})"
+    return f"(VALUES {','.join([row] * rows)})"
 
 
 class Snapshot:
@@ -93,6 +100,17 @@ class Transaction(Snapshot):
             return self._connection.executemany(sql, rows).rowcount
         except sqlite3.Error as error:
             raise self._failure(error) from error
+
+    def run_rows(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+        """Run one statement over all rows at once; returns the number of rows changed.
+
+        ``sql`` has ``(VALUES …)`` where the rows go; their columns are column1, column2, … For
+        hundreds of rows: unlike ``many`` it does not hand the interpreter lock back and forth with
+        each row, for which it would wait half a millisecond whenever the event loop is busy.
+        """
+        marks = _marks(len(rows[0]), len(rows))
+        parameters = [value for row in rows for value in row]
+        return self.run(sql.replace("(VALUES …)", marks), parameters)
 
     def emit(self, event: Any) -> None:
         """Hand ``event`` to the store's ``on_commit`` if, and only if, this operation commits."""

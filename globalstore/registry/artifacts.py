@@ -98,17 +98,19 @@ def ensure_all(tx: Transaction, artifact_ids: list[str], now_us: int) -> None:
         " (SELECT 1 FROM artifacts WHERE artifact_id = value)",
         {"ids": json.dumps(artifact_ids, ensure_ascii=False)},
     )
-    tx.many(
-        "INSERT INTO artifacts (artifact_id, id_kind, index_multihash, data_multihash,"
-        " schema_version, encoding, total_size, created_at, updated_at)"
-        " VALUES (?, ?, ?, ?, '', '', 0, ?, ?)",
-        [_of_id(artifact_id, now_us) for (artifact_id,) in missing],
-    )
+    if missing:
+        tx.run_rows(
+            "INSERT INTO artifacts (artifact_id, id_kind, index_multihash, data_multihash,"
+            " schema_version, encoding, total_size, created_at, updated_at)"
+            " SELECT column1, column2, column3, column4, '', '', 0, column5, column5"
+            " FROM (VALUES …)",
+            [_of_id(artifact_id, now_us) for (artifact_id,) in missing],
+        )
 
 
-def _of_id(artifact_id: str, now_us: int) -> tuple[str, int, str, str, int, int]:
+def _of_id(artifact_id: str, now_us: int) -> tuple[str, int, str, str, int]:
     id_kind = _KINDS.get(scheme_of(artifact_id), 0)
-    return artifact_id, id_kind, *(digests_of(artifact_id) or ("", "")), now_us, now_us
+    return artifact_id, id_kind, *(digests_of(artifact_id) or ("", "")), now_us
 
 
 def _complete(artifact_id: str, said: Description, index: TensorIndex | None) -> Description:

@@ -95,14 +95,14 @@ Step = Callable[[Transaction], Changes]
 
 
 def steps(differences: Differences, slice_: Slice, size: int) -> Iterator[Step]:
-    """Yield all writes of a reconcile in their order, each of at most ``size`` rows.
+    """Yield all writes of a reconcile in the order of the answer, each of at most ``size`` rows.
 
-    Removals come first: what replaces a removed row may take its place.
+    Removals come before updates: what is updated may move to where a removed row was.
     """
-    for removals in _cut(differences.removals, size):
-        yield partial(remove, removals=removals, slice_=slice_)
     for entries in _cut(differences.additions(), size):
         yield partial(add, entries=entries, slice_=slice_)
+    for removals in _cut(differences.removals, size):
+        yield partial(remove, removals=removals, slice_=slice_)
     for updates in _cut(differences.updates, size):
         yield partial(update, updates=updates, slice_=slice_)
     for numbers in _cut(list(differences.renumbered(slice_.confirmation)), size):
@@ -125,10 +125,12 @@ INSERT INTO replicas (replica_id, artifact_key, view_id, endpoint_key, memory_ti
     worker_key, worker_generation, confirmation, is_available, memory_size, max_concurrency,
     export_state, export_generation, transfer_size, transfer_json, tensor_index_key,
     is_memory_replica, source_process_id, expires_at, created_at, updated_at)
-VALUES (?1, (SELECT artifact_key FROM artifacts WHERE artifact_id = ?2), ?3,
-    (SELECT endpoint_key FROM endpoints WHERE node_id = ?4 AND node_address = ?5
-     AND node_port = ?6), ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21,
-    ?22, ?23, ?23)
+SELECT column1, (SELECT artifact_key FROM artifacts WHERE artifact_id = column2), column3,
+    (SELECT endpoint_key FROM endpoints WHERE node_id = column4 AND node_address = column5
+     AND node_port = column6), column7, column8, column9, column10, column11, column12, column13,
+    column14, column15, column16, column17, column18, column19, column20, column21, column22,
+    column23, column23
+FROM (VALUES …) WHERE true
 ON CONFLICT DO NOTHING
 """
 
@@ -163,7 +165,7 @@ def add(tx: Transaction, entries: Sequence[Reported], slice_: Slice) -> Changes:
     rows = [_columns(entry, id_, slice_) for entry, id_ in zip(entries, ids, strict=True)]
     last = _last_seq(tx)
     changes, moved = Changes(), Counter[tuple[str, int]]()
-    if tx.many(_INSERT, rows) == len(rows):
+    if tx.run_rows(_INSERT, rows) == len(rows):
         changes.added = list(map(_held, rows))
     else:
         for row, new_id in zip(rows, ids, strict=True):
@@ -249,7 +251,7 @@ def _settle(
     if same is None:
         # The id that the daemon proposed belongs to another replica.
         row = (new_id, *row[1:])
-        tx.run(_INSERT, row)
+        tx.run_rows(_INSERT, [row])
         changes.added.append(_held(row))
         return
     seq, replica_id, owner, load = same
@@ -370,11 +372,15 @@ def _tell(tx: Transaction, slice_: Slice, rows: Sequence[Held]) -> None:
 
 def _renumber(tx: Transaction, numbers: Sequence[tuple[int, int]]) -> Changes:
     """Set confirmation numbers, each given with the seq of its row."""
-    tx.many("UPDATE replicas SET confirmation = ? WHERE seq = ?", numbers)
+    tx.run_rows(
+        "UPDATE replicas SET confirmation = column1 FROM (VALUES …) WHERE seq = column2", numbers
+    )
     return Changes()
 
 
 def _hide(tx: Transaction, seqs: Sequence[int]) -> Changes:
     """Make rows unavailable that already count as such, whatever their number."""
-    tx.many("UPDATE replicas SET is_available = 0 WHERE seq = ?", [(seq,) for seq in seqs])
+    tx.run_rows(
+        "UPDATE replicas SET is_available = 0 WHERE seq IN (VALUES …)", [(seq,) for seq in seqs]
+    )
     return Changes()
