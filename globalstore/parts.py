@@ -11,13 +11,20 @@ from globalstore.api.slots import Slots
 from globalstore.config import GlobalStoreConfig
 from globalstore.db import Observers, Runner, Store, StoreOptions
 from globalstore.http import HealthState
+from globalstore.registry import instances, workers
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import HealthService
+from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.transports import Policy, SourceQueues
 from globalstore.scheduling.workers import Workers
-from globalstore.telemetry.capabilities import WORKER_CAPABILITIES, CapabilityDirectory
+from globalstore.telemetry.capabilities import (
+    INSTANCE_CAPABILITIES,
+    WORKER_CAPABILITIES,
+    CapabilityDirectory,
+)
 from globalstore.telemetry.metrics import Metrics
+from globalstore.timers.instances import InstanceReaper
 from globalstore.timers.maintenance import Maintenance, Schedule
 from globalstore.timers.pulse import Pulse
 from globalstore.timers.transports import TransportExpiry
@@ -58,7 +65,15 @@ class Parts:
             ).changed,
             check_stall=self.pulse.check,
         )
-        self._commits = Commits(self.workers, self.metrics)
+        self.instances = Instances(
+            timeout_s,
+            grace_s(timeout_s),
+            on_capabilities=CapabilityDirectory(
+                self.metrics.capability_entries, "instance", INSTANCE_CAPABILITIES
+            ).changed,
+            check_stall=self.pulse.check,
+        )
+        self._commits = Commits(self.workers, self.instances, self.metrics)
         self.store = Store(
             config.database.path,
             migrations=MIGRATIONS,
@@ -87,6 +102,7 @@ class Parts:
             wall,
         )
         self.pulse.tell(self.workers.postpone)
+        self.pulse.tell(self.instances.postpone)
         self.expiry = TransportExpiry(self.store, self.pulse, policy.effective_transport_ttl, wall)
         self.pulse.tell(self.expiry.postpone)
         self._commits.attach(self.queues, self.expiry)
@@ -97,6 +113,7 @@ class Parts:
             config,
             self.store,
             self.workers,
+            self.instances,
             self.queues,
             self.lanes,
             self.slots,
@@ -105,10 +122,16 @@ class Parts:
         )
         token_file = config.server.auth.token_file
         self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
-        self.heartbeats = HeartbeatWriter(self.store, self.workers, self._heartbeats_written)
+        self.heartbeats = HeartbeatWriter(
+            self.store, self.workers, workers.record_heartbeats, self._heartbeats_written
+        )
+        self.instance_heartbeats = HeartbeatWriter(
+            self.store, self.instances, instances.record_heartbeats
+        )
         self.reaper = Reaper(
             self.store, self.workers, self.lanes, self.pulse, wall, self.metrics.worker_expired.inc
         )
+        self.instance_reaper = InstanceReaper(self.store, self.instances, self.pulse, wall)
         self.maintenance = Maintenance(
             self.store,
             Schedule(

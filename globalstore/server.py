@@ -20,7 +20,7 @@ from globalstore.config import AddressSource, GlobalStoreConfig, advertised_addr
 from globalstore.db import DatabaseError, Lane, Runner
 from globalstore.http import HttpApp, serve_http
 from globalstore.parts import Parts, wall_us
-from globalstore.registry import recovery, replica_lists, transports, workers
+from globalstore.registry import instances, recovery, replica_lists, transports, workers
 from globalstore.rpc import Listener, ServingStatus
 from globalstore.rpc.sockets import listening_sockets
 from globalstore.telemetry import get_logger
@@ -144,7 +144,11 @@ class Server(Parts):
         self.cluster = await self.store.write(
             recovery.recover, _new_cluster_id(now_us), now_us, lane=Lane.CONTROL
         )
-        self.workers.restore(await self.store.read(workers.active))
+        active = await self.store.read(workers.active)
+        self.workers.restore(active)
+        for worker in active:
+            self.instances.worker_registered(worker)
+        self.instances.restore(await self.store.read(instances.active))
         self.expiry.restore(await self.store.read(transports.in_progress))
         self.metrics.restore_replicas(
             await self.store.read(replica_lists.totals),
@@ -154,6 +158,7 @@ class Server(Parts):
         seconds = trio.current_time() - began
         self.metrics.recovery_seconds.set(seconds)
         self.metrics.recovery_rows.labels("workers").set(len(self.workers))
+        self.metrics.recovery_rows.labels("instances").set(len(self.instances))
         self.metrics.recovery_rows.labels("transports").set(len(self.expiry))
         _log.info(
             "recovered",
@@ -188,6 +193,8 @@ class Server(Parts):
             "pulse": self.pulse.run,
             "heartbeat reaper": self.reaper.run,
             "heartbeat writer": self.heartbeats.run,
+            "instance reaper": self.instance_reaper.run,
+            "instance heartbeat writer": self.instance_heartbeats.run,
             "transport expiry": self.expiry.run,
             "maintenance": self.maintenance.run,
         }
@@ -219,6 +226,7 @@ class Server(Parts):
         report = await listener.drain(self.config.shutdown.grace_period)
         try:
             await self.heartbeats.flush()
+            await self.instance_heartbeats.flush()
         except DatabaseError as error:
             _log.warning("heartbeats not written", reason=str(error))
         if report.abandoned:

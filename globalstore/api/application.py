@@ -16,6 +16,7 @@ from globalstore.registry.idempotency import Token
 from globalstore.rpc import Call
 from globalstore.rules.refusals import Refusal
 from globalstore.rules.values import identifier
+from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.workers import LiveWorker, Workers
@@ -50,6 +51,7 @@ class Application:
     config: GlobalStoreConfig
     store: Store
     workers: Workers
+    instances: Instances
     queues: SourceQueues
     lanes: Lanes
     slots: Slots

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from globalstore.registry import events
 from globalstore.registry.replicas import MemoryTier
+from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry.metrics import Metrics
@@ -13,8 +14,9 @@ from globalstore.timers.transports import TransportExpiry
 class Commits:
     """Carries the events of the registry to whoever keeps something in memory."""
 
-    def __init__(self, workers: Workers, metrics: Metrics) -> None:
+    def __init__(self, workers: Workers, instances: Instances, metrics: Metrics) -> None:
         self._workers = workers
+        self._instances = instances
         self._metrics = metrics
         self._queues: SourceQueues | None = None
         self._expiry: TransportExpiry | None = None
@@ -60,9 +62,15 @@ class Commits:
                     self._workers.reconciled(worker_key, seq, version, confirmed=confirmed)
                 case events.WorkerRegistered(worker):
                     self._workers.registered(worker)
+                    self._instances.worker_registered(worker)
                 case events.WorkerEnded(worker_key, worker_id, lost):
                     self._workers.ended(worker_key)
+                    self._instances.worker_ended(worker_key)
                     if lost:
                         self._queues.worker_lost(worker_id)
+                case events.InstanceRegistered(instance):
+                    self._instances.registered(instance)
+                case events.InstanceEnded(instance_key):
+                    self._instances.ended(instance_key)
                 case _:
                     raise TypeError(f"nobody follows {event!r}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from globalstore.api.admin import AdminFace
 from globalstore.api.application import Application
+from globalstore.api.instances import InstancesFace
 from globalstore.api.reconcile import ReconcileFace
 from globalstore.api.replicas import ReplicasFace
 from globalstore.api.transports import TransportsFace
@@ -16,9 +17,14 @@ from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
 
 
 class ClusterRuntime(
-    WorkersFace, ReconcileFace, ReplicasFace, TransportsFace, services.ClusterRuntimeServiceServicer
+    WorkersFace,
+    InstancesFace,
+    ReconcileFace,
+    ReplicasFace,
+    TransportsFace,
+    services.ClusterRuntimeServiceServicer,
 ):
-    """Workers, what they hold, and transports."""
+    """Workers, instances, what workers hold, and transports."""
 
     def __init__(self, app: Application) -> None:
         self.app = app

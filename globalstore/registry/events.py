@@ -29,6 +29,20 @@ class WorkerEnded:
 
 
 @attrs.frozen
+class InstanceRegistered:
+    """An instance is active under a generation that it never had before."""
+
+    instance: "InstanceState"
+
+
+@attrs.frozen
+class InstanceEnded:
+    """An instance became inactive: unregistered or expired."""
+
+    instance_key: int
+
+
+@attrs.frozen
 class WorkerReplicasChanged:
     """What a worker holds, or whether it is available, changed."""
 
@@ -137,3 +151,25 @@ class WorkerState:
     request_seq: int
     state_version: int
     needs_reconcile: bool
+
+
+@attrs.frozen
+class InstanceState:
+    """An instance as the database has it; times in microseconds since 1970.
+
+    ``named_worker_id`` is blank for an instance that follows its daemon; ``labels_json`` is an
+    object of texts.
+    """
+
+    instance_key: int
+    instance_id: str
+    daemon_id: str
+    named_worker_id: str
+    engine: str
+    signals_endpoint: str
+    labels_json: str
+    execution_endpoint: str
+    execution_host_kind: str
+    capability_flags: int
+    last_heartbeat_us: int
+    generation: int

@@ -6,7 +6,14 @@ import attrs
 import trio
 
 from globalstore.db import Store, Transaction
-from globalstore.registry import idempotency, replica_lists, replicas, transports, workers
+from globalstore.registry import (
+    idempotency,
+    instances,
+    replica_lists,
+    replicas,
+    transports,
+    workers,
+)
 from globalstore.telemetry import get_logger
 from globalstore.telemetry.metrics import Metrics
 
@@ -15,7 +22,7 @@ _log = get_logger("globalstore.maintenance")
 # Rows that one transaction deletes, so that none holds the database for long.
 _ROWS = 1000
 
-# How long recorded answers, ended workers and their like stay: a retry comes within a day or never.
+# How long recorded answers, and whatever has ended, stay: a retry comes within a day or never.
 _DAY_S = 86400.0
 
 Purge = Callable[[Transaction, int, int], int]
@@ -66,6 +73,7 @@ class Maintenance:
                 lambda: self._purge("recorded_replies", idempotency.purge, _DAY_S),
             ),
             ("workers", lambda: self._purge("workers", workers.purge, _DAY_S)),
+            ("instances", lambda: self._purge("instances", instances.purge, _DAY_S)),
             ("artifact series", self._drop_series),
             ("optimize", self._optimize),
         ]

@@ -1,15 +1,18 @@
 """The heartbeat reaper, and the writing down of heartbeats."""
 
 from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 import trio
 
-from globalstore.db import DatabaseError, Lane, Store
+from globalstore.db import DatabaseError, Lane, Store, Transaction
 from globalstore.registry import workers as registry
 from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.workers import LiveWorker, Workers
 from globalstore.telemetry import get_logger
 from globalstore.timers.pulse import Pulse
+
+Said = TypeVar("Said")
 
 _log = get_logger("globalstore.workers")
 
@@ -105,21 +108,42 @@ class Reaper:
                 self._workers.confirm_later(worker.key)
 
 
-class HeartbeatWriter:
-    """Writes liveness down in batches. Losing one interval in a crash is acceptable."""
+class Heard(Protocol[Said]):
+    """Whoever keeps in memory what heartbeats said: workers or instances."""
+
+    timeout_s: float
+
+    async def wait_unwritten(self) -> None:
+        """Return when there is liveness to store."""
+
+    def take_unwritten(self, limit: int) -> list[Said]:
+        """Return what is to be stored of up to ``limit`` of them; it counts as written."""
+
+
+class HeartbeatWriter(Generic[Said]):
+    """Writes liveness down in batches. Losing one interval in a crash is acceptable.
+
+    ``record`` is the operation that stores a batch and tells how many rows it found; ``on_flush``
+    is told both numbers.
+    """
 
     def __init__(
-        self, store: Store, workers: Workers, on_flush: Callable[[int, int], None]
+        self,
+        store: Store,
+        heard: Heard[Said],
+        record: Callable[[Transaction, list[Said]], int],
+        on_flush: Callable[[int, int], None] = lambda asked, written: None,
     ) -> None:
         self._store = store
-        self._workers = workers
+        self._heard = heard
+        self._record = record
         self._on_flush = on_flush
-        self._interval_s = flush_interval_s(workers.timeout_s)
+        self._interval_s = flush_interval_s(heard.timeout_s)
 
     async def run(self) -> None:
         """Write what has gathered, until cancelled."""
         while True:
-            await self._workers.wait_unwritten()
+            await self._heard.wait_unwritten()
             await trio.sleep(self._interval_s)
             try:
                 await self.flush()
@@ -129,6 +153,6 @@ class HeartbeatWriter:
 
     async def flush(self) -> None:
         """Write all that is not written yet. Raises DatabaseError; what was taken is not kept."""
-        while rows := self._workers.take_unwritten(_FLUSH_ROWS):
-            written = await self._store.write(registry.record_heartbeats, rows, lane=Lane.CONTROL)
+        while rows := self._heard.take_unwritten(_FLUSH_ROWS):
+            written = await self._store.write(self._record, rows, lane=Lane.CONTROL)
             self._on_flush(len(rows), written)
