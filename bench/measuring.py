@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -75,18 +76,26 @@ def child(
         process.communicate()
 
 
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def global_store(
     db_file: Path | None = None,
     environment: dict[str, str] | None = None,
     program: Sequence[str] = ("-m", "globalstore"),
+    port: int = 0,
 ) -> Iterator[Child]:
-    """Run the server as it is shipped, but on free ports.
+    """Run the server as it is shipped, but on free ports, or a given one for gRPC.
 
     ``program`` is what Python is told to run.
     """
     config: dict[str, Any] = {
-        "server": {"listen": {"port": 0}, "metrics_port": 0},
+        "server": {"listen": {"port": port}, "metrics_port": 0},
         "database": {"db_file": str(db_file) if db_file else None},
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,8 @@ waits for the store. ``safetensors`` turns a model file into an artifact and ``b
 its bytes between daemons. All of it knows the wire contract and nothing of the server's inside.
 """
 
+from purerpc import RpcFailedError
+
 from globalstore.daemon.client import StoreClient, Unreachable
 from globalstore.daemon.daemon import Daemon, Refused, Source
 from globalstore.daemon.identity import Identity
@@ -22,6 +24,7 @@ __all__ = [
     "Malformed",
     "OutboxFull",
     "Refused",
+    "RpcFailedError",
     "Source",
     "StoreClient",
     "Unreachable",

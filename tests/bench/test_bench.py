@@ -19,6 +19,8 @@ SCRIPTS = {
     "memory": (["--replicas=2000", "--seconds=0.1"], [1]),
     "calls": (["--rounds=1", "--seconds=0.05"], [6]),
     "switching": (["--intervals-ms", "5", "0.5", "--rounds=1", "--seconds=0.05"], [2]),
+    "herd": (["--daemons=5", "--replicas=2", "--rounds=1"], [1]),
+    "control_plane": (["--times", "1", "--seconds=0.5"], [5]),
 }
 
 
