@@ -72,22 +72,14 @@ class WorkersFace:
             self.app.metrics.worker_evicted.inc()
             self.app.metrics.control_plane_conflicts.labels("endpoint_takeover").inc()
             _log.warning(
-                "worker evicted",
-                worker_id=outcome.evicted.worker_id,
-                daemon_id=outcome.evicted.daemon_id,
-                by_daemon_id=asked.daemon_id,
-                address=f"{asked.node_address}:{asked.grpc_port}",
+                "worker evicted", by_daemon_id=asked.daemon_id, **outcome.evicted.log_fields()
             )
         _log.info(
             "worker registered",
-            worker_id=worker.worker_id,
-            daemon_id=worker.daemon_id,
-            node_id=worker.node_id,
-            address=f"{worker.node_address}:{worker.grpc_port}",
             kind=outcome.kind,
+            recovery=asked.is_recovery,
             previous_worker_id=asked.previous_worker_id,
-            generation=worker.generation,
-            state_version=worker.state_version,
+            **worker.log_fields(),
         )
 
     def _log_conflict(
@@ -123,6 +115,12 @@ class WorkersFace:
             )
         if input_message.state_version == 0:
             self.app.metrics.worker_heartbeat.labels("invalid").inc()
+            _log.limited(
+                f"version 0 of {input_message.worker_id[:80]}",
+                "heartbeat rejected",
+                worker_id=input_message.worker_id,
+                state_version=0,
+            )
             raise InvalidArgument("state_version is 0, expected the last version that was answered")
         add_call_fields(worker_id=input_message.worker_id)
         said = _heartbeat(input_message)
@@ -201,7 +199,7 @@ class WorkersFace:
                 found = await self.app.write(
                     request, workers.unregister, worker_id, graceful, now_us
                 )
-                return self._unregistered(worker_id, graceful, _unregister_response(found))
+                return self._unregistered(worker_id, worker, graceful, _unregister_response(found))
             reply = await self.app.once(
                 request,
                 repeat,
@@ -210,17 +208,24 @@ class WorkersFace:
                 now_us,
             )
         response = wire.UnregisterWorkerResponse.FromString(reply.body)
-        return response if reply.replayed else self._unregistered(worker_id, graceful, response)
+        if reply.replayed:
+            return response
+        return self._unregistered(worker_id, worker, graceful, response)
 
     def _unregistered(
-        self, worker_id: str, graceful: bool, response: wire.UnregisterWorkerResponse
+        self,
+        worker_id: str,
+        worker: LiveWorker | None,
+        graceful: bool,
+        response: wire.UnregisterWorkerResponse,
     ) -> wire.UnregisterWorkerResponse:
         found = response.status == wire.STATUS_OK
         self.app.metrics.worker_unregister.labels(
             "true" if graceful else "false", "ok" if found else "not_found"
         ).inc()
         if found:
-            _log.info("worker unregistered", worker_id=worker_id, graceful=graceful)
+            known = {"worker_id": worker_id} if worker is None else worker.state.log_fields()
+            _log.info("worker unregistered", graceful=graceful, **known)
         return response
 
     async def ListActiveWorkers(  # noqa: N802

@@ -42,7 +42,7 @@ _LATER = (
     "observability.tracing.",
     "registration.",
     "worker_policy.chunk_",
-    "worker_policy.control_reducer.",
+    "worker_policy.control_reducer.coalesce_window",
     "worker_policy.group_realization.",
     "worker_policy.key_mapping.",
     "worker_policy.max_lease_ttl",
@@ -228,5 +228,6 @@ def _reload(server: Server, path: str, writer: LogWriter) -> None:
     except ConfigError as error:
         _log.error("configuration not reloaded", reason=str(error))
         return
-    writer.set_level(config.observability.logging.level_name)
+    logging = config.observability.logging
+    writer.set_level(logging.level_name, logging.vlog_level)
     server.reload(config)

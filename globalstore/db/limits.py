@@ -13,9 +13,9 @@ CONTROL_OPERATIONS_MAX: Final = 192
 """Places of a group that the control lane may take while normal operations wait: three quarters,
 so that a flood of heartbeats slows registrations and does not stop them."""
 
-BULK_PATIENCE_GROUPS: Final = 8
-"""Groups that may pass a waiting bulk operation. Eight groups take tens of milliseconds, and a bulk
-chunk is then at most one in nine turns of the writer."""
+BULK_PATIENCE_GROUPS: Final = 4
+"""Groups that may pass a waiting bulk operation. Four groups take ten or twenty milliseconds, about
+as long as a bulk chunk, so that under load each side has half of the writer's time."""
 
 WRITE_QUEUE_MAX: Final = 4096
 """Operations waiting for the writer: sixteen full groups, about the longest that a caller with a

@@ -152,6 +152,17 @@ class WorkerState:
     state_version: int
     needs_reconcile: bool
 
+    def log_fields(self) -> dict[str, object]:
+        """What the log says of a worker."""
+        return {
+            "worker_id": self.worker_id,
+            "daemon_id": self.daemon_id,
+            "node_id": self.node_id,
+            "address": f"{self.node_address}:{self.grpc_port}",
+            "generation": self.generation,
+            "state_version": self.state_version,
+        }
+
 
 @attrs.frozen
 class InstanceState:

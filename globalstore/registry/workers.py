@@ -30,21 +30,16 @@ class Registration:
 
 
 @attrs.frozen
-class Evicted:
-    """A worker that lost its endpoint to another daemon."""
-
-    worker_id: str
-    daemon_id: str
-
-
-@attrs.frozen
 class Registered:
-    """A registration that succeeded. ``kind`` is new, renew, reactivate or recovery."""
+    """A registration that succeeded. ``kind`` is new, renew, reactivate or recovery.
+
+    ``evicted`` is the worker of another daemon that lost its endpoint to this one.
+    """
 
     worker: WorkerState
     kind: str
     state_sync_required: bool
-    evicted: Evicted | None
+    evicted: WorkerState | None
 
 
 @attrs.frozen
@@ -109,7 +104,7 @@ def register(
     if owner is not None and (own is None or owner[0] != own[0]):
         if _must_stay(owner, asked, fresh):
             return EndpointTaken(owner[1], owner[2], owner[3])
-        evicted = Evicted(owner[1], owner[2])
+        evicted = _state(owner)
         _end(tx, owner[0], owner[1], now_us, lost=True)
         tx.run(
             "UPDATE workers SET grpc_port = NULL WHERE worker_key = :worker_key",

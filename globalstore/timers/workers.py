@@ -85,13 +85,7 @@ class Reaper:
                 self._workers.keep(worker)
         if ended:
             self._on_expired()
-            _log.info(
-                "worker expired",
-                worker_id=state.worker_id,
-                daemon_id=state.daemon_id,
-                node_id=state.node_id,
-                generation=state.generation,
-            )
+            _log.info("worker expired", **worker.state.log_fields())
 
     async def _hide_unconfirmed(self, worker: LiveWorker) -> None:
         """Take replicas out of use that a new process of their daemon has not confirmed."""

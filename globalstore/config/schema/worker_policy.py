@@ -31,18 +31,23 @@ class MemoryTiers:
 
 @attrs.frozen
 class ControlReducer:
-    """Lanes that put the changes of each daemon in order."""
+    """How changes of one daemon follow each other."""
 
     shard_count: UInt32 = setting(
-        1, "Lanes; a daemon always uses the same one. 0: the default.", zero_is_default=True
+        1,
+        "Shards by which waiting changes are bounded and counted, at most 64. Daemons never wait "
+        "for each other, whatever this is. 0: the default.",
+        zero_is_default=True,
     )
     queue_capacity: UInt32 = setting(
         2048,
-        "Changes that may wait in a lane; one more is answered 'overloaded'. 0: the default.",
+        "Changes that may wait in a shard; one more is answered 'overloaded'. 0: the default.",
         zero_is_default=True,
     )
     coalesce_window: Duration = setting(
-        0.05, "Heartbeats of one worker this close together are applied as one. 0s: off."
+        0.05,
+        "Without effect: every heartbeat is applied by itself, in memory; only what is stored of "
+        "them is gathered.",
     )
 
 
@@ -183,7 +188,7 @@ class WorkerPolicy:
     )
     memory_tiers: MemoryTiers = section(MemoryTiers, "What nodes report of their memory.")
     control_reducer: ControlReducer = section(
-        ControlReducer, "Lanes that put the changes of each daemon in order."
+        ControlReducer, "How changes of one daemon follow each other."
     )
     key_mapping: KeyMapping = section(KeyMapping, "Names that point at artifacts.")
     transport_scheduler: TransportScheduler = section(
