@@ -271,7 +271,8 @@ def hide_unconfirmed(tx: Transaction, worker_key: int, limit: int) -> int:
         "UPDATE replicas SET is_available = 0 WHERE seq IN ("
         " SELECT seq FROM replicas WHERE worker_key = :worker_key AND is_available = 1"
         " AND worker_generation < (SELECT process_generation FROM worker_cursors c"
-        " WHERE c.worker_key = :worker_key) LIMIT :limit)",
+        " WHERE c.worker_key = :worker_key AND confirmed_generation < process_generation)"
+        " LIMIT :limit)",
         {"worker_key": worker_key, "limit": limit},
     )
     if changed:

@@ -171,6 +171,24 @@ async def test_a_new_process_that_confirms_keeps_its_replicas(
         assert await store.counts("model") == [(1, 1)]
 
 
+async def test_what_a_process_confirmed_survives_its_recovery_registration(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as store:
+        daemon = await reconciler(store)
+        await store.replica(daemon.worker_id, "model")
+        await store.register("d1")
+        daemon.generation, daemon.seq = 2, 0
+        assert (await daemon.send(entry())).result_kind == NOOP
+        await store.register("d1", is_recovery_registration=True)
+        for _ in range(8):
+            await pass_time(mock_clock, 5)
+            await needs_sync(daemon, 1)
+        # A write that comes after whatever was due makes sure that it is done.
+        await store.replica(daemon.worker_id, "other")
+        assert await store.counts("model") == [(1, 1)]
+
+
 async def test_a_worker_that_returns_confirms_what_it_had() -> None:
     async with serving() as store:
         daemon = await reconciler(store)
