@@ -284,6 +284,8 @@ class ReconcileFace:
         self._note(worker, message, inventory, accepted)
         if not accepted.changes:
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
+        # A change of the confirmation number makes sources of rows that nobody wrote.
+        self.app.queues.worker_routable()
         answer = await self._answer(worker, wire.RECONCILE_RESULT_KIND_APPLIED)
         listed.MergeFrom(answer)
         return listed
@@ -359,9 +361,6 @@ class ReconcileFace:
             raise db.Busy(f"not carried out within {_GOES_ON_S:g} s; send it again")
         if changes is None or not moved:
             return None
-        if changes:
-            # What was written before the number changed may be a source only now.
-            self.app.queues.worker_routable()
         unchanged = live.accepted_revision == revision
         return Accepted(changes, differences, revision if unchanged else None)
 
@@ -386,7 +385,11 @@ class ReconcileFace:
         async with trio.open_nursery() as nursery, written:
             nursery.start_soon(list_them)
             for step in inventory_writes.steps(differences, slice_, _ROWS_WRITTEN):
-                done = await self.app.store.bulk(inventory_writes.guarded, step, slice_)
+                done: Changes | None
+                if isinstance(step, Changes):
+                    done = step
+                else:
+                    done = await self.app.store.bulk(inventory_writes.guarded, step, slice_)
                 if done is None:
                     stands = False
                     break

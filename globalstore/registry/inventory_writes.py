@@ -94,17 +94,21 @@ class Slice:
 Step = Callable[[Transaction], Changes]
 
 
-def steps(differences: Differences, slice_: Slice, size: int) -> Iterator[Step]:
+def steps(differences: Differences, slice_: Slice, size: int) -> Iterator[Step | Changes]:
     """Yield all writes of a reconcile in the order of the answer, each of at most ``size`` rows.
 
-    Removals come before updates: what is updated may move to where a removed row was.
+    Changes that need no row to be written come as they are. Removals come before updates: what is
+    updated may move to where a removed row was.
     """
     for entries in _cut(differences.additions(), size):
         yield partial(add, entries=entries, slice_=slice_)
-    for removals in _cut(differences.removals, size):
+    for removals in _cut(sorted(differences.removals, key=_by_key), size):
         yield partial(remove, removals=removals, slice_=slice_)
-    for updates in _cut(differences.updates, size):
-        yield partial(update, updates=updates, slice_=slice_)
+    for updates in _cut(sorted(differences.updates, key=_by_key), size):
+        if any(one.stored for one in updates):
+            yield partial(update, updates=updates, slice_=slice_)
+        else:
+            yield Changes(updated=list(updates))
     for numbers in _cut(list(differences.renumbered(slice_.confirmation)), size):
         yield partial(_renumber, numbers=numbers)
     for seqs in _cut(differences.hidden, size):
@@ -114,6 +118,11 @@ def steps(differences: Differences, slice_: Slice, size: int) -> Iterator[Step]:
 def guarded(tx: Transaction, step: Step, slice_: Slice) -> Changes | None:
     """Take one step of many; None when the worker was ended or registered again meanwhile."""
     return step(tx) if slice_.holds(tx) else None
+
+
+def _by_key(change: Removal | Update) -> tuple[Any, ...]:
+    row = change.row
+    return (row.artifact_id, row.view_id, row.node_id, row.memory_tier, row.device_id)
 
 
 def _cut(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -57,7 +57,7 @@ def whole(
     slice_ = Slice(claim, worker, number, fresh, now_us)
     changes = Changes()
     for step in steps(differences, slice_, WHOLE_MAX):
-        changes.extend(step(tx))
+        changes.extend(step if isinstance(step, Changes) else step(tx))
     _accept(tx, claim, number, changed=len(changes) > 0, complete=True)
     return Accepted(changes, differences)
 

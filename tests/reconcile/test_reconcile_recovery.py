@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import trio
 import trio.testing
 from reconciling import (
     ADD,
@@ -322,3 +323,33 @@ async def test_a_registered_replica_is_in_the_checksum_and_leaves_the_version() 
         (looked,) = [await daemon.send(generation=9)]
         assert not await needs_sync(daemon, 2, state_checksum=looked.new_state_checksum)
         assert other.worker_id != daemon.worker_id
+
+
+async def test_who_waits_is_served_when_a_snapshot_confirms_the_source(tmp_path: Path) -> None:
+    config = configuration(database={"db_file": str(tmp_path / "store.db")})
+    async with serving(config) as store:
+        daemon = await reconciler(store)
+        await daemon.send(entry("a"))
+    async with serving(config) as store:
+        moved(daemon, store)
+        await needs_sync(daemon, 2)
+        answers = []
+
+        async def claim() -> None:
+            answers.append(await store.claim("a", wait_s=60))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(claim)
+            while not len(store.server.queues):
+                await trio.lowlevel.checkpoint()
+            await daemon.send(entry("a"))
+        assert answers[0].status == OK
+
+
+async def test_updates_and_removals_come_by_key_whatever_the_order_of_their_rows() -> None:
+    async with serving() as store:
+        daemon = await reconciler(store)
+        for name in ("d", "b", "c", "a"):
+            await store.replica(daemon.worker_id, name)
+        answer = await daemon.send(entry("c", available=False), entry("b", available=False))
+        assert [artifact for _, artifact in shown(answer)] == ["a", "d", "b", "c"]
