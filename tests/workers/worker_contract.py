@@ -1,0 +1,432 @@
+"""The contract of workers and reconciliation in plain Python, for tests to compare with.
+
+Written from what the calls promise, not from how the server keeps it: dictionaries, and two flags
+per replica. It takes the requests themselves and says what must be answered, or raises the code.
+Times are seconds on the clock that nobody sets; wall times are microseconds.
+"""
+
+from typing import Any, NamedTuple
+
+import attrs
+from purerpc import StatusCode
+
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.rules.checksums import EMPTY, Entry, of_replicas
+
+TIMEOUT_S = 10.0
+GRACE_S = 0.8
+HEARTBEAT_INTERVAL_MS = 5000
+LABELS = {1: "RAM", 2: "GPU"}
+
+
+class Refused(Exception):
+    """The call ends with this code, and has changed nothing."""
+
+    def __init__(self, code: StatusCode) -> None:
+        super().__init__(code.name)
+        self.code = code
+
+
+class Identity(NamedTuple):
+    """What makes a replica the same one; within one worker all but address and port do."""
+
+    artifact: str
+    view: str
+    node: str
+    address: str
+    port: int
+    label: str
+    device: int
+
+    @property
+    def match(self) -> tuple[object, ...]:
+        return self[:3] + self[5:]
+
+
+@attrs.define
+class Row:
+    """A replica. ``keys`` is the sum of its buffer sizes, 0 for one that nobody can read.
+
+    ``said`` is what was last said of its availability; ``confirmed`` falls when that counts no
+    longer: its worker was lost, or the server was.
+    """
+
+    owner: str
+    order: int
+    created_us: int
+    said: bool
+    size: int
+    keys: int
+    generation: int
+    confirmed: bool = True
+
+    @property
+    def available(self) -> bool:
+        return self.said and self.confirmed
+
+
+@attrs.define
+class Worker:
+    worker_id: str
+    daemon_id: str
+    asked: Any
+    endpoint: tuple[str, int] | None
+    accepting: bool
+    flags: int
+    free: int
+    heard_at: float | None
+    expires_at: float
+    active: bool = True
+    generation: int = 1
+    process: int = 1
+    proven: int = 0
+    seq: int = 0
+    version: int = 1
+    needs_reconcile: bool = False
+    said_checksum: str = ""
+    gap_since: float | None = None
+    prove_by: float | None = None
+
+    def fresh(self, now: float) -> bool:
+        return self.active and self.heard_at is not None and now - self.heard_at < TIMEOUT_S
+
+
+class Reconciled(NamedTuple):
+    kind: int
+    version: int
+    checksum: str
+    retry_after_ms: int = 0
+    expected: tuple[Identity, ...] = ()
+    changes: tuple[tuple[int, Identity, bool], ...] = ()
+
+
+@attrs.define
+class Contract:
+    """What a server must know; ``now`` and ``wall_us`` are set before each call."""
+
+    now: float
+    wall_us: int
+    workers: dict[str, Worker] = attrs.Factory(dict)  # by daemon
+    rows: dict[Identity, Row] = attrs.Factory(dict)
+    recorded: dict[str, tuple[bytes, int]] = attrs.Factory(dict)
+    rows_made: int = 0
+
+    def by_id(self, worker_id: str) -> Worker | None:
+        return next((w for w in self.workers.values() if w.worker_id == worker_id), None)
+
+    def active(self, worker_id: str) -> Worker | None:
+        worker = self.by_id(worker_id)
+        return worker if worker is not None and worker.active else None
+
+    def held(self, worker_id: str) -> dict[Identity, Row]:
+        return {key: row for key, row in self.rows.items() if row.owner == worker_id}
+
+    def checksum(self, worker_id: str) -> str:
+        return of_replicas(
+            Entry(
+                *key[:5],
+                key.label,
+                key.device if key.label == "GPU" else 0,
+                available=row.available,
+            )
+            for key, row in self.held(worker_id).items()
+        )
+
+    def _hide(self, worker_id: str) -> None:
+        for row in self.held(worker_id).values():
+            row.confirmed = False
+
+    def _end(self, worker: Worker) -> None:
+        worker.active = worker.accepting = False
+        worker.prove_by = None
+        self._hide(worker.worker_id)
+
+    def _proven_in(self, row: Row) -> int:
+        """The generation in which the worker of a row last said that it holds it."""
+        worker = self.by_id(row.owner)
+        return max(row.generation, worker.proven if worker else 0)
+
+    def _is_alive(self, worker_id: str) -> bool:
+        worker = self.by_id(worker_id)
+        return worker is not None and worker.fresh(self.now)
+
+    # What happens by itself.
+
+    def pass_time(self, now: float) -> None:
+        self.now = now
+        for worker in self.workers.values():
+            if worker.active and worker.prove_by is not None and worker.prove_by <= now:
+                worker.prove_by = None
+                for row in self.held(worker.worker_id).values():
+                    if self._proven_in(row) < worker.process:
+                        row.confirmed = False
+            if worker.active and worker.expires_at <= now:
+                self._end(worker)
+
+    def restart(self) -> None:
+        for row in self.rows.values():
+            row.confirmed = False
+        for worker in self.workers.values():
+            worker.heard_at = worker.gap_since = worker.prove_by = None
+            worker.said_checksum = ""
+            worker.expires_at = self.now + TIMEOUT_S + GRACE_S
+            worker.needs_reconcile |= worker.active
+
+    def _heard(self, worker: Worker) -> None:
+        worker.heard_at = self.now
+        worker.expires_at = self.now + TIMEOUT_S + GRACE_S
+
+    # Workers.
+
+    def register(self, asked: Any, new_worker_id: str) -> Worker | None:
+        """Return the worker, or None where the body says STATUS_ERROR."""
+        if not (asked.daemon_id and asked.grpc_port):
+            raise Refused(StatusCode.INVALID_ARGUMENT)
+        own = self.workers.get(asked.daemon_id)
+        endpoint = (asked.node_address, asked.grpc_port)
+        recovery, previous_id = asked.is_recovery_registration, asked.previous_worker_id
+        previous = self.by_id(previous_id)
+        if recovery and previous is not None and previous is not own:
+            return None
+        owner = next((w for w in self.workers.values() if w.endpoint == endpoint), None)
+        if owner is not None and owner is not own:
+            foreign = owner.asked.node_id != asked.node_id
+            if owner.fresh(self.now) if recovery else owner.active and foreign:
+                return None
+            self._end(owner)
+            owner.endpoint = None
+        worker = own or Worker(new_worker_id, asked.daemon_id, *[None] * 2, True, 0, 0, None, 0.0)
+        self.workers[asked.daemon_id] = worker
+        worker.asked, worker.endpoint, worker.accepting = asked, endpoint, True
+        worker.flags, worker.free = asked.capability_flags, asked.mem_pool_available_size
+        worker.said_checksum, worker.gap_since = "", None
+        self._heard(worker)
+        if own is not None:
+            self._start_generation(own, recovery)
+        if recovery and previous_id and previous is None:
+            for row in self.held(previous_id).values():
+                row.owner, row.generation, row.confirmed = worker.worker_id, 0, False
+        return worker
+
+    def _start_generation(self, worker: Worker, recovery: bool) -> None:
+        worker.generation += 1
+        worker.seq = 0
+        if not recovery:
+            worker.process = worker.generation
+        if not worker.active:
+            worker.active = True
+            worker.version += 1
+            self._hide(worker.worker_id)
+        worker.needs_reconcile |= bool(self.held(worker.worker_id))
+        worker.prove_by = self.now + TIMEOUT_S if worker.needs_reconcile else None
+
+    def heartbeat(self, said: Any) -> tuple[Worker, bool, list[str]] | None:
+        """Return the worker, whether it must sync, and what it does not hold; None: not found."""
+        if said.state_version == 0:
+            raise Refused(StatusCode.INVALID_ARGUMENT)
+        worker = self.active(said.worker_id)
+        if worker is None or said.daemon_id not in {"", worker.daemon_id}:
+            return None
+        self._heard(worker)
+        worker.accepting, worker.free = said.accepting_new_requests, said.mem_pool_available_size
+        if said.HasField("capability_flags"):
+            worker.flags = said.capability_flags
+        worker.said_checksum = said.state_checksum
+        held = {key.artifact for key in self.held(worker.worker_id)}
+        obsolete = [a for a in said.registered_artifact_ids if a not in held]
+        sync = (
+            bool(obsolete)
+            or worker.needs_reconcile
+            or said.state_version != worker.version
+            or said.state_checksum not in {"", self.checksum(worker.worker_id)}
+        )
+        return worker, sync, obsolete
+
+    def unregister(self, asked: Any) -> int:
+        payload = asked.SerializeToString(deterministic=True)
+        if asked.client_request_id in self.recorded:
+            recorded, status = self.recorded[asked.client_request_id]
+            if recorded != payload:
+                raise Refused(StatusCode.FAILED_PRECONDITION)
+            return status
+        worker = self.by_id(asked.worker_id)
+        if worker is not None:
+            self._end(worker)
+        status = wire.STATUS_NOT_FOUND if worker is None else wire.STATUS_OK
+        if asked.client_request_id:
+            self.recorded[asked.client_request_id] = payload, status
+        return status
+
+    def listed(self, flags: int, include_unavailable: bool) -> list[Worker]:
+        found = [
+            worker
+            for worker in self.workers.values()
+            if worker.fresh(self.now)
+            and (worker.accepting or include_unavailable)
+            and worker.flags & flags == flags
+        ]
+        return sorted(found, key=lambda w: (-(w.heard_at or 0), w.worker_id))
+
+    # Replicas.
+
+    def register_replica(self, asked: Any) -> None:
+        key, row = identity(asked.artifact_id, asked.mem_info), None
+        owner = self.by_id(asked.worker_id)
+        keys = sum(asked.mem_info.buffer_sizes)
+        row = self.rows.get(key)
+        if row is None:
+            row = self.rows[key] = self._new_row()
+        elif not keys and row.owner == asked.worker_id:
+            process = owner.process if owner else 0
+            keys = row.keys if self._proven_in(row) >= process else 0
+        row.owner, row.generation = asked.worker_id, owner.generation if owner else 0
+        row.said = row.confirmed = True
+        row.size, row.keys = asked.mem_info.memory_size, keys
+
+    def _new_row(self) -> Row:
+        self.rows_made += 1
+        return Row("", self.rows_made, self.wall_us, True, 0, 0, 0)
+
+    def sources(self, artifact: str, view: str) -> set[Identity]:
+        """Return the replicas that a request may be sent to."""
+        return {
+            key
+            for key, row in self.rows.items()
+            if (key.artifact, key.view) == (artifact, view)
+            and row.available
+            and row.keys == row.size
+            and self._is_alive(row.owner)
+            and self.by_id(row.owner).accepting  # type: ignore[union-attr]
+        }
+
+    # Reconciliation.
+
+    def reconcile(self, asked: Any) -> Reconciled:
+        worker = self.active(asked.worker_id)
+        if worker is None:
+            raise Refused(StatusCode.NOT_FOUND)
+        if any(not entry.ref.artifact_id for entry in asked.inventory):
+            raise Refused(StatusCode.INVALID_ARGUMENT)
+        if asked.daemon_id not in {"", worker.daemon_id} or asked.generation > worker.generation:
+            return self._rebase(worker)
+        if asked.generation < worker.generation or asked.request_seq < worker.seq:
+            return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_IGNORED_STALE)
+        if asked.request_seq == worker.seq:
+            return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_NOOP)
+        if asked.request_seq > worker.seq + 1:
+            worker.gap_since = self.now if worker.gap_since is None else worker.gap_since
+            if self.now - worker.gap_since > TIMEOUT_S:
+                return self._rebase(worker)
+            return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_RETRY_LATER, 100)
+        snapshot = asked.request_kind == wire.RECONCILE_REQUEST_KIND_SNAPSHOT
+        if snapshot and not asked.inventory and self._is_contradicted(worker):
+            kind = wire.RECONCILE_RESULT_KIND_RETRY_LATER
+            return self._reconciled(worker, kind, HEARTBEAT_INTERVAL_MS)
+        worker.seq += 1
+        worker.gap_since = None
+        if not (asked.inventory or snapshot):
+            return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_NOOP)
+        changes = self._apply(worker, asked.inventory)
+        worker.version += bool(changes)
+        worker.needs_reconcile, worker.prove_by = False, None
+        worker.proven = worker.generation
+        applied = wire.RECONCILE_RESULT_KIND_APPLIED
+        kind = applied if changes else wire.RECONCILE_RESULT_KIND_NOOP
+        return self._reconciled(worker, kind)._replace(changes=tuple(sorted(changes)))
+
+    def _reconciled(self, worker: Worker, kind: int, retry_after_ms: int = 0) -> Reconciled:
+        return Reconciled(kind, worker.version, self.checksum(worker.worker_id), retry_after_ms)
+
+    def _rebase(self, worker: Worker) -> Reconciled:
+        answer = self._reconciled(worker, wire.RECONCILE_RESULT_KIND_REBASE_REQUIRED)
+        return answer._replace(expected=tuple(sorted(self.held(worker.worker_id))))
+
+    def _is_contradicted(self, worker: Worker) -> bool:
+        return (
+            worker.fresh(self.now)
+            and worker.accepting
+            and worker.said_checksum == self.checksum(worker.worker_id) != EMPTY
+        )
+
+    def _apply(self, worker: Worker, inventory: Any) -> list[tuple[int, Identity, bool]]:
+        changes: list[tuple[int, Identity, bool]] = []
+        entries: dict[object, tuple[Identity, Any]] = {}
+        for entry in inventory:
+            key = identity(entry.ref.artifact_id, entry.memory_info, worker.asked.node_id)
+            entries[key.match] = key, entry
+        began = [
+            e.stats.registered_ts.ToMicroseconds()
+            for e in inventory
+            if e.stats.HasField("registered_ts")
+        ]
+        matched = []
+        for key, row in sorted(self.held(worker.worker_id).items(), key=lambda kr: kr[1].order):
+            found = entries.pop(key.match, None)
+            if found is not None:
+                matched.append((key, row, *found))
+            elif not (began and row.created_us > min(began)):
+                changes.append((wire.StateChange.CHANGE_TYPE_REMOVE_REPLICA, key, row.available))
+                del self.rows[key]
+        for key, entry in entries.values():
+            if self._add(worker, key, entry):
+                available = self.rows[key].available
+                changes.append((wire.StateChange.CHANGE_TYPE_ADD_REPLICA, key, available))
+        for key, row, said_key, entry in matched:
+            after = self._update(worker, key, row, said_key, entry)
+            if after is not None:
+                available = self.rows[after].available
+                changes.append((wire.StateChange.CHANGE_TYPE_UPDATE_REPLICA, after, available))
+        return changes
+
+    def _add(self, worker: Worker, key: Identity, entry: Any) -> bool:
+        row = self.rows.get(key)
+        if row is None:
+            row = self._new_row()
+        elif self._is_alive(row.owner):
+            return False
+        row.owner, row.generation, row.confirmed = worker.worker_id, worker.generation, True
+        row.said = entry.stats.is_available or not entry.HasField("stats")
+        row.size = entry.memory_info.memory_size
+        row.keys = usable(sum(entry.memory_info.buffer_sizes), row.size, key)
+        self.rows[key] = row
+        return True
+
+    def _update(
+        self, worker: Worker, key: Identity, row: Row, said_key: Identity, entry: Any
+    ) -> Identity | None:
+        """Return where the replica is now if anything of it has changed."""
+        before = key, row.available, row.size, row.keys
+        after = key._replace(
+            address=said_key.address or key.address, port=said_key.port or key.port
+        )
+        other = self.rows.get(after)
+        if other is not None and other is not row:
+            if other.owner == worker.worker_id or self._is_alive(other.owner):
+                return None
+            del self.rows[after]
+        said = entry.memory_info.buffer_sizes
+        lives = self._proven_in(row) >= worker.process
+        keys = sum(said) if said else row.keys if lives else 0
+        row.size = entry.memory_info.memory_size or row.size
+        row.keys = usable(keys, row.size, after)
+        row.said = entry.stats.is_available if entry.HasField("stats") else row.said
+        row.confirmed = True
+        self.rows[after] = self.rows.pop(key)
+        return after if before != (after, row.available, row.size, row.keys) else None
+
+
+def usable(keys: int, size: int, key: Identity) -> int:
+    """Buffers count when they are as long as the replica, and when it can be reached."""
+    return keys if keys == size and key.address and key.port else 0
+
+
+def identity(artifact: str, info: Any, node: str = "") -> Identity:
+    return Identity(
+        artifact,
+        info.byte_space.id,
+        info.node_id or node,
+        info.node_address,
+        info.node_port,
+        LABELS.get(info.memory_type, "DISK"),
+        info.device_id,
+    )
