@@ -20,6 +20,7 @@ SCRIPTS = {
     "calls": (["--rounds=1", "--seconds=0.05"], [6]),
     "switching": (["--intervals-ms", "5", "0.5", "--rounds=1", "--seconds=0.05"], [2]),
     "herd": (["--daemons=5", "--replicas=2", "--rounds=1"], [1]),
+    "reconcile": (["--replicas=1200"], [5]),
     "control_plane": (["--times", "1", "--seconds=0.5"], [5]),
 }
 
