@@ -4,6 +4,7 @@ import logging
 import threading
 from typing import Any
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -15,6 +16,8 @@ from serving import Serving, configuration, eventually, pass_time, refused, serv
 from globalstore.db import Full, Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import instances as registry
+from globalstore.registry.events import InstanceState
+from globalstore.scheduling.instances import Instances
 from globalstore.timers.maintenance import _DAY_S
 
 NOW_US = 1_700_000_000_000_000
@@ -47,6 +50,21 @@ async def test_an_end_keeps_what_the_last_heartbeat_said() -> None:
         await unregister(store)
         shown = await only(store, include_unavailable=True)
         assert (shown.capability_flags, shown.worker_id) == (2**63 + SIGNALS, "w1")
+        assert shown.last_heartbeat_ts.ToMicroseconds() == now_us
+
+
+async def test_an_expiry_keeps_a_heartbeat_that_was_never_written(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    now_us = NOW_US
+    async with serving(configuration(worker_policy=POLICY), wall=lambda: now_us) as store:
+        await register(store)
+        await pass_time(mock_clock, 1)
+        now_us += 1_000_000
+        await beat(store)
+        await pass_time(mock_clock, 11.25)
+        await eventually(lambda: len(store.server.instances) == 0)
+        shown = await only(store, include_unavailable=True)
         assert shown.last_heartbeat_ts.ToMicroseconds() == now_us
 
 
@@ -110,6 +128,36 @@ async def test_a_stall_of_the_server_costs_no_instance_its_life(
         assert (await only(store)).status == wire.CONNECTION_STATUS_RECONNECTING
         await pass_time(mock_clock, 1)
         await eventually(lambda: len(store.server.instances) == 0)
+
+
+async def test_whoever_lists_first_after_a_stall_sees_everybody_as_before_it(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with serving(configuration(worker_policy=POLICY)) as store:
+        await register(store)
+        mock_clock.jump(60)
+        # Nothing else had its turn yet: not even the one who measures stalls.
+        call = store.server.instances.roll_call(0)
+        assert [call.silent_s(instance) for instance in call.active.values()] == [
+            pytest.approx(0, abs=1)
+        ]
+
+
+async def test_who_registers_while_its_expiry_is_on_the_way_has_its_whole_time(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    instances = Instances(10, 1)
+    state = InstanceState(1, "i1", "d1", "", "e", "", "{}", "", "", 0, NOW_US, 1)
+    instances.registered(state)
+    mock_clock.jump(11)
+    silent = instances.take_silent(10)
+    assert [instance.key for instance in silent] == [1]
+    instances.registered(attrs.evolve(state, generation=2))
+    instances.give_back(silent)
+    mock_clock.jump(10.5)
+    assert instances.take_silent(10) == []
+    mock_clock.jump(0.5)
+    assert len(instances.take_silent(10)) == 1
 
 
 @pytest.mark.parametrize("step_us", [-(10**13), 10**13])

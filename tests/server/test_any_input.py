@@ -51,13 +51,20 @@ def scramble(rng: random.Random, message: Message, share: float) -> None:
     for field in message.DESCRIPTOR.fields:
         if rng.random() > share:
             continue
-        if field.is_repeated:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            entries = getattr(message, field.name)
+            for _ in range(rng.choice([0, 1, 3, 100])):
+                name = rng.choice(TEXTS) + str(rng.randrange(100))
+                entries[name] = scalar(rng, field.message_type.fields_by_name["value"])
+        elif field.is_repeated:
             items = getattr(message, field.name)
             for _ in range(rng.choice([0, 1, 3])):
-                if field.message_type is not None:
-                    scramble(rng, items.add(), 0.5)
-                else:
+                if field.message_type is None:
                     items.append(scalar(rng, field))
+                elif field.message_type.GetOptions().map_entry:
+                    items[rng.choice(TEXTS)] = rng.choice(TEXTS)
+                else:
+                    scramble(rng, items.add(), 0.5)
         elif field.message_type is not None:
             part = getattr(message, field.name)
             part.SetInParent()
@@ -76,6 +83,11 @@ def base(method: str, worker_id: str) -> Message:
             return worker_request()
         case "RegisterReplica":
             return replica_request(worker_id)
+        case "RegisterInstance":
+            return wire.RegisterInstanceRequest(instance_id="i1", daemon_id="d1", engine="vllm")
+        case "InstanceHeartbeat" | "UnregisterInstance":
+            named: Message = getattr(wire, f"{method}Request")(instance_id="i1")
+            return named
         case "RequestReplicaTransport":
             return claim_request()
         case "WorkerHeartbeat":
@@ -102,6 +114,11 @@ async def code_of(store: Serving, method: str, request: Message) -> StatusCode:
         "WorkerHeartbeat",
         "UnregisterWorker",
         "ListActiveWorkers",
+        "RegisterInstance",
+        "InstanceHeartbeat",
+        "UnregisterInstance",
+        "ListActiveInstances",
+        "ReconcileWorkerState",
         "RegisterReplica",
         "UnregisterReplica",
         "ListReplicasV2",
@@ -121,8 +138,11 @@ async def test_no_message_is_answered_with_an_internal_error(method: str) -> Non
         StatusCode.INVALID_ARGUMENT,
         StatusCode.FAILED_PRECONDITION,
     }
+    if method == "ReconcileWorkerState":
+        expected.add(StatusCode.NOT_FOUND)
     async with serving() as store:
         worker = await store.register("d1")
+        await store.runtime.RegisterInstance(base("RegisterInstance", worker.worker_id))
         for _ in range(MESSAGES_PER_CALL):
             request = base(method, worker.worker_id)
             scramble(rng, request, rng.choice([0.05, 0.2, 0.6]))

@@ -2,25 +2,20 @@
 
 import os
 import random
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import attrs
 import trio
 import trio.testing
 from simulated_daemons import Daemon
-from socketless import Host
+from socketless import Host, folder_in_memory
 from witness import Witness
 
 from globalstore.registry import replicas
 
 # How often everything is inspected, in simulated seconds.
 INSPECT_S = 5.0
-
-# A disk in memory where there is one: what fsync costs is no part of a simulation.
-_RAM_DISK = Path("/dev/shm")
 
 # After the last fault everybody is to be registered and in step within so long.
 SETTLE_S = 90.0
@@ -200,7 +195,7 @@ def simulate(seed: int, *, daemons: int, minutes: float, faults: bool = True) ->
 
     async def main() -> Outcome:
         async with trio.open_nursery() as nursery:
-            cluster = Cluster(seed, daemons, Host(Path(folder), nursery), nursery)
+            cluster = Cluster(seed, daemons, Host(folder, nursery), nursery)
             try:
                 await cluster.run(minutes * 60, faults)
             except BaseException:
@@ -210,7 +205,6 @@ def simulate(seed: int, *, daemons: int, minutes: float, faults: bool = True) ->
         return Outcome(cluster.witness.digest, cluster.witness.counts)
 
     print("seed", seed)
-    ram = _RAM_DISK if os.access(_RAM_DISK, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=ram) as folder, deterministic(seed):
+    with folder_in_memory() as folder, deterministic(seed):
         clock = trio.testing.MockClock(autojump_threshold=0)
         return trio.run(main, clock=clock, strict_exception_groups=True)

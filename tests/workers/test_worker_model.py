@@ -1,12 +1,11 @@
 """Any history of calls, clocks and restarts leaves what the contract says, at every step."""
 
 import logging
-import tempfile
-from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
+from socketless import folder_in_memory
 from worker_programs import Program, Step, program
 
 from globalstore.registry import reconcile
@@ -21,9 +20,9 @@ def run(steps: list[Step]) -> Exception | None:
     """Run a program on a server of its own, under a clock of its own; return what went wrong."""
 
     async def main() -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with folder_in_memory() as folder:
             async with trio.open_nursery() as nursery:
-                await Program(Path(folder), nursery).run(steps)
+                await Program(folder, nursery).run(steps)
                 nursery.cancel_scope.cancel()
 
     try:
