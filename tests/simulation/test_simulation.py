@@ -19,8 +19,8 @@ def test_a_hundred_daemons_live_through_ten_minutes_of_faults() -> None:
     outcome = simulate(SEED, daemons=100, minutes=10)
     happened = outcome.counts
     assert happened["crashes"] > 20
-    assert happened["is killed"]
     assert happened["WorkerHeartbeat STATUS_NOT_FOUND"] > 10
+    assert happened.get("is killed", 0) + happened.get("stops", 0) > 1
 
 
 def test_one_seed_is_one_history() -> None:

@@ -6,7 +6,8 @@ import pytest
 import trio
 import trio.testing
 from socketless import folder_in_memory
-from worker_programs import Program, Step, program
+from worker_programs import Program
+from worker_steps import Step, program
 
 from globalstore.registry import reconcile
 
