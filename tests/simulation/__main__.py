@@ -8,8 +8,6 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from simulated_cluster import simulate
-
 import globalstore  # noqa: F401  before purerpc, which needs what this mends
 
 
@@ -19,6 +17,8 @@ def main() -> None:
     parser.add_argument("--daemons", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=60)
     asked = parser.parse_args()
+    from simulated_cluster import simulate
+
     logging.disable(logging.CRITICAL)
     began = time.monotonic()
     outcome = simulate(asked.seed, daemons=asked.daemons, minutes=asked.minutes)
