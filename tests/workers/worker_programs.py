@@ -95,8 +95,19 @@ class Program:
             self._expected(request, minted.get(getattr(request, "daemon_id", ""), "none"))
         except Refused:
             self.contract = before
-        if await self._observed() != self._promised() or not self._heard_as_promised():
+        if (
+            await self._observed() != self._promised()
+            or not self._heard_as_promised()
+            or not await self._is_written(request)
+        ):
             self.contract = before
+
+    async def _is_written(self, request: Any) -> bool:
+        """Tell whether a replica was registered, for one that was there and looks the same."""
+        if not isinstance(request, wire.RegisterReplicaRequest):
+            return True
+        sql = "SELECT 1 FROM replicas WHERE updated_at = ?"
+        return bool(await self.host.rows(sql, self.contract.wall_us))
 
     def _heard_as_promised(self) -> bool:
         """Tell whether what is in memory alone is as the contract has it."""
@@ -198,6 +209,15 @@ class Program:
                 speaks_for="",
             )  # fmt: skip
             await self.sleep(0.7)
+
+    async def leave_a_gap(self, daemon: int, beats: int) -> None:
+        """A request got lost, and its daemon does not notice for a while."""
+        said = {"daemon": daemon, "entries": "mirror", "kind": 1, "seq": 2, "generation": 0}
+        said |= {"speaks_for": "own", "taken_s_ago": None, "malformed": False}
+        for _ in range(beats):
+            await self.reconcile(**said)
+            await self.everybody_beats()
+        await self.reconcile(**said)
 
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
