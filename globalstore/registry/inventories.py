@@ -294,7 +294,7 @@ class Differences:
         a restart, when everything is confirmed as it was, none is.
         """
         votes = Counter({number: len(seqs) for number, seqs in self._available.items()})
-        votes.pop(0, None)  # of replicas that came from another worker id
+        votes.pop(0, None)  # of replicas whose confirmation was taken away one by one
         present = self._worker.confirmation
         if not votes:
             return present

@@ -357,8 +357,24 @@ def _update_row(tx: Transaction, one: Update, slice_: Slice, changes: Changes) -
         other = tx.one(_SAME_PLACE, (None, *row[2:9]))
         if other is not None and not _yields(tx, other, row, slice_):
             changes.foreign.append(row.artifact_id)
+            _keep_as_it_is(tx, one, slice_)
             return False
     return tx.run(_UPDATE, columns) > 0
+
+
+def _keep_as_it_is(tx: Transaction, one: Update, slice_: Slice) -> None:
+    """Let a skipped row stay available, or hidden, when the worker's number changes."""
+    tx.run(
+        "UPDATE replicas SET confirmation = iif(confirmation = :present, :number, 0)"
+        " WHERE seq = :seq AND worker_key = :worker_key AND updated_at = :updated_at",
+        {
+            "present": slice_.worker.confirmation,
+            "number": slice_.confirmation,
+            "seq": one.seen.seq,
+            "updated_at": one.seen.updated_at,
+            "worker_key": slice_.claim.worker_key,
+        },
+    )
 
 
 def _yields(tx: Transaction, other: Row, row: Held, slice_: Slice) -> bool:

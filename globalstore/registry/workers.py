@@ -265,11 +265,13 @@ def _end(tx: Transaction, worker_key: int, worker_id: str, now_us: int, *, lost:
 def hide_unconfirmed(tx: Transaction, worker_key: int, limit: int) -> int:
     """Make replicas unavailable that a worker registered as a process that is gone.
 
-    At most ``limit`` rows; returns how many, so that the caller comes again.
+    Only their confirmation is taken away, as an expiry does: what was last said of them stays. At
+    most ``limit`` rows; returns how many, so that the caller comes again.
     """
     changed = tx.run(
-        "UPDATE replicas SET is_available = 0 WHERE seq IN ("
-        " SELECT seq FROM replicas WHERE worker_key = :worker_key AND is_available = 1"
+        "UPDATE replicas SET confirmation = 0 WHERE seq IN ("
+        " SELECT seq FROM replicas WHERE worker_key = :worker_key AND confirmation ="
+        " (SELECT confirmation FROM worker_ids i WHERE i.worker_key = :worker_key)"
         " AND worker_generation < (SELECT process_generation FROM worker_cursors c"
         " WHERE c.worker_key = :worker_key AND confirmed_generation < process_generation)"
         " LIMIT :limit)",

@@ -80,7 +80,6 @@ def holds(steps: list[Step], monkeypatch: pytest.MonkeyPatch) -> None:
         raise error
 
 
-@pytest.mark.xfail(strict=True, reason="an entry that is skipped lets its row come back unlisted")
 def test_a_replica_whose_entry_is_skipped_stays_hidden_after_a_restart(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -90,7 +89,6 @@ def test_a_replica_whose_entry_is_skipped_stays_hidden_after_a_restart(
     holds([register(0), register(1), *held, *back, snapshot(1, "a", "b")], monkeypatch)
 
 
-@pytest.mark.xfail(strict=True, reason="a confirmation that comes late does not bring it back")
 def test_a_replica_that_was_confirmed_too_late_is_as_it_was_last_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
