@@ -59,6 +59,12 @@ class Application:
     wall_us: Callable[[], int]
     info: ServerInfo | None = None
 
+    @property
+    def heartbeat_interval_ms(self) -> int:
+        """How often daemons and instances are told to report, as the wire has it."""
+        seconds = self.config.worker_policy.default_heartbeat_interval
+        return min(round(seconds * 1000), 2**32 - 1)
+
     async def write(
         self,
         call: Call,

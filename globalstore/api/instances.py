@@ -60,11 +60,10 @@ class InstancesFace:
             )
         state = await self.app.write(request, registry.register, asked, self.app.wall_us())
         _log.info("instance registered", **_who(instances, unheard(state)))
-        seconds = self.app.config.worker_policy.default_heartbeat_interval
         return wire.RegisterInstanceResponse(
             status=wire.STATUS_OK,
             instance_id=state.instance_id,
-            heartbeat_interval_ms=min(round(seconds * 1000), 2**32 - 1),
+            heartbeat_interval_ms=self.app.heartbeat_interval_ms,
         )
 
     async def InstanceHeartbeat(  # noqa: N802

@@ -1,7 +1,6 @@
 """ReconcileWorkerState: the daemon's inventory is the truth, and the rows of its worker follow."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Sequence
 
 import attrs
 import trio
@@ -9,9 +8,16 @@ import trio
 from globalstore import db
 from globalstore.api import memory_info
 from globalstore.api.application import Application
+from globalstore.api.inventories import (
+    ENTRIES_PER_TURN,
+    Inventory,
+    checked,
+    in_chunks,
+    list_changes,
+)
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import inventories, inventory_writes, reconcile
-from globalstore.registry.inventories import Differences, Held, Reported
+from globalstore.registry.inventories import Differences, Held
 from globalstore.registry.inventory_writes import Changes, Claim, Slice
 from globalstore.registry.reconcile import Accepted
 from globalstore.rpc import Call
@@ -22,12 +28,7 @@ from globalstore.scheduling.lanes import LaneFull
 from globalstore.scheduling.workers import LiveWorker
 from globalstore.telemetry import add_call_fields, get_logger
 
-T = TypeVar("T")
-
 _log = get_logger("globalstore.reconcile")
-
-# Entries that are looked at before other calls get a turn: about a millisecond each time.
-_ENTRIES_PER_TURN = 50
 
 # Rows kept although not listed that the log names one by one.
 _KEPT_LOGGED = 20
@@ -51,19 +52,6 @@ _DECISIONS_MAX = 3
 
 _GAP_RETRY_MS = 100
 _OVERLOAD_RETRY_MS = 500
-
-
-@attrs.frozen
-class _Inventory:
-    """A checked request. ``complete`` inventories remove what they do not list."""
-
-    entries: list[Reported]
-    complete: bool
-    fingerprint: int
-
-    @property
-    def is_empty_snapshot(self) -> bool:
-        return self.complete and not self.entries
 
 
 class ReconcileFace:
@@ -97,7 +85,7 @@ class ReconcileFace:
         worker_id = message.worker_id.strip()
         add_call_fields(worker_id=worker_id)
         worker = self._active(worker_id)
-        inventory = await _checked(message, worker.state.node_id)
+        inventory = await checked(message, worker.state.node_id)
         try:
             async with self.app.lanes.turn(worker.state.daemon_id, "reconcile"):
                 for _ in range(_DECISIONS_MAX):
@@ -133,7 +121,7 @@ class ReconcileFace:
         self,
         worker: LiveWorker,
         message: wire.ReconcileWorkerStateRequest,
-        inventory: _Inventory,
+        inventory: Inventory,
         call: Call,
     ) -> wire.ReconcileWorkerStateResponse | None:
         """Answer a request by the first rule that fits; None when the worker changed meanwhile."""
@@ -151,11 +139,10 @@ class ReconcileFace:
         if message.request_seq > state.request_seq + 1:
             return await self._gap(worker, message)
         if inventory.is_empty_snapshot and await self._is_contradicted(worker):
-            interval_s = self.app.config.worker_policy.default_heartbeat_interval
             return await self._retry_later(
                 worker,
                 message,
-                min(round(interval_s * 1000), 2**32 - 1),
+                self.app.heartbeat_interval_ms,
                 "contradicted_snapshot",
                 "an empty snapshot, but the worker's heartbeat affirms what it holds",
             )
@@ -263,7 +250,7 @@ class ReconcileFace:
         self,
         worker: LiveWorker,
         message: wire.ReconcileWorkerStateRequest,
-        inventory: _Inventory,
+        inventory: Inventory,
         call: Call,
     ) -> wire.ReconcileWorkerStateResponse | None:
         state = worker.state
@@ -290,7 +277,7 @@ class ReconcileFace:
         listed.MergeFrom(answer)
         return listed
 
-    def _is_unchanged(self, worker: LiveWorker, inventory: _Inventory) -> bool:
+    def _is_unchanged(self, worker: LiveWorker, inventory: Inventory) -> bool:
         return not worker.state.needs_reconcile and worker.confirmed == (
             inventory.fingerprint,
             worker.replicas_revision,
@@ -300,7 +287,7 @@ class ReconcileFace:
         self,
         live: LiveWorker,
         claim: Claim,
-        inventory: _Inventory,
+        inventory: Inventory,
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
     ) -> Accepted | None:
@@ -316,14 +303,14 @@ class ReconcileFace:
         if accepted is None:
             return None
         revision = live.accepted_revision
-        await _list(accepted.changes, listed, memory_info.InfoWriter())
+        await list_changes(accepted.changes, listed, memory_info.InfoWriter())
         return attrs.evolve(accepted, revision=revision)
 
     async def _in_slices(
         self,
         live: LiveWorker,
         claim: Claim,
-        inventory: _Inventory,
+        inventory: Inventory,
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
     ) -> Accepted | None:
@@ -339,8 +326,8 @@ class ReconcileFace:
             return None
         revision = live.replicas_revision
         differences = Differences(worker)
-        for start in range(0, len(inventory.entries), _ENTRIES_PER_TURN):
-            differences.expect(inventory.entries[start : start + _ENTRIES_PER_TURN])
+        for start in range(0, len(inventory.entries), ENTRIES_PER_TURN):
+            differences.expect(inventory.entries[start : start + ENTRIES_PER_TURN])
             await trio.lowlevel.checkpoint()
         async for piece in self._rows(claim.worker_key):
             differences.compare(piece)
@@ -380,7 +367,7 @@ class ReconcileFace:
 
         async def list_them() -> None:
             async for done in to_list:
-                await _list(done, listed, writer)
+                await list_changes(done, listed, writer)
 
         async with trio.open_nursery() as nursery, written:
             nursery.start_soon(list_them)
@@ -402,7 +389,7 @@ class ReconcileFace:
         after = (0, 0)
         while True:
             rows = await self.app.read(inventories.rows, worker_key, after, _ROWS_READ)
-            for piece in _chunks(rows, _ENTRIES_PER_TURN):
+            for piece in in_chunks(rows, ENTRIES_PER_TURN):
                 yield piece
                 await trio.lowlevel.checkpoint()
             if len(rows) < _ROWS_READ:
@@ -413,7 +400,7 @@ class ReconcileFace:
         self,
         worker: LiveWorker,
         message: wire.ReconcileWorkerStateRequest,
-        inventory: _Inventory,
+        inventory: Inventory,
         accepted: Accepted,
     ) -> None:
         """Write down what a reconcile did, and whether the next one may be recognised."""
@@ -450,46 +437,3 @@ class ReconcileFace:
         worker.confirmed = None
         if accepted.revision is not None and not differences.kept and not changes.foreign:
             worker.confirmed = (inventory.fingerprint, accepted.revision)
-
-
-async def _checked(message: wire.ReconcileWorkerStateRequest, node_id: str) -> _Inventory:
-    """Check every entry, a turn's worth at a time; the first wrong one refuses them all."""
-    entries: list[Reported] = []
-    fingerprint = 0
-    for start in range(0, len(message.inventory), _ENTRIES_PER_TURN):
-        chunk = []
-        for index, entry in enumerate(message.inventory[start : start + _ENTRIES_PER_TURN], start):
-            try:
-                chunk.append(memory_info.reported(entry, node_id))
-            except Refusal as refused:
-                raise type(refused)(f"inventory[{index}].{refused}") from None
-        # When an inventory was taken is no part of what it says.
-        fingerprint = hash((fingerprint, *(entry[:-1] for entry in chunk)))
-        entries += chunk
-        await trio.lowlevel.checkpoint()
-    complete = bool(entries) or message.request_kind == wire.RECONCILE_REQUEST_KIND_SNAPSHOT
-    return _Inventory(entries, complete, fingerprint)
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-async def _list(
-    changes: Changes, into: wire.ReconcileWorkerStateResponse, writer: memory_info.InfoWriter
-) -> None:
-    """Add changes to an answer, a turn's worth at a time."""
-    for count, (kind, row, reason) in enumerate(_each(changes), 1):
-        change = into.state_changes.add(type=kind, reason=reason)
-        writer.write(change.replica_info, row)
-        if count % _ENTRIES_PER_TURN == 0:
-            await trio.lowlevel.checkpoint()
-
-
-def _each(changes: Changes) -> Iterator[tuple[wire.StateChange.ChangeType, Held, str]]:
-    for row in changes.added:
-        yield wire.StateChange.CHANGE_TYPE_ADD_REPLICA, row, "reported and not recorded"
-    for row in changes.removed:
-        yield wire.StateChange.CHANGE_TYPE_REMOVE_REPLICA, row, "recorded and not reported"
-    for one in changes.updated:
-        yield wire.StateChange.CHANGE_TYPE_UPDATE_REPLICA, one.row, ", ".join(one.fields)

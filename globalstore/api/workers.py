@@ -55,15 +55,11 @@ class WorkersFace:
         return wire.RegisterWorkerResponse(
             status=wire.STATUS_OK,
             worker_id=worker.worker_id,
-            heartbeat_interval_ms=self._heartbeat_interval_ms(),
+            heartbeat_interval_ms=self.app.heartbeat_interval_ms,
             state_sync_required=outcome.state_sync_required,
             expected_state_version=worker.state_version,
             reconcile_generation=worker.generation,
         )
-
-    def _heartbeat_interval_ms(self) -> int:
-        seconds = self.app.config.worker_policy.default_heartbeat_interval
-        return min(round(seconds * 1000), 2**32 - 1)
 
     def _log_registered(self, asked: workers.Registration, outcome: Registered) -> None:
         self.app.metrics.worker_register.labels(outcome.kind, "ok").inc()
