@@ -7,6 +7,7 @@ dozen clients.
 
 import math
 from collections.abc import Callable, Hashable, Iterable
+from itertools import islice
 from typing import Any
 
 import attrs
@@ -58,18 +59,24 @@ def impossible_after(
         most = max(most, (done & certain).bit_count())
         if done & certain == certain:
             return None
+        ahead: list[tuple[int, Hashable]] = []
         first_end = math.inf
-        for number, call in enumerate(calls):
+        first_open = (~done & done + 1).bit_length() - 1
+        for number, call in enumerate(islice(calls, first_open, None), first_open):
             if call.began > first_end:
                 break  # it and all after it began when one that is not done had ended
             if done >> number & 1:
                 continue
             first_end = min(first_end, call.ended)
-            for after in step(state, call):
-                ahead = (done | 1 << number, after)
-                if ahead not in tried:
-                    tried.add(ahead)
-                    open_ends.append(ahead)
+            states = list(step(state, call))
+            if states != [state]:
+                ahead += ((done | 1 << number, after) for after in states)
+            elif not call.may_have_failed:
+                # It changes nothing: if there is a way on, then also one that begins with it.
+                ahead = [(done | 1 << number, state)]
+                break
+        open_ends += (way for way in ahead if way not in tried)
+        tried.update(ahead)
         if len(tried) > looks_max:
             raise RuntimeError("too many overlapping calls to tell")
     return most

@@ -86,7 +86,7 @@ def recorded(rng: random.Random, clients: int, calls: int) -> list[Operation]:
         asked: Any = rng.choice([("write", number + 1), ("read", None)])
         if asked[0] == "write":
             value = asked[1]
-        lost = asked[0] == "write" and rng.random() < 0.02
+        lost = asked[0] == "write" and rng.random() < 0.01
         call = Operation(began, ended, asked, value)
         answers.append(unknown(began, asked) if lost else call)
     return answers
