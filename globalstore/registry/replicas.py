@@ -107,6 +107,7 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
         "worker_key": worker_key,
         "worker_generation": worker.generation,
         "confirmation": worker.confirmation,
+        "is_available": 1,
         "memory_size": asked.memory_size,
         "max_concurrency": asked.max_concurrency,
         "tensor_index_key": asked.tensor_index_key,
@@ -117,7 +118,7 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
     }
     known = tx.one(
         "SELECT seq, replica_id, worker_key, worker_generation, export_generation, export_state,"
-        " transfer_size, transfer_json FROM replicas"
+        f" transfer_size, transfer_json, {', '.join(_DESCRIBED)} FROM replicas"
         " WHERE artifact_key = :artifact_key AND view_id = :view_id"
         " AND endpoint_key = :endpoint_key AND memory_tier = :memory_tier"
         " AND device_id = :device_id",
@@ -137,11 +138,37 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
         if known[2] != worker_key:
             _follow_replica(tx, columns | {"replica_id": replica_id})
             tx.emit(WorkerReplicasChanged(known[2]))
-    tx.emit(WorkerReplicasChanged(worker_key))
+    if known is None or not _is_as_described(known, columns):
+        tx.emit(WorkerReplicasChanged(worker_key))
     memory_type = place.memory_tier.name
     tx.emit(ReplicaStored(asked.artifact_id, memory_type, created, first))
     tx.emit(SourceFreed(asked.artifact_id, asked.view_id))
     return replica_id
+
+
+# What a refresh overwrites, besides the time, in the order of ``register``'s query.
+_DESCRIBED = (
+    "confirmation",
+    "is_available",
+    "memory_size",
+    "max_concurrency",
+    "tensor_index_key",
+    "is_memory_replica",
+    "source_process_id",
+    "expires_at",
+)
+
+
+def _is_as_described(known: Row, columns: dict[str, Any]) -> bool:
+    """Tell whether a refresh leaves everything about a replica as it was.
+
+    Daemons refresh what they hold again and again; only a change makes others look again.
+    """
+    names = (
+        *("worker_key", "worker_generation", "export_generation", "export_state"),
+        *("transfer_size", "transfer_json", *_DESCRIBED),
+    )
+    return known[2:] == tuple(columns[name] for name in names)
 
 
 def _kept_or_given(known: Row, given: Transfer | None, worker: Standing) -> dict[str, Any]:
@@ -184,7 +211,7 @@ def _insert(tx: Transaction, columns: dict[str, Any]) -> None:
         " max_concurrency, export_state, export_generation, transfer_size, transfer_json,"
         " tensor_index_key, is_memory_replica, source_process_id, expires_at, created_at,"
         " updated_at) VALUES (:replica_id, :artifact_key, :view_id, :endpoint_key, :memory_tier,"
-        " :device_id, :worker_key, :worker_generation, :confirmation, 1, :memory_size,"
+        " :device_id, :worker_key, :worker_generation, :confirmation, :is_available, :memory_size,"
         " :max_concurrency, :export_state, :export_generation, :transfer_size, :transfer_json,"
         " :tensor_index_key, :is_memory_replica, :source_process_id, :expires_at, :now, :now)",
         columns,
@@ -194,7 +221,7 @@ def _insert(tx: Transaction, columns: dict[str, Any]) -> None:
 def _refresh(tx: Transaction, columns: dict[str, Any]) -> None:
     tx.run(
         "UPDATE replicas SET worker_key = :worker_key, worker_generation = :worker_generation,"
-        " confirmation = :confirmation, is_available = 1, memory_size = :memory_size,"
+        " confirmation = :confirmation, is_available = :is_available, memory_size = :memory_size,"
         " max_concurrency = :max_concurrency, export_state = :export_state,"
         " export_generation = :export_generation, transfer_size = :transfer_size,"
         " transfer_json = :transfer_json, tensor_index_key = :tensor_index_key,"
