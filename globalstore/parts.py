@@ -15,6 +15,7 @@ from globalstore.registry import instances, workers
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import HealthService
 from globalstore.scheduling.instances import Instances
+from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.transports import Policy, SourceQueues
 from globalstore.scheduling.workers import Workers
@@ -105,7 +106,8 @@ class Parts:
         self.pulse.tell(self.instances.postpone)
         self.expiry = TransportExpiry(self.store, self.pulse, policy.effective_transport_ttl, wall)
         self.pulse.tell(self.expiry.postpone)
-        self._commits.attach(self.queues, self.expiry)
+        self.keys = KeyCache(self.store)
+        self._commits.attach(self.queues, self.expiry, self.keys)
         reducer = policy.control_reducer
         self.lanes = Lanes(reducer.shard_count, reducer.queue_capacity, self.metrics.lanes)
         self.slots = Slots(config.server.max_workers)
@@ -116,6 +118,7 @@ class Parts:
             self.instances,
             self.queues,
             self.lanes,
+            self.keys,
             self.slots,
             self.metrics,
             wall,

@@ -15,8 +15,9 @@ from globalstore.registry import idempotency, replica_lists
 from globalstore.registry.idempotency import Token
 from globalstore.rpc import Call
 from globalstore.rules.refusals import Refusal
-from globalstore.rules.values import identifier
+from globalstore.rules.values import UINT32_MAX, identifier
 from globalstore.scheduling.instances import Instances
+from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.workers import LiveWorker, Workers
@@ -54,6 +55,7 @@ class Application:
     instances: Instances
     queues: SourceQueues
     lanes: Lanes
+    keys: KeyCache
     slots: Slots
     metrics: Metrics
     wall_us: Callable[[], int]
@@ -63,7 +65,7 @@ class Application:
     def heartbeat_interval_ms(self) -> int:
         """How often daemons and instances are told to report, as the wire has it."""
         seconds = self.config.worker_policy.default_heartbeat_interval
-        return min(round(seconds * 1000), 2**32 - 1)
+        return min(round(seconds * 1000), UINT32_MAX)
 
     async def write(
         self,
@@ -130,6 +132,18 @@ class Application:
             worker.derived.clear()
         worker.derived[what] = revision, value
         return value
+
+
+class Encoded:
+    """An answer that is encoded already, to be given many times."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, message: Message) -> None:
+        self._body = message.SerializeToString()
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        return self._body
 
 
 def timestamp(us: int) -> Timestamp:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from globalstore.registry import events
 from globalstore.registry.replicas import MemoryTier
 from globalstore.scheduling.instances import Instances
+from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry.metrics import Metrics
@@ -20,16 +21,19 @@ class Commits:
         self._metrics = metrics
         self._queues: SourceQueues | None = None
         self._expiry: TransportExpiry | None = None
+        self._keys: KeyCache | None = None
 
-    def attach(self, queues: SourceQueues, expiry: TransportExpiry) -> None:
+    def attach(self, queues: SourceQueues, expiry: TransportExpiry, keys: KeyCache) -> None:
         """Name the followers that themselves need the store."""
         self._queues = queues
         self._expiry = expiry
+        self._keys = keys
 
     def follow(self, committed: Sequence[object]) -> None:
         """Take in the events of one commit, in their order."""
         assert self._queues is not None
         assert self._expiry is not None
+        assert self._keys is not None
         for event in committed:
             match event:
                 case events.SourceFreed(artifact_id, view_id):
@@ -72,5 +76,7 @@ class Commits:
                     self._instances.registered(instance)
                 case events.InstanceEnded(instance_key):
                     self._instances.ended(instance_key)
+                case events.KeyChanged(key):
+                    self._keys.changed(key)
                 case _:
                     raise TypeError(f"nobody follows {event!r}")

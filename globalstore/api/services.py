@@ -8,6 +8,7 @@ from typing import Any
 from globalstore.api.admin import AdminFace
 from globalstore.api.application import Application
 from globalstore.api.instances import InstancesFace
+from globalstore.api.keys import KeysFace
 from globalstore.api.reconcile import ReconcileFace
 from globalstore.api.replicas import ReplicasFace
 from globalstore.api.transports import TransportsFace
@@ -30,6 +31,13 @@ class ClusterRuntime(
         self.app = app
 
 
+class ArtifactCatalog(KeysFace, services.ArtifactCatalogServiceServicer):
+    """What artifacts are, and the names that point at them."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+
+
 class ClusterAdmin(AdminFace, services.ClusterAdminServiceServicer):
     """The server itself."""
 
@@ -41,7 +49,7 @@ def all_services(app: Application) -> list[Any]:
     """Return every service of the contract."""
     servicers = (
         ClusterRuntime(app),
-        services.ArtifactCatalogServiceServicer(),
+        ArtifactCatalog(app),
         services.AssemblyViewServiceServicer(),
         services.WorkflowOrchestrationServiceServicer(),
         ClusterAdmin(app),

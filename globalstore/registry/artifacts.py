@@ -6,10 +6,10 @@ from functools import cached_property
 
 import attrs
 
-from globalstore.db import Transaction
+from globalstore.db import Snapshot, Transaction
 from globalstore.rules import multihash
 from globalstore.rules.artifact_ids import Scheme, digests_of, scheme_of
-from globalstore.rules.refusals import FailedPrecondition
+from globalstore.rules.refusals import FailedPrecondition, InvalidArgument
 
 # How a tensor index is written when nobody says otherwise.
 INDEX_ENCODING = "json"
@@ -106,6 +106,29 @@ def ensure_all(tx: Transaction, artifact_ids: list[str], now_us: int) -> None:
             " FROM (VALUES …)",
             [_of_id(artifact_id, now_us) for (artifact_id,) in missing],
         )
+
+
+def readiness(tx: Snapshot, artifact_id: str) -> tuple[int | None, str]:
+    """Return the key of an artifact's row, and what it lacks so that others may point at it.
+
+    The lack is blank for an artifact that is known and has its index stored, or needs none.
+    """
+    row = tx.one(
+        "SELECT artifact_key, index_multihash FROM artifacts WHERE artifact_id = :artifact_id",
+        {"artifact_id": artifact_id},
+    )
+    if row is None:
+        return None, "it is unknown"
+    artifact_key, index_multihash = row
+    if not index_multihash:
+        is_cgid = scheme_of(artifact_id) is Scheme.CGID
+        return artifact_key, "" if is_cgid else "it has no index"
+    try:
+        digest = multihash.decode("index_multihash", index_multihash)
+    except InvalidArgument:
+        return artifact_key, f"its index_multihash {index_multihash[:80]!r} cannot be read"
+    stored = tx.one("SELECT 1 FROM tensor_indexes WHERE index_digest = ?", (digest,))
+    return artifact_key, "" if stored else "its index is not stored"
 
 
 def _of_id(artifact_id: str, now_us: int) -> tuple[str, int, str, str, int]:

@@ -132,6 +132,13 @@ class TransportEnded:
 
 
 @attrs.frozen
+class KeyChanged:
+    """What a key points at, its hints or its lifetime changed."""
+
+    key: str
+
+
+@attrs.frozen
 class WorkerState:
     """A worker as the database has it. Sizes in bytes, times in microseconds since 1970."""
 

@@ -12,6 +12,9 @@ TEXT_BYTES_MAX = 1024
 # The largest integer a signed 64-bit column holds; wire fields of type uint64 reach twice as far.
 INTEGER_MAX = 2**63 - 1
 
+# The largest integer of a wire field of type uint32.
+UINT32_MAX = 2**32 - 1
+
 # The spellings of a UUID that are in use. Python's own parser takes more: underscores, hyphens in
 # any place, digits of other scripts.
 _UUID_DIGITS = r"[0-9a-f]{8}(-?)(?:[0-9a-f]{4}\%d){3}[0-9a-f]{12}"

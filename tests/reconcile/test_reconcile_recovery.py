@@ -17,7 +17,7 @@ from reconciling import (
     reconciler,
     shown,
 )
-from serving import Serving, configuration, pass_time, serving
+from serving import Serving, configuration, memory_info, pass_time, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rules.checksums import EMPTY, Entry, of_replicas
@@ -231,6 +231,27 @@ async def test_an_unchanged_snapshot_is_recognised_until_anything_changes() -> N
         answer = await daemon.send(entry("a"))
         assert answer.result_kind == APPLIED
         assert await store.counts("b") == [(0, 0)]
+
+
+async def test_a_refresh_that_says_nothing_new_is_no_change() -> None:
+    async with serving() as store:
+        daemon = await reconciler(store)
+        await store.replica(daemon.worker_id, "a")
+        await daemon.send(entry("a"))
+        live = store.server.workers.find(daemon.worker_id)
+        known = live.confirmed
+        assert known is not None
+        await store.replica(daemon.worker_id, "a")
+        assert live.replicas_revision == known[1]
+        for changed in (
+            {"max_concurrency": 9},
+            {"mem_info": memory_info(source_process_id="p")},
+            {"mem_info": memory_info(remote_memory_keys=["other"])},
+            {"mem_info": memory_info(remote_memory_keys=["other"], device_id=1)},
+        ):
+            before = live.replicas_revision
+            await store.replica(daemon.worker_id, "a", **changed)
+            assert live.replicas_revision > before
 
 
 async def test_a_wrong_daemon_or_generation_is_never_answered_from_what_is_recognised() -> None:
