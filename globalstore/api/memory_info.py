@@ -1,19 +1,34 @@
 """Replicas as ``MemoryInfo``, the message that requests and answers share."""
 
 import json
+from functools import lru_cache
 
 from globalstore.api.application import microseconds, timestamp
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.registry import replica_lists
 from globalstore.registry.inventories import Held, Key, Reported
 from globalstore.registry.replica_lists import Replica
-from globalstore.registry.replicas import MemoryTier, Place, transfer_columns
+from globalstore.registry.replicas import (
+    MemoryTier,
+    Place,
+    TransferColumns,
+    plain_columns,
+    transfer_columns,
+)
 from globalstore.rules import transfer
 from globalstore.rules.addresses import routable
 from globalstore.rules.artifact_ids import stored
 from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.transfer import ExportState, Transfer
-from globalstore.rules.values import identifier, port, required, storable, uuid_bytes, uuid_text
+from globalstore.rules.values import (
+    INTEGER_MAX,
+    identifier,
+    port,
+    required,
+    storable,
+    uuid_bytes,
+    uuid_text,
+)
 
 _TIERS = {
     common.MEMORY_TYPE_UNSPECIFIED: MemoryTier.DISK,
@@ -23,6 +38,8 @@ _TIERS = {
 }
 # Plain numbers: they are compared with those of rows, a hundred thousand at a time.
 _INVENTORY_TIERS = {number: int(tier) for number, tier in _TIERS.items()}
+_DISK = int(MemoryTier.DISK)
+_EXPORTABLE = int(ExportState.EXPORTABLE)
 _EXPORT_STATES = {
     ExportState.PRESENCE_ONLY: common.ReplicaTransportMetadata.EXPORT_STATE_PRESENCE_ONLY,
     ExportState.EXPORTABLE: common.ReplicaTransportMetadata.EXPORT_STATE_EXPORTABLE,
@@ -88,10 +105,15 @@ def reported_transfer(info: common.MemoryInfo) -> Transfer | None:
     )
 
 
+# Texts that most entries of an inventory share: a worker has a handful of each.
+_shared = lru_cache(1024)(identifier)
+
+
 def reported(entry: common.ReplicaInfo, node_id: str) -> Reported:
     """Return an inventory entry, checked; ``node_id`` is the worker's, used when blank.
 
-    Transfer metadata is never refused: what cannot be used is cleared.
+    Transfer metadata is never refused: what cannot be used is cleared. This runs a hundred thousand
+    times for a large inventory, so that no field is looked at twice.
     """
     ref, info = entry.ref, entry.memory_info
     port = info.node_port
@@ -107,30 +129,55 @@ def reported(entry: common.ReplicaInfo, node_id: str) -> Reported:
         if stats.HasField("registered_ts"):
             registered_us = microseconds(stats.registered_ts) or None
     memory_size = storable("memory_info.memory_size", info.memory_size)
-    said = _inventory_transfer(info, memory_size)
+    ordered = info.HasField("transport")
+    columns = _plain_transfer(info.transport, memory_size) if ordered else None
+    if columns is None:
+        said = _inventory_transfer(info, memory_size)
+        columns = None if said is None else transfer_columns(said)
     proposed = ref.replica_id.strip()
     return Reported(
         Key(
             stored("ref.artifact_id", ref.artifact_id),
             view_id,
-            identifier("memory_info.node_id", info.node_id) or node_id,
-            _INVENTORY_TIERS.get(info.memory_type, MemoryTier.DISK),
+            _shared("memory_info.node_id", info.node_id) or node_id,
+            _INVENTORY_TIERS.get(info.memory_type, _DISK),
             info.device_id,
         ),
         uuid_bytes("ref.replica_id", proposed) if proposed else None,
-        identifier("memory_info.node_address", info.node_address),
+        _shared("memory_info.node_address", info.node_address),
         port,
         memory_size,
         max_concurrency,
         available,
-        None if said is None else transfer_columns(said),
-        said is not None and said.generation is not None,
+        columns,
+        ordered,
         identifier("memory_info.tensor_index_key", info.tensor_index_key),
         info.is_memory_replica,
-        identifier("memory_info.source_process_id", info.source_process_id),
+        _shared("memory_info.source_process_id", info.source_process_id),
         expires_at_us(info),
         registered_us,
     )
+
+
+def _plain_transfer(
+    said: common.ReplicaTransportMetadata, memory_size: int
+) -> TransferColumns | None:
+    """Return the columns of what nearly all replicas are: exportable, by one plain key.
+
+    None for all else, which takes the long way.
+    """
+    keys, sizes, generation = said.remote_memory_keys, said.buffer_sizes, said.export_generation
+    if (
+        said.export_state != _EXPORTABLE
+        or len(keys) != 1
+        or len(sizes) != 1
+        or said.verification_json
+    ):
+        return None
+    size = sizes[0]
+    if (memory_size and size != memory_size) or not 0 < size <= INTEGER_MAX >= generation:
+        return None
+    return plain_columns(_EXPORTABLE, generation, keys[0], size)
 
 
 def _inventory_transfer(info: common.MemoryInfo, memory_size: int) -> Transfer | None:

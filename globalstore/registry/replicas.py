@@ -75,13 +75,24 @@ class TransferColumns(NamedTuple):
 def transfer_columns(transfer: Transfer) -> TransferColumns:
     """Return the columns that hold transfer metadata."""
     state, generation, keys, sizes, verification = transfer
-    if not keys and not verification:
-        text = ""
-    elif len(keys) == len(sizes) == 1 and not verification and _PLAIN(keys[0]):
-        text = f'[["{keys[0]}"],[{sizes[0]}],""]'  # what nearly all look like, without the detour
-    else:
+    if len(keys) == len(sizes) == 1 and not verification:
+        plain = plain_columns(int(state), generation or 0, keys[0], sizes[0])
+        if plain is not None:
+            return plain
+    text = ""
+    if keys or verification:
         text = json.dumps([keys, sizes, verification], ensure_ascii=False, separators=(",", ":"))
     return TransferColumns(int(state), generation or 0, sum(sizes), text)
+
+
+def plain_columns(state: int, generation: int, key: str, size: int) -> TransferColumns | None:
+    """Return the columns for one key without verification, which nearly all replicas have.
+
+    None when the key needs JSON's escapes.
+    """
+    if not _PLAIN(key):
+        return None
+    return TransferColumns(state, generation, size, f'[["{key}"],[{size}],""]')
 
 
 # Keys that JSON writes as they are.
