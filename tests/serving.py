@@ -44,6 +44,7 @@ class Serving:
     info: ServerInfo
     runtime: Any
     admin: Any
+    catalog: Any
     wall_us: int = 0
 
     async def register(self, daemon: str = "d1", **fields: Any) -> Any:
@@ -166,6 +167,7 @@ async def serving(
                 info,
                 services.ClusterRuntimeServiceStub(channel),
                 services.ClusterAdminServiceStub(channel),
+                services.ArtifactCatalogServiceStub(channel),
             )
         server.stop()
 

@@ -13,7 +13,7 @@ from globalstore.db import Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import replica_lists, replicas
-from globalstore.registry.artifacts import INDEX_ENCODING, INDEX_SCHEMA, Description, TensorIndex
+from globalstore.registry.artifacts import INDEX_SCHEMA, Description, TensorIndex
 from globalstore.registry.replica_lists import Filters
 from globalstore.registry.replicas import Registration
 from globalstore.rpc import Call
@@ -153,7 +153,7 @@ def _registration(artifact_id: str, message: wire.RegisterReplicaRequest) -> Reg
     worker_id = required("worker_id", message.worker_id)
     index = None
     if message.tensor_index_data:
-        encoding = identifier("encoding", message.encoding) or INDEX_ENCODING
+        encoding = identifier("encoding", message.encoding)
         index = TensorIndex(message.tensor_index_data, encoding)
     return Registration(
         artifact_id=artifact_id,

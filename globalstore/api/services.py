@@ -7,6 +7,7 @@ from typing import Any
 
 from globalstore.api.admin import AdminFace
 from globalstore.api.application import Application
+from globalstore.api.artifacts import ArtifactsFace
 from globalstore.api.instances import InstancesFace
 from globalstore.api.keys import KeysFace
 from globalstore.api.reconcile import ReconcileFace
@@ -31,7 +32,7 @@ class ClusterRuntime(
         self.app = app
 
 
-class ArtifactCatalog(KeysFace, services.ArtifactCatalogServiceServicer):
+class ArtifactCatalog(ArtifactsFace, KeysFace, services.ArtifactCatalogServiceServicer):
     """What artifacts are, and the names that point at them."""
 
     def __init__(self, app: Application) -> None:

@@ -9,7 +9,7 @@ import attrs
 from globalstore.db import Snapshot, Transaction
 from globalstore.rules import multihash
 from globalstore.rules.artifact_ids import Scheme, digests_of, scheme_of
-from globalstore.rules.refusals import FailedPrecondition, InvalidArgument
+from globalstore.rules.refusals import FailedPrecondition
 
 # How a tensor index is written when nobody says otherwise.
 INDEX_ENCODING = "json"
@@ -33,11 +33,11 @@ class Description:
 
 @attrs.frozen
 class TensorIndex:
-    """The bytes of a tensor index and how they are written."""
+    """The bytes of a tensor index and how they are written; blank for the usual way."""
 
     data: bytes
-    encoding: str = INDEX_ENCODING
-    schema_version: str = INDEX_SCHEMA
+    encoding: str = ""
+    schema_version: str = ""
 
     @cached_property
     def digest(self) -> bytes:
@@ -123,12 +123,39 @@ def readiness(tx: Snapshot, artifact_id: str) -> tuple[int | None, str]:
     if not index_multihash:
         is_cgid = scheme_of(artifact_id) is Scheme.CGID
         return artifact_key, "" if is_cgid else "it has no index"
-    try:
-        digest = multihash.decode("index_multihash", index_multihash)
-    except InvalidArgument:
+    digest = multihash.digest_of(index_multihash)
+    if digest is None:
         return artifact_key, f"its index_multihash {index_multihash[:80]!r} cannot be read"
     stored = tx.one("SELECT 1 FROM tensor_indexes WHERE index_digest = ?", (digest,))
     return artifact_key, "" if stored else "its index is not stored"
+
+
+def index_of_key(tx: Snapshot, digest: bytes) -> TensorIndex | None:
+    """Return the index with a SHA-256, as it is stored; None when there is none."""
+    row = tx.one(
+        "SELECT index_data, encoding, schema_version FROM tensor_indexes WHERE index_digest = ?",
+        (digest,),
+    )
+    return None if row is None else TensorIndex(*row)
+
+
+def index_of_artifact(tx: Snapshot, artifact_id: str) -> TensorIndex | None:
+    """Return the index of an artifact, with what the artifact's row says of it.
+
+    None when the artifact is unknown, has no index, or its index is not stored.
+    """
+    row = tx.one(
+        "SELECT index_multihash, encoding, schema_version FROM artifacts"
+        " WHERE artifact_id = :artifact_id",
+        {"artifact_id": artifact_id},
+    )
+    digest = None if row is None else multihash.digest_of(row[0])
+    if row is None or digest is None:
+        return None
+    stored = index_of_key(tx, digest)
+    if stored is None:
+        return None
+    return TensorIndex(stored.data, row[1] or INDEX_ENCODING, row[2] or INDEX_SCHEMA)
 
 
 def _of_id(artifact_id: str, now_us: int) -> tuple[str, int, str, str, int]:
@@ -177,8 +204,8 @@ def _store_index(tx: Transaction, index: TensorIndex, now_us: int) -> None:
         {
             "digest": index.digest,
             "data": index.data,
-            "encoding": index.encoding,
-            "schema_version": index.schema_version,
+            "encoding": index.encoding or INDEX_ENCODING,
+            "schema_version": index.schema_version or INDEX_SCHEMA,
             "now": now_us,
         },
     )

@@ -80,6 +80,17 @@ def parse_mi2(field: str, artifact_id: str) -> tuple[str, str]:
     return parts[1], parts[2]
 
 
+def described(field: str, value: str) -> str:
+    """Return an artifact id that may be stored and keeps the grammar of its scheme."""
+    artifact_id = stored(field, value)
+    scheme = scheme_of(artifact_id)
+    if scheme is Scheme.CGID:
+        check_cgid(field, artifact_id)
+    elif scheme is Scheme.MI2:
+        parse_mi2(field, artifact_id)
+    return artifact_id
+
+
 def digests_of(artifact_id: str) -> tuple[str, str] | None:
     """Return the index and data multihashes of a well-formed mi2 id; None of every other id."""
     match = _MI2.fullmatch(artifact_id)

@@ -28,8 +28,8 @@ def of(data: bytes) -> str:
     return encode(hashlib.sha256(data).digest())
 
 
-def decode(field: str, text: str) -> bytes:
-    """Return the 32 digest bytes of a multihash in its canonical spelling."""
+def digest_of(text: str) -> bytes | None:
+    """Return the 32 digest bytes of a multihash; None for every other text or spelling."""
     if len(text) == _LENGTH and text.startswith("b"):
         try:
             raw = base64.b32decode(text[1:].upper() + "=")
@@ -37,6 +37,15 @@ def decode(field: str, text: str) -> bytes:
             raw = b""
         if raw[:2] == _PREFIX and encode(raw[2:]) == text:
             return raw[2:]
-    raise InvalidArgument(
-        f"{field} is not a sha2-256 multihash in lower-case base32 ({_LENGTH} characters, bciq…)"
-    )
+    return None
+
+
+def decode(field: str, text: str) -> bytes:
+    """Return the 32 digest bytes of a multihash in its canonical spelling."""
+    digest = digest_of(text)
+    if digest is None:
+        raise InvalidArgument(
+            f"{field} is not a sha2-256 multihash in lower-case base32"
+            f" ({_LENGTH} characters, bciq…)"
+        )
+    return digest

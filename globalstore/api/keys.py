@@ -1,0 +1,140 @@
+"""UpsertKeyMapping, SwapKeyMapping, ResolveKeyMapping, RevokeKeyMapping."""
+
+import math
+from typing import cast
+
+from google.protobuf.duration_pb2 import Duration
+
+from globalstore.api.application import Application, Encoded
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry import keys as registry
+from globalstore.registry.keys import KeyMapping, Kind
+from globalstore.rpc import Call
+from globalstore.rules.artifact_ids import stored
+from globalstore.rules.refusals import InvalidArgument
+from globalstore.rules.values import UINT32_MAX, identifier, required
+from globalstore.scheduling.keys import Known
+
+# How long an answer may be kept of a key that nothing changes, in seconds.
+_IMMUTABLE_CACHE_S = 30
+
+# The range of a Duration, in seconds: ten thousand years.
+_DURATION_S_MAX = 315_576_000_000
+_NANOS = 1_000_000_000
+
+_NOT_FOUND = Encoded(wire.ResolveKeyMappingResponse(status=wire.STATUS_NOT_FOUND))
+
+
+class KeysFace:
+    """The calls by which names are pointed at artifacts, and followed."""
+
+    app: Application
+
+    async def UpsertKeyMapping(  # noqa: N802
+        self, input_message: wire.UpsertKeyMappingRequest, request: Call
+    ) -> wire.UpsertKeyMappingResponse:
+        """Point a new key at an artifact, or refresh one that points there already."""
+        asked = registry.Upsert(
+            key=required("key", input_message.key),
+            artifact_id=stored("artifact_id", input_message.artifact_id),
+            replica_uuid=identifier("replica_uuid", input_message.replica_uuid),
+            daemon_address=identifier("daemon_address", input_message.daemon_address),
+            ttl_s=_seconds("ttl", input_message.ttl) if input_message.HasField("ttl") else None,
+        )
+        other = await self.app.write(request, registry.upsert, asked, self.app.wall_us())
+        if other is None:
+            return wire.UpsertKeyMappingResponse(status=wire.STATUS_OK)
+        return wire.UpsertKeyMappingResponse(
+            status=wire.STATUS_ERROR,
+            conflict_reason=f"key {asked.key} points at {other}; swap it to change that",
+        )
+
+    async def SwapKeyMapping(  # noqa: N802
+        self, input_message: wire.SwapKeyMappingRequest, request: Call
+    ) -> wire.SwapKeyMappingResponse:
+        """Point a key at another artifact, if it still points where the caller thinks."""
+        asked = registry.Swap(
+            key=required("key", input_message.key),
+            artifact_id=stored("new_artifact_id", input_message.new_artifact_id),
+            expected_artifact_id=identifier(
+                "expected_artifact_id", input_message.expected_artifact_id
+            ),
+            expected_generation=(
+                input_message.expected_generation
+                if input_message.HasField("expected_generation")
+                else None
+            ),
+            operation_id=identifier("operation_id", input_message.operation_id),
+        )
+        swapped = await self.app.write(request, registry.swap, asked, self.app.wall_us())
+        return wire.SwapKeyMappingResponse(
+            status=wire.STATUS_OK if swapped.won else wire.STATUS_ERROR,
+            artifact_id=swapped.artifact_id,
+            generation=swapped.generation,
+        )
+
+    async def ResolveKeyMapping(  # noqa: N802
+        self, input_message: wire.ResolveKeyMappingRequest, request: Call
+    ) -> wire.ResolveKeyMappingResponse:
+        """Tell what a key points at; nearly always from memory."""
+        key = required("key", input_message.key)
+        keys = self.app.keys
+        known = keys.known(key)
+        if known is None:
+            self.app.slots.release(request)
+            known = await keys.look_up(key)
+        return cast(wire.ResolveKeyMappingResponse, self._answer(known))
+
+    async def RevokeKeyMapping(  # noqa: N802
+        self, input_message: wire.RevokeKeyMappingRequest, request: Call
+    ) -> wire.RevokeKeyMappingResponse:
+        """Let a key point at nothing."""
+        key = required("key", input_message.key)
+        found = await self.app.write(request, registry.revoke, key, self.app.wall_us())
+        return wire.RevokeKeyMappingResponse(
+            status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND
+        )
+
+    def _answer(self, known: Known) -> Encoded:
+        mapping = known.mapping
+        # A key that points at the version set of a group has no artifact to tell.
+        if mapping is None or not mapping.artifact_id:
+            return _NOT_FOUND
+        if mapping.expires_at_us is None:
+            if known.answer is None:
+                known.answer = self._encoded(mapping, 0)
+            return cast(Encoded, known.answer)
+        now_us = self.app.wall_us()
+        return _NOT_FOUND if mapping.expired(now_us) else self._encoded(mapping, now_us)
+
+    def _encoded(self, mapping: KeyMapping, now_us: int) -> Encoded:
+        return Encoded(
+            wire.ResolveKeyMappingResponse(
+                status=wire.STATUS_OK,
+                artifact_id=mapping.artifact_id,
+                replica_uuid=mapping.replica_uuid,
+                daemon_address=mapping.daemon_address,
+                generation=mapping.generation,
+                cache_ttl_seconds=min(self._cache_s(mapping, now_us), UINT32_MAX),
+            )
+        )
+
+    def _cache_s(self, mapping: KeyMapping, now_us: int) -> int:
+        if mapping.kind is Kind.ALIAS:
+            return self.app.config.worker_policy.key_mapping.alias_cache_ttl_seconds
+        if mapping.expires_at_us is not None:
+            return math.ceil((mapping.expires_at_us - now_us) / 1_000_000)
+        return _IMMUTABLE_CACHE_S if mapping.ttl_s is None else mapping.ttl_s
+
+
+def _seconds(field: str, duration: Duration) -> int:
+    """Return a duration in whole seconds, rounded up."""
+    seconds, nanos = duration.seconds, duration.nanos
+    if seconds < 0 or nanos < 0:
+        raise InvalidArgument(f"{field} is negative, expected 0 or more")
+    if seconds > _DURATION_S_MAX or nanos >= _NANOS:
+        raise InvalidArgument(
+            f"{field} is {seconds} s and {nanos} ns, expected at most {_DURATION_S_MAX} s and"
+            f" {_NANOS - 1} ns"
+        )
+    return seconds + (nanos > 0)
