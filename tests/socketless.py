@@ -28,9 +28,11 @@ from globalstore.rpc.headers import RequestHead
 from globalstore.server import Server
 from globalstore.vitals import Vitals
 
-_SERVICE = wire.DESCRIPTOR.services_by_name["ClusterRuntimeService"]
-_ANSWERS = {m.name: GetMessageClass(m.output_type) for m in _SERVICE.methods}
-_ANSWERED_BY = {m.input_type.full_name: m.name for m in _SERVICE.methods}
+_METHODS = [
+    method for service in wire.DESCRIPTOR.services_by_name.values() for method in service.methods
+]
+_ANSWERS = {m.name: GetMessageClass(m.output_type) for m in _METHODS}
+_ANSWERED_BY = {m.input_type.full_name: m for m in _METHODS}
 
 # Mock clocks begin anywhere; the wall clock of a simulation begins here.
 EPOCH_US = 1_700_000_000_000_000
@@ -156,15 +158,15 @@ class Host:
         await server.ended.wait()
 
     async def call(self, message: Any) -> Any:
-        """Make a call of the runtime service; which one, the type of the message tells.
+        """Make a call; which one, the type of the message tells.
 
         Raises CallFailed. When cancelled, so is the call, as if its client had gone away.
         """
-        name = _ANSWERED_BY[message.DESCRIPTOR.full_name]
+        method = _ANSWERED_BY[message.DESCRIPTOR.full_name]
         server = self.server
         if server is None or server.channel.draining.is_set():
             raise CallFailed(StatusCode.UNAVAILABLE, "no server")
-        path = f"/{_SERVICE.full_name}/{name}"
+        path = f"/{method.containing_service.full_name}/{method.name}"
         route = server.routes[path]
         call = Call(server.channel, 1, RequestHead(path), route.method, trio.current_time())
         call.deliver(message.SerializeToString(), False)
@@ -180,7 +182,7 @@ class Host:
             server.calls.discard(call)
         if call.reply is None:
             raise CallFailed(StatusCode.UNAVAILABLE, "no answer")
-        return _ANSWERS[name].FromString(call.reply)
+        return _ANSWERS[method.name].FromString(call.reply)
 
     async def rows(self, sql: str, *values: object) -> list[Any]:
         """Look into the database."""

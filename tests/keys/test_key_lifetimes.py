@@ -2,7 +2,20 @@
 
 from pathlib import Path
 
-from keying import ERROR, NOT_FOUND, OK, Wall, history, ready, resolve, revoke, swap, swapped, target, upsert
+from keying import (
+    ERROR,
+    NOT_FOUND,
+    OK,
+    Wall,
+    history,
+    ready,
+    resolve,
+    revoke,
+    swap,
+    swapped,
+    target,
+    upsert,
+)
 from serving import Serving, configuration, serving
 
 DAY_S = 86400
