@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from globalstore.api.application import Application
@@ -12,6 +13,7 @@ from globalstore.config import GlobalStoreConfig
 from globalstore.db import Observers, Runner, Store, StoreOptions
 from globalstore.http import HealthState
 from globalstore.registry import instances, workers
+from globalstore.registry.events import LeaseKind
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import HealthService
 from globalstore.scheduling.instances import Instances
@@ -26,6 +28,8 @@ from globalstore.telemetry.capabilities import (
 )
 from globalstore.telemetry.metrics import Metrics
 from globalstore.timers.instances import InstanceReaper
+from globalstore.timers.lease_clock import LeaseClock
+from globalstore.timers.leases import LeaseExpiry, settle_shard_leases
 from globalstore.timers.maintenance import Maintenance, Schedule
 from globalstore.timers.pulse import Pulse
 from globalstore.timers.transports import TransportExpiry
@@ -107,7 +111,14 @@ class Parts:
         self.expiry = TransportExpiry(self.store, self.pulse, policy.effective_transport_ttl, wall)
         self.pulse.tell(self.expiry.postpone)
         self.keys = KeyCache(self.store)
-        self._commits.attach(self.queues, self.expiry, self.keys)
+        self.lease_clock = LeaseClock(wall)
+        self.leases = LeaseExpiry(self.lease_clock, self.pulse)
+        self.leases.add(
+            LeaseKind.SHARD_HOME,
+            partial(settle_shard_leases, self.store, self.lease_clock),
+            patient=False,
+        )
+        self._commits.attach(self.queues, self.expiry, self.keys, self.leases)
         reducer = policy.control_reducer
         self.lanes = Lanes(reducer.shard_count, reducer.queue_capacity, self.metrics.lanes)
         self.slots = Slots(config.server.max_workers)
@@ -122,6 +133,7 @@ class Parts:
             self.slots,
             self.metrics,
             wall,
+            self.lease_clock,
         )
         token_file = config.server.auth.token_file
         self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None

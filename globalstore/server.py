@@ -6,8 +6,9 @@ drain delay → calls in flight → heartbeats written → database closed.
 
 import gc
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 
 import trio
 
@@ -20,7 +21,15 @@ from globalstore.config import AddressSource, GlobalStoreConfig, advertised_addr
 from globalstore.db import DatabaseError, Lane, Runner
 from globalstore.http import HttpApp, serve_http
 from globalstore.parts import Parts, wall_us
-from globalstore.registry import instances, recovery, replica_lists, transports, workers
+from globalstore.registry import (
+    instances,
+    recovery,
+    replica_lists,
+    shard_leases,
+    transports,
+    workers,
+)
+from globalstore.registry.events import LeaseKind
 from globalstore.rpc import Listener, ServingStatus
 from globalstore.rpc.sockets import listening_sockets
 from globalstore.telemetry import get_logger
@@ -155,6 +164,7 @@ class Server(Parts):
             await self.store.read(replica_lists.totals_by_artifact, ARTIFACTS_MAX),
         )
         self.metrics.active_transports.set(len(self.expiry))
+        await self._recover_leases()
         seconds = trio.current_time() - began
         self.metrics.recovery_seconds.set(seconds)
         self.metrics.recovery_rows.labels("workers").set(len(self.workers))
@@ -167,6 +177,16 @@ class Server(Parts):
             transports_in_progress=len(self.expiry),
             counters_corrected=self.cluster.counters_corrected,
             seconds=round(seconds, 3),
+        )
+
+    async def _recover_leases(self) -> None:
+        """Go on with every lease where an earlier server stopped."""
+        await self.lease_clock.restore(self.store)
+        self.leases.restore(
+            LeaseKind.SHARD_HOME,
+            await self.store.write(
+                shard_leases.restore, self.lease_clock.now_us(), lane=Lane.CONTROL
+            ),
         )
 
     def _server_info(self, listener: Listener, metrics_port: int) -> ServerInfo:
@@ -189,13 +209,15 @@ class Server(Parts):
         )
 
     def _start_background(self, nursery: trio.Nursery) -> None:
-        tasks = {
+        tasks: dict[str, Callable[[], Awaitable[None]]] = {
             "pulse": self.pulse.run,
             "heartbeat reaper": self.reaper.run,
             "heartbeat writer": self.heartbeats.run,
             "instance reaper": self.instance_reaper.run,
             "instance heartbeat writer": self.instance_heartbeats.run,
             "transport expiry": self.expiry.run,
+            "lease expiry": self.leases.run,
+            "lease clock": partial(self.lease_clock.watch, self.store),
             "maintenance": self.maintenance.run,
         }
         if self._certificates is not None:

@@ -22,6 +22,7 @@ from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.workers import LiveWorker, Workers
 from globalstore.telemetry.metrics import Metrics
+from globalstore.timers.lease_clock import LeaseClock
 
 R = TypeVar("R")
 Arguments = TypeVarTuple("Arguments")
@@ -59,6 +60,7 @@ class Application:
     slots: Slots
     metrics: Metrics
     wall_us: Callable[[], int]
+    lease_clock: LeaseClock
     info: ServerInfo | None = None
 
     @property

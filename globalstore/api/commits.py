@@ -9,6 +9,7 @@ from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry.metrics import Metrics
+from globalstore.timers.leases import LeaseExpiry
 from globalstore.timers.transports import TransportExpiry
 
 
@@ -21,18 +22,27 @@ class Commits:
         self._metrics = metrics
         self._queues: SourceQueues | None = None
         self._expiry: TransportExpiry | None = None
+        self._leases: LeaseExpiry | None = None
         self._keys: KeyCache | None = None
 
-    def attach(self, queues: SourceQueues, expiry: TransportExpiry, keys: KeyCache) -> None:
+    def attach(
+        self,
+        queues: SourceQueues,
+        expiry: TransportExpiry,
+        keys: KeyCache,
+        leases: LeaseExpiry,
+    ) -> None:
         """Name the followers that themselves need the store."""
         self._queues = queues
         self._expiry = expiry
+        self._leases = leases
         self._keys = keys
 
     def follow(self, committed: Sequence[object]) -> None:
         """Take in the events of one commit, in their order."""
         assert self._queues is not None
         assert self._expiry is not None
+        assert self._leases is not None
         assert self._keys is not None
         for event in committed:
             match event:
@@ -78,5 +88,11 @@ class Commits:
                     self._instances.ended(instance_key)
                 case events.KeyChanged(key):
                     self._keys.changed(key)
+                case events.LeaseGranted(kind, key, expires_at_us):
+                    self._leases.granted(kind, key, expires_at_us)
+                case events.LeaseEnded(kind, key):
+                    self._leases.ended(kind, key)
+                case events.LeasesSettled():
+                    self._leases.settled(event)
                 case _:
                     raise TypeError(f"nobody follows {event!r}")

@@ -12,6 +12,7 @@ from globalstore.api.instances import InstancesFace
 from globalstore.api.keys import KeysFace
 from globalstore.api.reconcile import ReconcileFace
 from globalstore.api.replicas import ReplicasFace
+from globalstore.api.shard_leases import ShardLeasesFace
 from globalstore.api.transports import TransportsFace
 from globalstore.api.workers import WorkersFace
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
@@ -24,6 +25,7 @@ class ClusterRuntime(
     ReconcileFace,
     ReplicasFace,
     TransportsFace,
+    ShardLeasesFace,
     services.ClusterRuntimeServiceServicer,
 ):
     """Workers, instances, what workers hold, and transports."""

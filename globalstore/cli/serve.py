@@ -45,7 +45,6 @@ _LATER = (
     "worker_policy.control_reducer.coalesce_window",
     "worker_policy.group_realization.",
     "worker_policy.key_mapping.",
-    "worker_policy.max_lease_ttl",
     "worker_policy.memory_tiers.",
     "worker_policy.pending_lease_ttl",
     "worker_policy.tier_lease_retention",

@@ -4,6 +4,7 @@ The store hands these over on the event loop, in commit order, before it answers
 the operation: what is kept in memory never trails behind an answer.
 """
 
+import enum
 from typing import NamedTuple
 
 import attrs
@@ -136,6 +137,39 @@ class KeyChanged:
     """What a key points at, its hints or its lifetime changed."""
 
     key: str
+
+
+class LeaseKind(enum.Enum):
+    """What ends at a deadline of its own; each kind has integer keys."""
+
+    SHARD_HOME = "shard_home"
+    MEMORY_TIER = "memory_tier"
+
+
+@attrs.frozen
+class LeaseGranted:
+    """A lease is to end at a time of the lease clock (µs), earlier than it was if it was known."""
+
+    kind: LeaseKind
+    key: int
+    expires_at_us: int
+
+
+@attrs.frozen
+class LeaseEnded:
+    """A lease has ended, or does not end by time any more."""
+
+    kind: LeaseKind
+    key: int
+
+
+@attrs.frozen
+class LeasesSettled:
+    """What became of leases at their deadlines: ended, or extended meanwhile, as (key, until)."""
+
+    kind: LeaseKind
+    ended: list[int]
+    later: list[tuple[int, int]]
 
 
 @attrs.frozen

@@ -3,7 +3,7 @@
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry import transports, worker_ids
+from globalstore.registry import shard_leases, transports, worker_ids
 from globalstore.registry.events import (
     WorkerEnded,
     WorkerRegistered,
@@ -220,16 +220,19 @@ def _adopt(tx: Transaction, worker_key: int, previous_worker_id: str) -> None:
 def unregister(tx: Transaction, worker_id: str, graceful: bool, now_us: int) -> bool:
     """End a worker on its own order; False when the id is unknown. Again is no error.
 
-    After a graceful end its transports run on to their own completion or expiry.
+    After a graceful end its transports run on to their own completion or expiry, and the leases of
+    its daemon are free.
     """
     row = tx.one(
-        "SELECT worker_key FROM workers JOIN worker_ids USING (worker_key)"
+        "SELECT worker_key, daemon_id FROM workers JOIN worker_ids USING (worker_key)"
         " WHERE worker_id = :worker_id",
         {"worker_id": worker_id},
     )
     if row is None:
         return False
     _end(tx, row[0], worker_id, now_us, lost=not graceful)
+    if graceful:
+        shard_leases.release_all(tx, row[1])
     return True
 
 
