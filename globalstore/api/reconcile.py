@@ -11,13 +11,13 @@ from globalstore.api.application import Application
 from globalstore.api.inventories import (
     ENTRIES_PER_TURN,
     Inventory,
-    checked,
     in_chunks,
+    inventory_of,
     list_changes,
 )
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import inventories, inventory_writes, reconcile
-from globalstore.registry.inventories import Differences, Held
+from globalstore.registry.inventories import Differences, Held, Reported
 from globalstore.registry.inventory_writes import Changes, Claim, Slice
 from globalstore.registry.reconcile import Accepted
 from globalstore.rpc import Call
@@ -85,7 +85,9 @@ class ReconcileFace:
         worker_id = message.worker_id.strip()
         add_call_fields(worker_id=worker_id)
         worker = self._active(worker_id)
-        inventory = await checked(message, worker.state.node_id)
+        inventory = await inventory_of(message, worker.state.node_id)
+        if worker.confirmed is None or worker.confirmed[0] != inventory.fingerprint:
+            await inventory.entries()  # whatever is wrong with it comes before all else
         try:
             async with self.app.lanes.turn(worker.state.daemon_id, "reconcile"):
                 for _ in range(_DECISIONS_MAX):
@@ -260,12 +262,13 @@ class ReconcileFace:
                 call, reconcile.accept, claim, None, False, inventory.complete
             )
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP) if moved else None
-        small = len(inventory.entries) <= reconcile.WHOLE_MAX and await self.app.read(
+        entries = await inventory.entries()
+        small = len(entries) <= reconcile.WHOLE_MAX and await self.app.read(
             reconcile.is_small, worker.key
         )
         listed = wire.ReconcileWorkerStateResponse()
         carry_out = self._whole if small else self._in_slices
-        accepted = await carry_out(worker, claim, inventory, listed, call)
+        accepted = await carry_out(worker, claim, entries, listed, call)
         if accepted is None:
             return None
         self._note(worker, message, inventory, accepted)
@@ -287,7 +290,7 @@ class ReconcileFace:
         self,
         live: LiveWorker,
         claim: Claim,
-        inventory: Inventory,
+        entries: list[Reported],
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
     ) -> Accepted | None:
@@ -296,7 +299,7 @@ class ReconcileFace:
             call,
             reconcile.whole,
             claim,
-            inventory.entries,
+            entries,
             self.app.workers.fresh(),
             self.app.wall_us(),
         )
@@ -310,7 +313,7 @@ class ReconcileFace:
         self,
         live: LiveWorker,
         claim: Claim,
-        inventory: Inventory,
+        entries: list[Reported],
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
     ) -> Accepted | None:
@@ -326,8 +329,8 @@ class ReconcileFace:
             return None
         revision = live.replicas_revision
         differences = Differences(worker)
-        for start in range(0, len(inventory.entries), ENTRIES_PER_TURN):
-            differences.expect(inventory.entries[start : start + ENTRIES_PER_TURN])
+        for chunk in in_chunks(entries, ENTRIES_PER_TURN):
+            differences.expect(chunk)
             await trio.lowlevel.checkpoint()
         async for piece in self._rows(claim.worker_key):
             differences.compare(piece)

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from globalstore.db.errors import Closed, mapped
@@ -101,15 +102,16 @@ class Transaction(Snapshot):
         except sqlite3.Error as error:
             raise self._failure(error) from error
 
-    def run_rows(self, sql: str, rows: Sequence[Sequence[Any]]) -> int:
+    def run_rows(self, sql: str, rows: Sequence[Sequence[Any]], same: Sequence[Any] = ()) -> int:
         """Run one statement over all rows at once; returns the number of rows changed.
 
-        ``sql`` has ``(VALUES …)`` where the rows go; their columns are column1, column2, … For
-        hundreds of rows: unlike ``many`` it does not hand the interpreter lock back and forth with
-        each row, for which it would wait half a millisecond whenever the event loop is busy.
+        ``sql`` has ``(VALUES …)`` where the rows go; their columns are column1, column2, …
+        ``same`` are the values of the question marks before that, one for all rows. For hundreds
+        of rows: unlike ``many`` it does not hand the interpreter lock back and forth with each
+        row, for which it would wait half a millisecond whenever the event loop is busy.
         """
         marks = _marks(len(rows[0]), len(rows))
-        parameters = [value for row in rows for value in row]
+        parameters = [*same, *chain.from_iterable(rows)]
         return self.run(sql.replace("(VALUES …)", marks), parameters)
 
     def emit(self, event: Any) -> None:

@@ -91,21 +91,37 @@ def ensure(
     return artifact_key
 
 
-def ensure_all(tx: Transaction, artifact_ids: list[str], now_us: int) -> None:
-    """Make the rows that some of these artifacts lack, from their ids alone."""
-    missing = tx.all(
-        "SELECT value FROM json_each(:ids) WHERE NOT EXISTS"
-        " (SELECT 1 FROM artifacts WHERE artifact_id = value)",
+def ensure_all(
+    tx: Transaction, artifact_ids: list[str], now_us: int
+) -> tuple[dict[str, int], set[str]]:
+    """Return the keys of artifacts, and which of them had no row and got one, from their ids."""
+    row = tx.one(
+        "SELECT json_group_object(artifact_id, artifact_key) FROM artifacts"
+        " WHERE artifact_id IN (SELECT value FROM json_each(:ids))",
         {"ids": json.dumps(artifact_ids, ensure_ascii=False)},
     )
+    last = tx.one("SELECT coalesce(max(artifact_key), 0) FROM artifacts")
+    assert row is not None
+    assert last is not None
+    keys: dict[str, int] = json.loads(row[0])
+    missing = [artifact_id for artifact_id in artifact_ids if artifact_id not in keys]
     if missing:
+        made = dict(zip(missing, range(last[0] + 1, last[0] + 1 + len(missing)), strict=True))
         tx.run_rows(
-            "INSERT INTO artifacts (artifact_id, id_kind, index_multihash, data_multihash,"
-            " schema_version, encoding, total_size, created_at, updated_at)"
-            " SELECT column1, column2, column3, column4, '', '', 0, column5, column5"
+            "INSERT INTO artifacts (created_at, updated_at, artifact_key, artifact_id, id_kind,"
+            " index_multihash, data_multihash, schema_version, encoding, total_size)"
+            " SELECT ?, ?, column1, column2, column3, column4, column5, '', '', 0"
             " FROM (VALUES …)",
-            [_of_id(artifact_id, now_us) for (artifact_id,) in missing],
+            [(key, *_of_id(artifact_id)) for artifact_id, key in made.items()],
+            (now_us, now_us),
         )
+        keys |= made
+    return keys, set(missing)
+
+
+def _of_id(artifact_id: str) -> tuple[str, int, str, str]:
+    id_kind = _KINDS.get(scheme_of(artifact_id), 0)
+    return artifact_id, id_kind, *(digests_of(artifact_id) or ("", ""))
 
 
 def readiness(tx: Snapshot, artifact_id: str) -> tuple[int | None, str]:
@@ -156,11 +172,6 @@ def index_of_artifact(tx: Snapshot, artifact_id: str) -> TensorIndex | None:
     if stored is None:
         return None
     return TensorIndex(stored.data, row[1] or INDEX_ENCODING, row[2] or INDEX_SCHEMA)
-
-
-def _of_id(artifact_id: str, now_us: int) -> tuple[str, int, str, str, int]:
-    id_kind = _KINDS.get(scheme_of(artifact_id), 0)
-    return artifact_id, id_kind, *(digests_of(artifact_id) or ("", "")), now_us
 
 
 def _complete(artifact_id: str, said: Description, index: TensorIndex | None) -> Description:

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import attrs
 
@@ -21,6 +21,7 @@ from globalstore.registry.inventories import (
     Held,
     Removal,
     Reported,
+    Seen,
     Update,
     new_row,
 )
@@ -86,6 +87,12 @@ class Slice:
     fresh: frozenset[int]
     now_us: int
 
+    @property
+    def same(self) -> tuple[int, ...]:
+        """The values that all rows of ``_INSERT`` share."""
+        claim, now_us = self.claim, self.now_us
+        return claim.worker_key, claim.generation, self.confirmation, now_us, now_us
+
     def holds(self, tx: Snapshot) -> bool:
         """Tell whether the worker is still where it was when the rows were compared."""
         return standing(tx, self.claim) == self.worker
@@ -130,33 +137,51 @@ def _cut(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 _INSERT = """
-INSERT INTO replicas (replica_id, artifact_key, view_id, endpoint_key, memory_tier, device_id,
-    worker_key, worker_generation, confirmation, is_available, memory_size, max_concurrency,
-    export_state, export_generation, transfer_size, transfer_json, tensor_index_key,
-    is_memory_replica, source_process_id, expires_at, created_at, updated_at)
-SELECT column1, (SELECT artifact_key FROM artifacts WHERE artifact_id = column2), column3,
-    (SELECT endpoint_key FROM endpoints WHERE node_id = column4 AND node_address = column5
-     AND node_port = column6), column7, column8, column9, column10, column11, column12, column13,
-    column14, column15, column16, column17, column18, column19, column20, column21, column22,
-    column23, column23
-FROM (VALUES …) WHERE true
+INSERT INTO replicas (worker_key, worker_generation, confirmation, created_at, updated_at,
+    replica_id, artifact_key, view_id, endpoint_key, memory_tier, device_id, is_available,
+    memory_size, max_concurrency, export_state, export_generation, transfer_size, transfer_json,
+    tensor_index_key, is_memory_replica, source_process_id, expires_at)
+SELECT ?, ?, ?, ?, ?, * FROM (VALUES …) WHERE true
 ON CONFLICT DO NOTHING
 """
 
 _TAKE_OVER = """
-UPDATE replicas SET worker_key = ?9, worker_generation = ?10, confirmation = ?11,
-    is_available = ?12, memory_size = ?13, max_concurrency = ?14, export_state = ?15,
-    export_generation = ?16, transfer_size = ?17, transfer_json = ?18, tensor_index_key = ?19,
-    is_memory_replica = ?20, source_process_id = ?21, expires_at = ?22, updated_at = ?23
-WHERE seq = ?24
+UPDATE replicas SET worker_key = ?1, worker_generation = ?2, confirmation = ?3, updated_at = ?4,
+    is_available = ?11, memory_size = ?12, max_concurrency = ?13, export_state = ?14,
+    export_generation = ?15, transfer_size = ?16, transfer_json = ?17, tensor_index_key = ?18,
+    is_memory_replica = ?19, source_process_id = ?20, expires_at = ?21
+WHERE artifact_key = ?6 AND view_id = ?7 AND endpoint_key = ?8 AND memory_tier = ?9
+    AND device_id = ?10
 """
 
 _SAME_PLACE = """
 SELECT seq, replica_id, worker_key, current_requests FROM replicas
-WHERE artifact_key = (SELECT artifact_key FROM artifacts WHERE artifact_id = ?2)
-    AND view_id = ?3 AND endpoint_key = (SELECT endpoint_key FROM endpoints WHERE node_id = ?4
-    AND node_address = ?5 AND node_port = ?6) AND memory_tier = ?7 AND device_id = ?8
+WHERE artifact_key = ? AND view_id = ? AND endpoint_key = ? AND memory_tier = ? AND device_id = ?
 """
+
+
+class _Addition(NamedTuple):
+    """A replica that an inventory adds: as it is shown, and where it is in the database."""
+
+    row: Held
+    artifact_key: int
+    endpoint_key: int
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        row = self.row
+        return self.artifact_key, row.view_id, self.endpoint_key, row.memory_tier, row.device_id
+
+    @property
+    def columns(self) -> tuple[Any, ...]:
+        """The values of a row of ``_INSERT``."""
+        row = self.row
+        return (
+            row.replica_id, self.artifact_key, row.view_id, self.endpoint_key, row.memory_tier,
+            row.device_id, row.is_available, row.memory_size, row.max_concurrency,
+            row.export_state, row.export_generation, row.transfer_size, row.transfer_json,
+            row.tensor_index_key, row.is_memory_replica, row.source_process_id, row.expires_at,
+        )  # fmt: skip
 
 
 def add(tx: Transaction, entries: Sequence[Reported], slice_: Slice) -> Changes:
@@ -165,20 +190,26 @@ def add(tx: Transaction, entries: Sequence[Reported], slice_: Slice) -> Changes:
     A replica that another worker had is taken over, unless that worker is being heard.
     """
     names = list(dict.fromkeys(entry.key.artifact_id for entry in entries))
-    artifacts.ensure_all(tx, names, slice_.now_us)
-    for where in {(e.key.node_id, e.node_address, e.node_port) for e in entries}:
-        intern_endpoint(tx, *where)
-    unheld = _without_replicas(tx, names)
+    keys, made = artifacts.ensure_all(tx, names, slice_.now_us)
+    places = {
+        where: intern_endpoint(tx, *where)
+        for where in {(e.key.node_id, e.node_address, e.node_port) for e in entries}
+    }
+    unheld = made | _without_replicas(tx, [name for name in names if name not in made])
     # Random ids in ascending order touch each page of their index once.
     ids = sorted(fresh_id() for _ in entries)
-    rows = [_columns(entry, id_, slice_) for entry, id_ in zip(entries, ids, strict=True)]
+    additions = []
+    for entry, new_id in zip(entries, ids, strict=True):
+        place = places[entry.key.node_id, entry.node_address, entry.node_port]
+        row = _added(entry, entry.replica_id or new_id, slice_)
+        additions.append(_Addition(row, keys[entry.key.artifact_id], place))
     last = _last_seq(tx)
     changes, moved = Changes(), Counter[tuple[str, int]]()
-    if tx.run_rows(_INSERT, rows) == len(rows):
-        changes.added = list(map(_held, rows))
+    if tx.run_rows(_INSERT, [one.columns for one in additions], slice_.same) == len(additions):
+        changes.added = [one.row for one in additions]
     else:
-        for row, new_id in zip(rows, ids, strict=True):
-            _settle(tx, row, new_id, last, slice_, changes, moved)
+        for addition, new_id in zip(additions, ids, strict=True):
+            _settle(tx, addition, new_id, last, slice_, changes, moved)
     stored = Counter((row.artifact_id, row.memory_tier) for row in changes.added)
     tx.emit(
         ReplicasCounted(
@@ -192,42 +223,18 @@ def add(tx: Transaction, entries: Sequence[Reported], slice_: Slice) -> Changes:
     return changes
 
 
-def _columns(entry: Reported, new_id: bytes, slice_: Slice) -> tuple[Any, ...]:
-    """Return the parameters of ``_INSERT``."""
+def _added(entry: Reported, replica_id: bytes, slice_: Slice) -> Held:
+    """Return the row that is made from an entry."""
     size, transfer = new_row(entry)
-    return (
-        entry.replica_id or new_id,
-        *entry.key[:2],
-        entry.key.node_id,
-        entry.node_address,
-        entry.node_port,
-        *entry.key[3:],
-        slice_.claim.worker_key,
-        slice_.claim.generation,
-        slice_.confirmation,
-        entry.is_available is not False,
-        size,
-        entry.max_concurrency or 1,
-        *transfer,
-        entry.tensor_index_key,
-        entry.is_memory_replica,
-        entry.source_process_id,
-        entry.expires_at_us,
-        slice_.now_us,
-    )
-
-
-def _held(row: tuple[Any, ...], replica_id: bytes | None = None, load: int = 0) -> Held:
-    """Return a stored row as it is shown; ``row`` are the parameters of ``_INSERT``."""
-    (
-        id_, artifact_id, view_id, node_id, address, port, tier, device, _, generation,
-        confirmation, available, size, limit, state, export_generation, transfer_size, text,
-        index_key, is_memory, process, expires_at, now,
-    ) = row  # fmt: skip
+    artifact_id, view_id, node_id, tier, device = entry.key
+    available = entry.is_available is not False
     return Held(
-        0, replica_id or id_, artifact_id, view_id, node_id, address, port, tier, device, size,
-        max(limit, load), load, available, state, export_generation, text, index_key, is_memory,
-        process, expires_at, now, 0, now, available, confirmation, generation, transfer_size,
+        0, replica_id, artifact_id, view_id, node_id, entry.node_address, entry.node_port, tier,
+        device, size, entry.max_concurrency or 1, 0, available, transfer.export_state,
+        transfer.export_generation, transfer.transfer_json, entry.tensor_index_key,
+        entry.is_memory_replica, entry.source_process_id, entry.expires_at_us, slice_.now_us, 0,
+        slice_.now_us, available, slice_.confirmation, slice_.claim.generation,
+        transfer.transfer_size,
     )  # fmt: skip
 
 
@@ -248,7 +255,7 @@ def _without_replicas(tx: Snapshot, artifact_ids: list[str]) -> set[str]:
 
 def _settle(
     tx: Transaction,
-    row: tuple[Any, ...],
+    addition: _Addition,
     new_id: bytes,
     last: int,
     slice_: Slice,
@@ -256,28 +263,39 @@ def _settle(
     moved: Counter[tuple[str, int]],
 ) -> None:
     """Find out what became of one of several insertions of which some met a row that exists."""
-    same = tx.one(_SAME_PLACE, row[:8])
+    row = addition.row
+    same = tx.one(_SAME_PLACE, addition.place)
     if same is None:
         # The id that the daemon proposed belongs to another replica.
-        row = (new_id, *row[1:])
-        tx.run_rows(_INSERT, [row])
-        changes.added.append(_held(row))
+        row = row._replace(replica_id=new_id)
+        tx.run_rows(_INSERT, [addition._replace(row=row).columns], slice_.same)
+        changes.added.append(row)
         return
     seq, replica_id, owner, load = same
     if seq > last:
-        changes.added.append(_held(row))
+        changes.added.append(row)
     elif owner in slice_.fresh and owner != slice_.claim.worker_key:
-        changes.foreign.append(row[1])
+        changes.foreign.append(row.artifact_id)
     elif owner != slice_.claim.worker_key:  # its own one was registered after the comparison
-        tx.run(_TAKE_OVER, (*row, seq))
+        tx.run(_TAKE_OVER, (*slice_.same[:4], *addition.columns))
         tx.run(
             "UPDATE transports SET source_worker_key = ? WHERE replica_id = ? AND outcome = 0",
             (slice_.claim.worker_key, replica_id),
         )
         if owner != NOBODY:
-            moved[row[1], row[6]] += 1
+            moved[row.artifact_id, row.memory_tier] += 1
             tx.emit(WorkerReplicasChanged(owner))
-        changes.added.append(_held(row, replica_id, load))
+        limit = max(row.max_concurrency, load)
+        changes.added.append(
+            row._replace(replica_id=replica_id, max_concurrency=limit, current_requests=load)
+        )
+
+
+_DELETE = """
+DELETE FROM replicas WHERE worker_key = ? AND seq IN
+    (SELECT column1 FROM (VALUES …) JOIN replicas r ON r.seq = column1
+     WHERE r.updated_at = column2 AND r.current_requests = 0)
+"""
 
 
 def remove(tx: Transaction, removals: Sequence[Removal], slice_: Slice) -> Changes:
@@ -286,16 +304,19 @@ def remove(tx: Transaction, removals: Sequence[Removal], slice_: Slice) -> Chang
     One that serves transports is hidden instead, and the last of them deletes it. A row that was
     changed after it was compared stays.
     """
-    changes = Changes()
-    unchanged = "seq = :seq AND worker_key = :worker_key AND updated_at = :updated_at"
-    for seen, row in removals:
-        where = seen._asdict() | {"worker_key": slice_.claim.worker_key, "nobody": NOBODY}
-        if tx.run(
-            f"DELETE FROM replicas WHERE {unchanged} AND current_requests = 0", where
-        ) or tx.run(
-            f"UPDATE replicas SET worker_key = :nobody, is_available = 0 WHERE {unchanged}", where
-        ):
-            changes.removed.append(row)
+    changes = Changes(removed=[row for _, row in removals])
+    deleted = tx.run_rows(_DELETE, [seen[:2] for seen, _ in removals], (slice_.claim.worker_key,))
+    if deleted < len(removals):
+        left = {
+            seq
+            for (seq,) in tx.all(
+                "SELECT seq FROM replicas WHERE seq IN (SELECT value FROM json_each(?))",
+                (json.dumps([seen.seq for seen, _ in removals]),),
+            )
+        }
+        changes.removed = [
+            row for seen, row in removals if seen.seq not in left or _hide_loaded(tx, seen, slice_)
+        ]
     gone = Counter((row.artifact_id, row.memory_tier) for row in changes.removed)
     unheld = _without_replicas(tx, [artifact_id for artifact_id, _ in gone])
     last = dict(gone.keys())
@@ -309,6 +330,15 @@ def remove(tx: Transaction, removals: Sequence[Removal], slice_: Slice) -> Chang
     )
     _tell(tx, slice_, changes.removed)
     return changes
+
+
+def _hide_loaded(tx: Transaction, seen: Seen, slice_: Slice) -> bool:
+    """Give a row that serves transports to nobody; False when it was changed meanwhile."""
+    return tx.run(
+        "UPDATE replicas SET worker_key = ?, is_available = 0"
+        " WHERE seq = ? AND updated_at = ? AND worker_key = ?",
+        (NOBODY, *seen[:2], slice_.claim.worker_key),
+    ) > 0
 
 
 _UPDATE = """
@@ -354,7 +384,8 @@ def _update_row(tx: Transaction, one: Update, slice_: Slice, changes: Changes) -
     }
     if "node_address" in one.fields or "node_port" in one.fields:
         columns["endpoint_key"] = intern_endpoint(tx, row.node_id, row.node_address, row.node_port)
-        other = tx.one(_SAME_PLACE, (None, *row[2:9]))
+        place = one.seen.artifact_key, row.view_id, columns["endpoint_key"], *row[7:9]
+        other = tx.one(_SAME_PLACE, place)
         if other is not None and not _yields(tx, other, row, slice_):
             changes.foreign.append(row.artifact_id)
             _keep_as_it_is(tx, one, slice_)
