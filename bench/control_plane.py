@@ -1,9 +1,9 @@
 """Whether the published mix of a busy cluster is served, and how fast.
 
 16 workers: a heartbeat every 0.1 s, a snapshot of 50 replicas every 0.5 s, a refresh of a replica
-every 0.5 s (in the place of chunk syncs); 32 clients that ask for the counts of an artifact 20
-times a second (in the place of key resolves). Together 864 calls a second, each sent at its time
-whether or not those before it were answered, by one client of grpcio in a process of its own.
+every 0.5 s (in the place of chunk syncs); 32 clients that resolve a key 20 times a second. Together
+864 calls a second, each sent at its time whether or not those before it were answered, by one
+client of grpcio in a process of its own.
 """
 
 import argparse
@@ -25,9 +25,13 @@ from measuring import global_store, table
 
 from globalstore.daemon import Held, Identity, Inventory
 from globalstore.daemon.cursor import Cursor
+from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.rules import multihash
 
-_SERVICE = "/tensorcast.global_store.v1.ClusterRuntimeService/"
+_RUNTIME = "/tensorcast.global_store.v1.ClusterRuntimeService/"
+_CATALOG = "/tensorcast.global_store.v1.ArtifactCatalogService/"
+_OF_CATALOG = frozenset({"UpsertArtifactMetadata", "UpsertKeyMapping", "ResolveKeyMapping"})
 _WORKERS = 16
 _REPLICAS = 50
 _CLIENTS = 32
@@ -36,9 +40,11 @@ _CLIENTS = 32
 _HEARTBEATS = 10
 _SNAPSHOTS = 2
 _REFRESHES = 2
-_COUNTS = 20
+_RESOLVES = 20
 
 _TIMEOUT_S = 10.0
+
+_INDEX = b'{"a":[0,100,[100],[1],"U8",0]}'
 
 
 @attrs.define(eq=False)
@@ -109,7 +115,7 @@ class _Load:
         stub = self._stubs.get((channel, method))
         if stub is None:
             stub = self._stubs[channel, method] = self._channels[channel].unary_unary(
-                _SERVICE + method,
+                (_CATALOG if method in _OF_CATALOG else _RUNTIME) + method,
                 request_serializer=lambda message: message.SerializeToString(),
                 response_deserializer=getattr(wire, f"{method}Response").FromString,
             )
@@ -168,6 +174,21 @@ class _Load:
                 calls.create_task(one(due))
 
 
+async def _make_key(load: _Load, artifact_id: str) -> None:
+    """Point a key at an artifact, after making that something to point at."""
+    described = common.ArtifactDescriptor(
+        artifact_id=artifact_id, index_multihash=multihash.of(_INDEX)
+    )
+    metadata = wire.UpsertArtifactMetadataRequest(descriptor=described, canonical_index_data=_INDEX)
+    await load.call(0, "UpsertArtifactMetadata", metadata)
+    key = wire.UpsertKeyMappingRequest(key=f"key of {artifact_id}", artifact_id=artifact_id)
+    await load.call(0, "UpsertKeyMapping", key)
+
+
+def _resolve() -> wire.ResolveKeyMappingRequest:
+    return wire.ResolveKeyMappingRequest(key=f"key of model-{random.randrange(_REPLICAS)}")
+
+
 async def _offer(port: int, times: float, seconds: float, pipe: Connection) -> _Figures:
     channels = [
         # A connection each, as daemons and clients have.
@@ -183,8 +204,10 @@ async def _offer(port: int, times: float, seconds: float, pipe: Connection) -> _
         worker.worker_id = answer.worker_id
         worker.cursor.registered(answer)
         worker.cursor.answered(await load.call(number, "ReconcileWorkerState", worker.snapshot()))
+    for number in range(_REPLICAS):
+        await _make_key(load, f"model-{number}")
     for number in range(_WORKERS, len(channels)):
-        await load.call(number, "BatchGetReplicaCounts", wire.BatchGetReplicaCountsRequest())
+        await load.call(number, "ResolveKeyMapping", _resolve())
     load.figures = _Figures()
     pipe.send("ready")
     async with asyncio.TaskGroup() as tasks:
@@ -201,13 +224,7 @@ async def _offer(port: int, times: float, seconds: float, pipe: Connection) -> _
         for number in range(_CLIENTS):
             tasks.create_task(
                 load.repeat(
-                    _COUNTS * times,
-                    seconds,
-                    "BatchGetReplicaCounts",
-                    lambda: wire.BatchGetReplicaCountsRequest(
-                        artifact_ids=[f"model-{random.randrange(_REPLICAS)}"]
-                    ),
-                    _WORKERS + number,
+                    _RESOLVES * times, seconds, "ResolveKeyMapping", _resolve, _WORKERS + number
                 )
             )
     for channel in channels:

@@ -100,24 +100,15 @@ class KeysFace:
         # A key that points at the version set of a group has no artifact to tell.
         if mapping is None or not mapping.artifact_id:
             return _NOT_FOUND
-        if mapping.expires_at_us is None:
-            if known.answer is None:
-                known.answer = self._encoded(mapping, 0)
-            return cast(Encoded, known.answer)
-        now_us = self.app.wall_us()
-        return _NOT_FOUND if mapping.expired(now_us) else self._encoded(mapping, now_us)
-
-    def _encoded(self, mapping: KeyMapping, now_us: int) -> Encoded:
-        return Encoded(
-            wire.ResolveKeyMappingResponse(
-                status=wire.STATUS_OK,
-                artifact_id=mapping.artifact_id,
-                replica_uuid=mapping.replica_uuid,
-                daemon_address=mapping.daemon_address,
-                generation=mapping.generation,
-                cache_ttl_seconds=min(self._cache_s(mapping, now_us), UINT32_MAX),
-            )
-        )
+        now_us = 0
+        if mapping.expires_at_us is not None:
+            now_us = self.app.wall_us()
+            if mapping.expired(now_us):
+                return _NOT_FOUND
+        cache_s = self._cache_s(mapping, now_us)
+        if known.answer is None or known.answer[0] != cache_s:
+            known.answer = cache_s, _resolved(mapping, cache_s)
+        return cast(Encoded, known.answer[1])
 
     def _cache_s(self, mapping: KeyMapping, now_us: int) -> int:
         if mapping.kind is Kind.ALIAS:
@@ -125,6 +116,19 @@ class KeysFace:
         if mapping.expires_at_us is not None:
             return math.ceil((mapping.expires_at_us - now_us) / 1_000_000)
         return _IMMUTABLE_CACHE_S if mapping.ttl_s is None else mapping.ttl_s
+
+
+def _resolved(mapping: KeyMapping, cache_s: int) -> Encoded:
+    return Encoded(
+        wire.ResolveKeyMappingResponse(
+            status=wire.STATUS_OK,
+            artifact_id=mapping.artifact_id,
+            replica_uuid=mapping.replica_uuid,
+            daemon_address=mapping.daemon_address,
+            generation=mapping.generation,
+            cache_ttl_seconds=min(cache_s, UINT32_MAX),
+        )
+    )
 
 
 def _seconds(field: str, duration: Duration) -> int:
