@@ -334,11 +334,14 @@ def remove(tx: Transaction, removals: Sequence[Removal], slice_: Slice) -> Chang
 
 def _hide_loaded(tx: Transaction, seen: Seen, slice_: Slice) -> bool:
     """Give a row that serves transports to nobody; False when it was changed meanwhile."""
-    return tx.run(
-        "UPDATE replicas SET worker_key = ?, is_available = 0"
-        " WHERE seq = ? AND updated_at = ? AND worker_key = ?",
-        (NOBODY, *seen[:2], slice_.claim.worker_key),
-    ) > 0
+    return (
+        tx.run(
+            "UPDATE replicas SET worker_key = ?, is_available = 0"
+            " WHERE seq = ? AND updated_at = ? AND worker_key = ?",
+            (NOBODY, *seen[:2], slice_.claim.worker_key),
+        )
+        > 0
+    )
 
 
 _UPDATE = """
