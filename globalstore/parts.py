@@ -16,6 +16,7 @@ from globalstore.registry import instances, workers
 from globalstore.registry.events import LeaseKind
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import HealthService
+from globalstore.scheduling.chunks import ChunkReports
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
@@ -28,6 +29,7 @@ from globalstore.telemetry.capabilities import (
 )
 from globalstore.telemetry.metrics import Metrics
 from globalstore.timers.instances import InstanceReaper
+from globalstore.timers.keys import settle_keys
 from globalstore.timers.lease_clock import LeaseClock
 from globalstore.timers.leases import LeaseExpiry, settle_shard_leases
 from globalstore.timers.maintenance import Maintenance, Schedule
@@ -111,11 +113,17 @@ class Parts:
         self.expiry = TransportExpiry(self.store, self.pulse, policy.effective_transport_ttl, wall)
         self.pulse.tell(self.expiry.postpone)
         self.keys = KeyCache(self.store)
+        self.chunk_reports = ChunkReports(self.store)
         self.lease_clock = LeaseClock(wall)
         self.leases = LeaseExpiry(self.lease_clock, self.pulse)
         self.leases.add(
             LeaseKind.SHARD_HOME,
             partial(settle_shard_leases, self.store, self.lease_clock),
+            patient=False,
+        )
+        self.leases.add(
+            LeaseKind.KEY,
+            partial(settle_keys, self.store, self.lease_clock, wall),
             patient=False,
         )
         self._commits.attach(self.queues, self.expiry, self.keys, self.leases)
@@ -134,6 +142,7 @@ class Parts:
             self.metrics,
             wall,
             self.lease_clock,
+            self.chunk_reports,
         )
         token_file = config.server.auth.token_file
         self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None

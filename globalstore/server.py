@@ -23,6 +23,7 @@ from globalstore.http import HttpApp, serve_http
 from globalstore.parts import Parts, wall_us
 from globalstore.registry import (
     instances,
+    keys,
     recovery,
     replica_lists,
     shard_leases,
@@ -188,6 +189,10 @@ class Server(Parts):
                 shard_leases.restore, self.lease_clock.now_us(), lane=Lane.CONTROL
             ),
         )
+        self.leases.restore(
+            LeaseKind.KEY,
+            await self.store.write(keys.restore, self.lease_clock.now_us(), lane=Lane.CONTROL),
+        )
 
     def _server_info(self, listener: Listener, metrics_port: int) -> ServerInfo:
         advertised = advertised_address(self.config.server, listener.port)
@@ -216,6 +221,7 @@ class Server(Parts):
             "instance reaper": self.instance_reaper.run,
             "instance heartbeat writer": self.instance_heartbeats.run,
             "transport expiry": self.expiry.run,
+            "chunk reports": self.chunk_reports.run,
             "lease expiry": self.leases.run,
             "lease clock": partial(self.lease_clock.watch, self.store),
             "maintenance": self.maintenance.run,

@@ -1,14 +1,16 @@
 """UpsertKeyMapping, SwapKeyMapping, ResolveKeyMapping, RevokeKeyMapping."""
 
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 
 from globalstore.api.application import Application, Encoded
+from globalstore.db import Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import keys as registry
-from globalstore.registry.keys import KeyMapping, Kind
+from globalstore.registry.keys import Clock, KeyMapping, Kind
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import stored
 from globalstore.rules.refusals import InvalidArgument
@@ -21,6 +23,9 @@ _IMMUTABLE_CACHE_S = 30
 # The range of a Duration, in seconds: ten thousand years.
 _DURATION_S_MAX = 315_576_000_000
 _NANOS = 1_000_000_000
+
+A = TypeVar("A")
+R = TypeVar("R")
 
 _NOT_FOUND = Encoded(wire.ResolveKeyMappingResponse(status=wire.STATUS_NOT_FOUND))
 
@@ -41,7 +46,7 @@ class KeysFace:
             daemon_address=identifier("daemon_address", input_message.daemon_address),
             ttl_s=_seconds("ttl", input_message.ttl) if input_message.HasField("ttl") else None,
         )
-        other = await self.app.write(request, registry.upsert, asked, self.app.wall_us())
+        other = await self._write(request, registry.upsert, asked)
         if other is None:
             return wire.UpsertKeyMappingResponse(status=wire.STATUS_OK)
         return wire.UpsertKeyMappingResponse(
@@ -66,7 +71,7 @@ class KeysFace:
             ),
             operation_id=identifier("operation_id", input_message.operation_id),
         )
-        swapped = await self.app.write(request, registry.swap, asked, self.app.wall_us())
+        swapped = await self._write(request, registry.swap, asked)
         return wire.SwapKeyMappingResponse(
             status=wire.STATUS_OK if swapped.won else wire.STATUS_ERROR,
             artifact_id=swapped.artifact_id,
@@ -90,31 +95,35 @@ class KeysFace:
     ) -> wire.RevokeKeyMappingResponse:
         """Let a key point at nothing."""
         key = required("key", input_message.key)
-        found = await self.app.write(request, registry.revoke, key, self.app.wall_us())
+        found = await self._write(request, registry.revoke, key)
         return wire.RevokeKeyMappingResponse(
             status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND
         )
+
+    async def _write(
+        self, call: Call, operation: Callable[[Transaction, A, int, Clock], R], asked: A
+    ) -> R:
+        app = self.app
+        return await app.write(call, operation, asked, app.wall_us(), app.lease_clock.now_us)
 
     def _answer(self, known: Known) -> Encoded:
         mapping = known.mapping
         # A key that points at the version set of a group has no artifact to tell.
         if mapping is None or not mapping.artifact_id:
             return _NOT_FOUND
-        now_us = 0
-        if mapping.expires_at_us is not None:
-            now_us = self.app.wall_us()
-            if mapping.expired(now_us):
-                return _NOT_FOUND
-        cache_s = self._cache_s(mapping, now_us)
+        lease_us = 0 if mapping.expires_at_us is None else self.app.lease_clock.now_us()
+        if mapping.expired(lease_us):
+            return _NOT_FOUND
+        cache_s = self._cache_s(mapping, lease_us)
         if known.answer is None or known.answer[0] != cache_s:
             known.answer = cache_s, _resolved(mapping, cache_s)
         return cast(Encoded, known.answer[1])
 
-    def _cache_s(self, mapping: KeyMapping, now_us: int) -> int:
+    def _cache_s(self, mapping: KeyMapping, lease_us: int) -> int:
         if mapping.kind is Kind.ALIAS:
             return self.app.config.worker_policy.key_mapping.alias_cache_ttl_seconds
         if mapping.expires_at_us is not None:
-            return math.ceil((mapping.expires_at_us - now_us) / 1_000_000)
+            return math.ceil((mapping.expires_at_us - lease_us) / 1_000_000)
         return _IMMUTABLE_CACHE_S if mapping.ttl_s is None else mapping.ttl_s
 
 

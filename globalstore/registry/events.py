@@ -144,6 +144,7 @@ class LeaseKind(enum.Enum):
 
     SHARD_HOME = "shard_home"
     MEMORY_TIER = "memory_tier"
+    KEY = "key"
 
 
 @attrs.frozen

@@ -1,17 +1,29 @@
 """Keys: names that point at artifacts, and every target that they ever had.
 
 A row outlives its key: what is revoked or has expired keeps its number, so that a generation names
-one target for ever.
+one target for ever. Whether a key has expired is decided by the lease clock, inside the
+transaction; all other times are wall time.
 """
 
 import enum
+import json
+from collections.abc import Callable
 
 import attrs
 
 from globalstore.db import Snapshot, Transaction
 from globalstore.registry import artifacts
-from globalstore.registry.events import KeyChanged
+from globalstore.registry.events import (
+    KeyChanged,
+    LeaseEnded,
+    LeaseGranted,
+    LeaseKind,
+    LeasesSettled,
+)
 from globalstore.rules.refusals import FailedPrecondition
+
+# Tells the time of the lease clock, in microseconds.
+Clock = Callable[[], int]
 
 
 class Kind(enum.IntEnum):
@@ -25,8 +37,8 @@ class Kind(enum.IntEnum):
 class KeyMapping:
     """What a key points at: an artifact, or the version set of a group.
 
-    ``ttl_s`` in seconds, None for a key without; ``expires_at_us`` in microseconds since 1970,
-    None for one that does not expire.
+    ``ttl_s`` in seconds, None for a key without; ``expires_at_us`` is of the lease clock, None for
+    one that does not expire.
     """
 
     artifact_id: str
@@ -38,9 +50,9 @@ class KeyMapping:
     ttl_s: int | None
     expires_at_us: int | None
 
-    def expired(self, now_us: int) -> bool:
-        """Tell whether the time of this target has passed."""
-        return self.expires_at_us is not None and self.expires_at_us <= now_us
+    def expired(self, lease_us: int) -> bool:
+        """Tell whether the time of this target has passed, by the lease clock."""
+        return self.expires_at_us is not None and self.expires_at_us <= lease_us
 
     @property
     def target(self) -> str:
@@ -98,38 +110,33 @@ def find(tx: Snapshot, key: str) -> KeyMapping | None:
     return None if row is None else row.mapping
 
 
-def current(tx: Snapshot, key: str, now_us: int) -> KeyMapping | None:
-    """Return what a key points at now; None when it is unknown, revoked or has expired."""
-    mapping = find(tx, key)
-    return None if mapping is None or mapping.expired(now_us) else mapping
-
-
-def upsert(tx: Transaction, asked: Upsert, now_us: int) -> str | None:
+def upsert(tx: Transaction, asked: Upsert, now_us: int, clock: Clock) -> str | None:
     """Point a new key at an artifact, or replace hints and lifetime of one that points there.
 
     Returns None, or what the key points at if that is something else. Raises FailedPrecondition
     for a new key whose target is not ready.
     """
-    row = _live_row(tx, asked.key, now_us)
+    lease_us = clock()
+    row = _live_row(tx, asked.key, lease_us)
     if row is not None and row.mapping is not None:
         if row.mapping.artifact_id != asked.artifact_id:
             return row.mapping.target
-        _hint(tx, row.mapping_key, asked, now_us)
+        mapping_key = row.mapping_key
     else:
         artifact_key = _ready(tx, asked.artifact_id)
         mapping_key, _ = _point(tx, row, asked.key, artifact_key, Kind.IMMUTABLE, now_us)
-        _hint(tx, mapping_key, asked, now_us)
+    _hint(tx, mapping_key, asked, now_us, lease_us)
     tx.emit(KeyChanged(asked.key))
     return None
 
 
-def swap(tx: Transaction, asked: Swap, now_us: int) -> Swapped:
+def swap(tx: Transaction, asked: Swap, now_us: int, clock: Clock) -> Swapped:
     """Point a key at another artifact if the guards hold; without a guard, make the key too.
 
     A repeat with the same ``operation_id`` gets the answer that the first one got. Raises
     FailedPrecondition when the target is not ready or the token was used for another one.
     """
-    row = _live_row(tx, asked.key, now_us)
+    row = _live_row(tx, asked.key, clock())
     if row is not None and asked.operation_id:
         answered = _answered(tx, row.mapping_key, asked)
         if answered is not None:
@@ -166,9 +173,9 @@ def swap(tx: Transaction, asked: Swap, now_us: int) -> Swapped:
     return Swapped(True, asked.artifact_id, generation)
 
 
-def revoke(tx: Transaction, key: str, now_us: int) -> bool:
+def revoke(tx: Transaction, key: str, now_us: int, clock: Clock) -> bool:
     """Let a key point at nothing; False when it did not point at anything."""
-    row = _live_row(tx, key, now_us)
+    row = _live_row(tx, key, clock())
     if row is None or row.mapping is None:
         return False
     _clear(tx, row.mapping_key, row.generation, now_us)
@@ -176,20 +183,47 @@ def revoke(tx: Transaction, key: str, now_us: int) -> bool:
     return True
 
 
-def remove_expired(tx: Transaction, now_us: int, limit: int) -> int:
-    """Let up to ``limit`` keys whose time has passed point at nothing; return how many.
+def settle(tx: Transaction, mapping_keys: list[int], now_us: int, clock: Clock) -> int:
+    """Look what became of keys that were to expire by now; return how many did.
 
-    They have counted as gone since then; this makes it so whatever the clock says later.
+    They counted as gone already; now they point at nothing, whatever the clock says later.
     """
+    lease_us = clock()
     rows = tx.all(
-        "SELECT mapping_key, generation, key FROM key_mappings WHERE expires_at <= :now"
-        " ORDER BY expires_at LIMIT :limit",
-        {"now": now_us, "limit": limit},
+        "SELECT mapping_key, generation, key, expires_at FROM key_mappings"
+        " WHERE mapping_key IN (SELECT value FROM json_each(:keys))",
+        {"keys": json.dumps(mapping_keys)},
     )
-    for mapping_key, generation, key in rows:
-        _clear(tx, mapping_key, generation, now_us)
-        tx.emit(KeyChanged(key))
-    return len(rows)
+    ended, later, expired = [], [], 0
+    for mapping_key, generation, key, expires_at in rows:
+        if expires_at is not None and expires_at > lease_us:
+            later.append((mapping_key, expires_at))
+            continue
+        ended.append(mapping_key)
+        if expires_at is not None:
+            _clear(tx, mapping_key, generation, now_us)
+            tx.emit(KeyChanged(key))
+            expired += 1
+    tx.emit(LeasesSettled(LeaseKind.KEY, ended, later))
+    return expired
+
+
+def restore(tx: Transaction, lease_us: int) -> list[tuple[int, int]]:
+    """Return key and deadline of all that expire, none later than its own lifetime from now.
+
+    Without that bound a wall clock that starts in the past would keep them for as long.
+    """
+    tx.run(
+        "UPDATE key_mappings SET expires_at = :now + ttl_s * 1000000"
+        " WHERE expires_at > :now + ttl_s * 1000000",
+        {"now": lease_us},
+    )
+    return [
+        (mapping_key, expires_at)
+        for mapping_key, expires_at in tx.all(
+            "SELECT mapping_key, expires_at FROM key_mappings WHERE expires_at IS NOT NULL"
+        )
+    ]
 
 
 def purge_history(tx: Transaction, before_us: int, limit: int) -> int:
@@ -230,9 +264,9 @@ def _row(tx: Snapshot, key: str) -> _Row | None:
     return _Row(mapping_key, generation, mapping)
 
 
-def _live_row(tx: Snapshot, key: str, now_us: int) -> _Row | None:
+def _live_row(tx: Snapshot, key: str, lease_us: int) -> _Row | None:
     row = _row(tx, key)
-    if row is not None and row.mapping is not None and row.mapping.expired(now_us):
+    if row is not None and row.mapping is not None and row.mapping.expired(lease_us):
         return attrs.evolve(row, mapping=None)
     return row
 
@@ -275,6 +309,7 @@ def _point(
     columns = {"key": key, "artifact_key": artifact_key, "kind": int(kind), "now": now_us}
     if row is not None:
         _end_generation(tx, row.mapping_key, row.generation, now_us)
+        tx.emit(LeaseEnded(LeaseKind.KEY, row.mapping_key))
     saved = tx.one(
         "INSERT INTO key_mappings (key, artifact_key, kind, generation, created_at, updated_at)"
         " VALUES (:key, :artifact_key, :kind, 0, :now, :now)"
@@ -294,8 +329,12 @@ def _point(
     return mapping_key, generation
 
 
-def _hint(tx: Transaction, mapping_key: int, asked: Upsert, now_us: int) -> None:
-    expires_at = now_us + asked.ttl_s * 1_000_000 if asked.ttl_s else None
+def _hint(tx: Transaction, mapping_key: int, asked: Upsert, now_us: int, lease_us: int) -> None:
+    expires_at = lease_us + asked.ttl_s * 1_000_000 if asked.ttl_s else None
+    if expires_at is None:
+        tx.emit(LeaseEnded(LeaseKind.KEY, mapping_key))
+    else:
+        tx.emit(LeaseGranted(LeaseKind.KEY, mapping_key, expires_at))
     tx.run(
         "UPDATE key_mappings SET replica_uuid = :replica_uuid, daemon_address = :daemon_address,"
         " ttl_s = :ttl_s, expires_at = :expires_at, updated_at = :now"
@@ -319,6 +358,7 @@ def _clear(tx: Transaction, mapping_key: int, generation: int, now_us: int) -> N
         {"mapping_key": mapping_key, "now": now_us},
     )
     _end_generation(tx, mapping_key, generation, now_us)
+    tx.emit(LeaseEnded(LeaseKind.KEY, mapping_key))
 
 
 def _end_generation(tx: Transaction, mapping_key: int, generation: int, now_us: int) -> None:

@@ -75,7 +75,6 @@ class Maintenance:
             ),
             ("workers", lambda: self._purge("workers", workers.purge, _DAY_S)),
             ("instances", lambda: self._purge("instances", instances.purge, _DAY_S)),
-            ("keys", lambda: self._purge("key_mappings", keys.remove_expired, 0.0)),
             ("key history", lambda: self._purge("key_generations", keys.purge_history, _DAY_S)),
             ("key swaps", lambda: self._purge("key_swaps", keys.purge_swaps, _DAY_S)),
             ("artifact series", self._drop_series),

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import trio
+import trio.testing
 from keying import (
     ERROR,
     NOT_FOUND,
@@ -25,51 +27,51 @@ async def maintain(store: Serving) -> None:
     await store.server.maintenance.run_pass()
 
 
-async def test_what_is_left_of_a_lifetime_is_told_rounded_up() -> None:
-    wall = Wall()
-    async with serving(wall=wall) as store:
+async def test_what_is_left_of_a_lifetime_is_told_rounded_up(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as store:
         await ready(store, "a")
         await upsert(store, ttl_s=10)
         assert (await resolve(store)).cache_ttl_seconds == 10
-        wall.pass_s(2.5)
+        mock_clock.jump(2.5)
         assert (await resolve(store)).cache_ttl_seconds == 8
-        wall.pass_s(7.4)
+        mock_clock.jump(7.4)
         assert (await resolve(store)).cache_ttl_seconds == 1
-        wall.pass_s(0.1)
+        mock_clock.jump(0.1)
         assert (await resolve(store)).status == NOT_FOUND
 
 
-async def test_an_upsert_begins_the_lifetime_anew() -> None:
-    wall = Wall()
-    async with serving(wall=wall) as store:
+async def test_an_upsert_begins_the_lifetime_anew(mock_clock: trio.testing.MockClock) -> None:
+    async with serving() as store:
         await ready(store, "a")
         await upsert(store, ttl_s=10)
-        wall.pass_s(9)
+        mock_clock.jump(9)
         await upsert(store, ttl_s=10)
-        wall.pass_s(9)
+        mock_clock.jump(9)
         assert await target(store) == ("a", 0)
         await upsert(store)
-        wall.pass_s(1e6)
+        mock_clock.jump(1e6)
         assert await target(store) == ("a", 0)
 
 
-async def test_an_alias_with_a_ttl_expires_too() -> None:
-    wall = Wall()
-    async with serving(wall=wall) as store:
+async def test_an_alias_with_a_ttl_expires_too(mock_clock: trio.testing.MockClock) -> None:
+    async with serving() as store:
         await ready(store, "a")
         await swap(store, artifact_id="a")
         await upsert(store, ttl_s=5)
         assert (await resolve(store)).cache_ttl_seconds == 1
-        wall.pass_s(5)
+        mock_clock.jump(5)
         assert await target(store) is None
 
 
-async def test_an_expired_key_is_absent_for_guards_and_free_for_another_target() -> None:
-    wall = Wall()
-    async with serving(wall=wall) as store:
+async def test_an_expired_key_is_absent_for_guards_and_free_for_another_target(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as store:
         await ready(store, "a", "b")
         await upsert(store, ttl_s=5, replica_uuid="r")
-        wall.pass_s(5)
+        mock_clock.jump(5)
         assert await swapped(store, expected_artifact_id="a") == (ERROR, "", 0)
         assert await swapped(store, expected_generation=0) == (ERROR, "", 0)
         assert await revoke(store) == NOT_FOUND
@@ -79,31 +81,92 @@ async def test_an_expired_key_is_absent_for_guards_and_free_for_another_target()
         assert await history(store) == [(0, "a"), (1, "b")]
 
 
-async def test_a_swap_makes_an_expired_key_anew() -> None:
-    wall = Wall()
-    async with serving(wall=wall) as store:
+async def test_a_swap_makes_an_expired_key_anew(mock_clock: trio.testing.MockClock) -> None:
+    async with serving() as store:
         await ready(store, "a")
         await upsert(store, ttl_s=5)
-        wall.pass_s(5)
+        mock_clock.jump(5)
         assert await swapped(store, artifact_id="a") == (OK, "a", 1)
 
 
-async def test_a_sweep_ends_expired_keys_for_good_and_keeps_their_number() -> None:
+async def pointed(store: Serving) -> dict[str, bool]:
+    """Every key that ever was, and whether its row points at something."""
+    rows = await store.read("SELECT key, artifact_key IS NOT NULL FROM key_mappings")
+    return {key: bool(points) for key, points in rows}
+
+
+async def test_the_row_of_an_expired_key_is_cleared_without_a_call(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as store:
+        await ready(store, "a")
+        await upsert(store, ttl_s=5)
+        await upsert(store, "later", ttl_s=50)
+        await upsert(store, "for ever")
+        mock_clock.jump(6)
+        while (await pointed(store))["k"]:
+            await trio.lowlevel.checkpoint()
+        assert await pointed(store) == {"k": False, "later": True, "for ever": True}
+        await upsert(store)
+        assert await target(store) == ("a", 1)
+
+
+async def test_nothing_ends_a_key_whose_lifetime_was_lifted(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as store:
+        await ready(store, "a", "b")
+        for key in ("longer", "for ever", "elsewhere"):
+            await upsert(store, key, ttl_s=5)
+        await upsert(store, "last", ttl_s=6)
+        await upsert(store, "longer", ttl_s=60)
+        await upsert(store, "for ever")
+        await swap(store, "elsewhere")
+        mock_clock.jump(6)
+        while (await pointed(store))["last"]:
+            await trio.lowlevel.checkpoint()
+        assert await target(store, "longer") == ("a", 0)
+        assert await target(store, "for ever") == ("a", 0)
+        assert await target(store, "elsewhere") == ("b", 1)
+        mock_clock.jump(54)
+        assert await target(store, "longer") is None
+
+
+async def test_a_lifetime_goes_on_over_a_restart(
+    mock_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    config = configuration(database={"db_file": str(tmp_path / "store.db")})
+    wall = Wall()
+    async with serving(config, wall) as store:
+        await ready(store, "a")
+        await upsert(store, "short", ttl_s=10)
+        await upsert(store, "long", ttl_s=100)
+    wall.pass_s(30)
+    async with serving(config, wall) as store:
+        assert await target(store, "short") is None
+        assert (await resolve(store, "long")).cache_ttl_seconds == 70
+        mock_clock.jump(70)
+        assert await target(store, "long") is None
+    # A wall clock that was wrong while nobody looked stretches no lifetime beyond its length.
+    async with serving(config, wall) as store:
+        await upsert(store, "new", ttl_s=10)
+    wall.pass_s(-1000)
+    async with serving(config, wall) as store:
+        assert (await resolve(store, "new")).cache_ttl_seconds == 10
+
+
+async def test_setting_the_wall_clock_neither_ends_nor_revives_a_key(
+    mock_clock: trio.testing.MockClock,
+) -> None:
     wall = Wall()
     async with serving(wall=wall) as store:
         await ready(store, "a")
-        await upsert(store, ttl_s=5)
-        await upsert(store, "other", ttl_s=50)
-        wall.pass_s(6)
-        await maintain(store)
-        assert await store.read("SELECT key, artifact_key FROM key_mappings ORDER BY 2") == [
-            ("k", None),
-            ("other", 1),
-        ]
-        wall.pass_s(-6)
-        assert await target(store) is None, "a clock that is set back brings nothing back"
-        await upsert(store)
-        assert await target(store) == ("a", 1)
+        await upsert(store, ttl_s=10)
+        wall.pass_s(1000)
+        assert (await resolve(store)).cache_ttl_seconds == 10
+        wall.pass_s(-5000)
+        mock_clock.jump(10)
+        assert await target(store) is None
 
 
 async def test_generations_are_forgotten_a_day_after_they_ended_and_the_number_never() -> None:

@@ -157,7 +157,7 @@ async def call(host: Host, what: str, *said: Any) -> Any:
         return error.code
 
 
-async def run(steps: list[Any]) -> None:
+async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
     model = Model()
     with folder_in_memory() as folder:
         async with trio.open_nursery() as nursery:
@@ -175,7 +175,7 @@ async def run(steps: list[Any]) -> None:
             targets: dict[tuple[str, int], str] = {}
             for what, *said in steps:
                 if what == "pass":
-                    host.wall_step_us += said[0] * 1_000_000
+                    clock.jump(said[0])
                     model.now_s += said[0]
                 elif what == "sweep":
                     await host.running.maintenance.run_pass()
@@ -203,4 +203,5 @@ async def run(steps: list[Any]) -> None:
 @given(steps=st.lists(STEPS, min_size=1, max_size=40))
 def test_any_history_of_keys(steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "disabled", True)
-    trio.run(run, steps, clock=trio.testing.MockClock(autojump_threshold=0))
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    trio.run(run, steps, clock, clock=clock)

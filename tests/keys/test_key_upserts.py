@@ -1,11 +1,11 @@
 """UpsertKeyMapping: what is refused, what a new key gets, and what an upsert leaves alone."""
 
 import pytest
+import trio.testing
 from keying import (
     ERROR,
     NOT_FOUND,
     OK,
-    Wall,
     history,
     ready,
     resolve,
@@ -193,23 +193,23 @@ async def test_keys_are_compared_byte_for_byte() -> None:
         assert await target(store, "Key") == ("b", 0)
 
 
-async def test_part_of_a_second_counts_as_one() -> None:
-    wall = Wall()
-    async with serving(wall=wall) as store:
+async def test_part_of_a_second_counts_as_one(mock_clock: trio.testing.MockClock) -> None:
+    async with serving() as store:
         await ready(store, "a")
         await upsert(store, ttl_s=0.5)
         assert (await resolve(store)).cache_ttl_seconds == 1
-        wall.pass_s(0.999_999)
+        mock_clock.jump(0.999_999)
         assert await target(store) == ("a", 0)
-        wall.pass_s(0.000_001)
+        mock_clock.jump(0.000_001)
         assert await target(store) is None
 
 
-async def test_a_ttl_of_0_is_neither_cached_nor_does_it_expire() -> None:
-    wall = Wall()
-    async with serving(wall=wall) as store:
+async def test_a_ttl_of_0_is_neither_cached_nor_does_it_expire(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as store:
         await ready(store, "a")
         await upsert(store, ttl_s=0)
         assert (await resolve(store)).cache_ttl_seconds == 0
-        wall.pass_s(1e8)
+        mock_clock.jump(1e8)
         assert await target(store) == ("a", 0)
