@@ -16,6 +16,7 @@ from globalstore.registry.idempotency import Token
 from globalstore.rpc import Call
 from globalstore.rules.refusals import Refusal
 from globalstore.rules.values import UINT32_MAX, identifier
+from globalstore.scheduling.chunks import ChunkReports
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
@@ -61,6 +62,7 @@ class Application:
     metrics: Metrics
     wall_us: Callable[[], int]
     lease_clock: LeaseClock
+    chunk_reports: ChunkReports
     info: ServerInfo | None = None
 
     @property

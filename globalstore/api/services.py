@@ -8,6 +8,7 @@ from typing import Any
 from globalstore.api.admin import AdminFace
 from globalstore.api.application import Application
 from globalstore.api.artifacts import ArtifactsFace
+from globalstore.api.chunks import ChunksFace
 from globalstore.api.instances import InstancesFace
 from globalstore.api.keys import KeysFace
 from globalstore.api.reconcile import ReconcileFace
@@ -25,6 +26,7 @@ class ClusterRuntime(
     ReconcileFace,
     ReplicasFace,
     TransportsFace,
+    ChunksFace,
     ShardLeasesFace,
     services.ClusterRuntimeServiceServicer,
 ):

@@ -331,14 +331,21 @@ CREATE TABLE chunk_blocks (
 ) STRICT;
 CREATE INDEX chunk_blocks_by_node ON chunk_blocks (node_key);
 
--- Accepted reports that are too scattered for one transaction and not wholly in chunk_blocks yet.
+-- Reports that are too scattered for one transaction. Their parts are put down one by one, which
+-- nobody sees; accepted makes all of them count; then they are applied to chunk_blocks one by one.
 CREATE TABLE chunk_batches (
     batch_key INTEGER PRIMARY KEY AUTOINCREMENT,
     node_key INTEGER NOT NULL REFERENCES chunk_nodes,
     worker_key INTEGER NOT NULL REFERENCES worker_ids,
     reported_at INTEGER NOT NULL,
-    entries BLOB NOT NULL
+    accepted INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+CREATE TABLE chunk_parts (
+    part_key INTEGER PRIMARY KEY,
+    batch_key INTEGER NOT NULL REFERENCES chunk_batches,
+    patches_json TEXT NOT NULL
+) STRICT;
+CREATE INDEX chunk_parts_by_batch ON chunk_parts (batch_key);
 
 -- The live worker of a node gives the address of its chunks.
 CREATE INDEX workers_by_node ON workers (node_id);

@@ -3,7 +3,7 @@
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry import shard_leases, transports, worker_ids
+from globalstore.registry import chunks, shard_leases, transports, worker_ids
 from globalstore.registry.events import (
     WorkerEnded,
     WorkerRegistered,
@@ -220,8 +220,8 @@ def _adopt(tx: Transaction, worker_key: int, previous_worker_id: str) -> None:
 def unregister(tx: Transaction, worker_id: str, graceful: bool, now_us: int) -> bool:
     """End a worker on its own order; False when the id is unknown. Again is no error.
 
-    After a graceful end its transports run on to their own completion or expiry, and the leases of
-    its daemon are free.
+    After a graceful end its transports run on to their own completion or expiry, the leases of its
+    daemon are free, and the chunks of its node are forgotten unless another worker is there.
     """
     row = tx.one(
         "SELECT worker_key, daemon_id FROM workers JOIN worker_ids USING (worker_key)"
@@ -233,6 +233,7 @@ def unregister(tx: Transaction, worker_id: str, graceful: bool, now_us: int) -> 
     _end(tx, row[0], worker_id, now_us, lost=not graceful)
     if graceful:
         shard_leases.release_all(tx, row[1])
+        chunks.worker_left(tx, row[0])
     return True
 
 

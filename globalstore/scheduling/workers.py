@@ -190,6 +190,10 @@ class Workers:
         """Return an active worker."""
         return self._by_id.get(worker_id)
 
+    def of_key(self, worker_key: int) -> LiveWorker | None:
+        """Return an active worker by its key."""
+        return self._by_key.get(worker_key)
+
     def heartbeat(self, worker: LiveWorker, said: Heartbeat, now_us: int) -> None:
         """Take in a heartbeat of an active worker; ``now_us`` is wall time, to be stored."""
         now = trio.current_time()

@@ -1,0 +1,97 @@
+"""Reports of chunks that are too large for one transaction, and who has to wait for them."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+from globalstore.db import DatabaseError, Store
+from globalstore.registry import chunks
+from globalstore.registry.chunks import Report, Unsettled
+from globalstore.rules.chunk_states import Patch
+from globalstore.telemetry import get_logger
+
+_log = get_logger("globalstore.chunks")
+
+R = TypeVar("R")
+
+# Pause before it is tried again when the database refuses, as a full disk does.
+_RETRY_S = 1.0
+
+# Reports that are put down in parts at the same time; each holds its entries in memory.
+_IN_PARTS_MAX = 4
+
+
+class ChunkReports:
+    """Stores reports: in one transaction if that is short, else part by part.
+
+    A report in parts counts from the instant at which it is accepted. ``run`` then applies it, also
+    one that an earlier server had accepted.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._in_parts = trio.CapacityLimiter(_IN_PARTS_MAX)
+        self._work = trio.Event()
+        self._settled = trio.Event()
+
+    async def keep(self, said: Report, patches: Sequence[Patch]) -> None:
+        """Store a report; when this returns it is durable, and seen as a whole.
+
+        Raises what the registry refuses and what the store raises. When cancelled, all of it counts
+        or nothing.
+        """
+        if len(patches) > chunks.BLOCKS_AT_ONCE:
+            async with self._in_parts:
+                await self._keep_in_parts(said, patches)
+        else:
+            await self.once_settled(lambda: self._store.write(chunks.report, said, patches))
+
+    async def _keep_in_parts(self, said: Report, patches: Sequence[Patch]) -> None:
+        try:
+            batch_key = await self._store.write(chunks.open_batch, said)
+            for start in range(0, len(patches), chunks.BLOCKS_AT_ONCE):
+                part = chunks.part_json(patches[start : start + chunks.BLOCKS_AT_ONCE])
+                await self._store.bulk(chunks.add_part, batch_key, part)
+            await self.once_settled(lambda: self._store.write(chunks.accept, batch_key, said))
+        finally:
+            self._work.set()  # to apply it, or else to clear it away
+        await self.once_settled(lambda: self._store.read(chunks.applied, batch_key))
+
+    async def once_settled(self, ask: Callable[[], Awaitable[R | Unsettled]]) -> R:
+        """Ask again, whenever reports have been applied, until none is in the way."""
+        while True:
+            settled = self._settled  # before asking: what is applied meanwhile must wake us
+            answer = await ask()
+            if not isinstance(answer, Unsettled):
+                return answer
+            await settled.wait()
+
+    async def run(self) -> None:
+        """Apply what was accepted, and clear away what was not, until cancelled."""
+        while True:
+            self._work = trio.Event()
+            try:
+                while await self._store.bulk(chunks.apply_part):
+                    pass
+                self._settled.set()
+                self._settled = trio.Event()
+                await self._clear_away()
+            except DatabaseError as error:
+                _log.limited("apply", "chunk reports not applied yet", reason=str(error))
+                await trio.sleep(_RETRY_S)
+                continue
+            await self._work.wait()
+
+    def _busy(self) -> bool:
+        return self._in_parts.borrowed_tokens > 0
+
+    async def _clear_away(self) -> None:
+        """Delete the parts of reports that nobody will accept any more."""
+        if self._busy():
+            return  # who is not done yet comes back here
+        last_key = await self._store.read(chunks.last_batch)
+        if self._busy():
+            return  # somebody has just begun, perhaps before that was read
+        while await self._store.bulk(chunks.drop_part, last_key):
+            pass
