@@ -23,7 +23,7 @@ from wire_load import Load, LoadClient, call_each, call_once
 
 from globalstore.db import Transaction
 from globalstore.registry import replicas, transports
-from globalstore.registry.transports import Granted, Outcome, Request
+from globalstore.registry.transports import Granted, Outcome, Request, Round
 
 CLAIM = "RequestReplicaTransport"
 CLIENTS = 16
@@ -43,7 +43,8 @@ def _claim_and_complete(tx: Transaction, number: int) -> tuple[float, float]:
     )
     routable = frozenset(range(1, WORKERS + 1))
     began = time.perf_counter()
-    (answer,) = transports.grant(tx, [request], [], routable, frozenset(), number)
+    round_ = Round(ranked=[request], newcomers=[request], routable=routable)
+    (answer,) = transports.grant(tx, round_, number).values()
     claimed = time.perf_counter()
     assert isinstance(answer, Granted)
     transports.complete(tx, answer.transport_id, Outcome.SUCCESS, "", number)

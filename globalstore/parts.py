@@ -10,16 +10,20 @@ from globalstore.api.auth import Tokens
 from globalstore.api.commits import Commits
 from globalstore.api.slots import Slots
 from globalstore.config import GlobalStoreConfig
+from globalstore.config.schema.worker_policy import TransportScheduler
 from globalstore.db import Observers, Runner, Store, StoreOptions
 from globalstore.http import HealthState
 from globalstore.registry import instances, workers
 from globalstore.registry.events import LeaseKind
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import HealthService
+from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
 from globalstore.scheduling.chunks import ChunkReports
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
+from globalstore.scheduling.queue_order import Fairness
+from globalstore.scheduling.sources import KnownSources
 from globalstore.scheduling.transports import Policy, SourceQueues
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry.capabilities import (
@@ -41,6 +45,36 @@ from globalstore.timers.workers import HeartbeatWriter, Reaper, grace_s
 def wall_us() -> int:
     """Return the wall clock in microseconds since 1970."""
     return time.time_ns() // 1000
+
+
+def queue_policy(chosen: TransportScheduler) -> Policy:
+    """Return how sources are chosen and who is next, as the configuration wants it."""
+    weights, groups = chosen.source_balance_weights, chosen.group_dispatch
+    return Policy(
+        max_waiters=chosen.max_waiters,
+        scan_limit=groups.queue_scan_limit,
+        batch_limit=groups.dispatch_batch_limit,
+        scoring=Scoring(
+            Mode[chosen.mode.name.removeprefix("TRANSPORT_SCHEDULER_MODE_")],
+            Weights(
+                weights.replica_load_weight,
+                weights.worker_load_weight,
+                weights.recent_assignment_penalty_weight,
+                weights.diffusion_bonus_weight,
+            ),
+            Spread(
+                groups.group_source_spread_weight,
+                groups.group_source_soft_cap_ratio,
+                groups.group_source_min_candidates_for_enforce,
+            ),
+        ),
+        fairness=Fairness(
+            groups.fairness_floor_ratio,
+            groups.completion_bias_weight,
+            groups.starvation_aging_threshold,
+        ),
+        relaxed_group_kinds=frozenset(kind.lower() for kind in groups.relaxed_group_kinds),
+    )
 
 
 class Parts:
@@ -80,7 +114,8 @@ class Parts:
             ).changed,
             check_stall=self.pulse.check,
         )
-        self._commits = Commits(self.workers, self.instances, self.metrics)
+        self.sources = KnownSources()
+        self._commits = Commits(self.workers, self.instances, self.sources, self.metrics)
         self.store = Store(
             config.database.path,
             migrations=MIGRATIONS,
@@ -95,17 +130,11 @@ class Parts:
             runner=runner,
             observers=Observers(checkpointed=self.metrics.db_checkpoint_seconds.observe),
         )
-        scheduler = policy.transport_scheduler
         self.queues = SourceQueues(
             self.store,
             self.workers,
-            Policy(
-                max_waiters=scheduler.max_waiters,
-                batch_limit=scheduler.group_dispatch.dispatch_batch_limit,
-                relaxed_group_kinds=frozenset(
-                    kind.lower() for kind in scheduler.group_dispatch.relaxed_group_kinds
-                ),
-            ),
+            self.sources,
+            queue_policy(policy.transport_scheduler),
             wall,
         )
         self.pulse.tell(self.workers.postpone)
@@ -168,6 +197,7 @@ class Parts:
         )
 
     def _worker_routable(self) -> None:
+        self.sources.drop_all()
         self.queues.worker_routable()
 
     def _heartbeats_written(self, asked: int, written: int) -> None:

@@ -6,6 +6,7 @@ from globalstore.registry import events
 from globalstore.registry.replicas import MemoryTier
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
+from globalstore.scheduling.sources import KnownSources
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry.metrics import Metrics
@@ -16,8 +17,11 @@ from globalstore.timers.transports import TransportExpiry
 class Commits:
     """Carries the events of the registry to whoever keeps something in memory."""
 
-    def __init__(self, workers: Workers, instances: Instances, metrics: Metrics) -> None:
+    def __init__(
+        self, workers: Workers, instances: Instances, sources: KnownSources, metrics: Metrics
+    ) -> None:
         self._workers = workers
+        self._sources = sources
         self._instances = instances
         self._metrics = metrics
         self._queues: SourceQueues | None = None
@@ -47,15 +51,24 @@ class Commits:
         for event in committed:
             match event:
                 case events.SourceFreed(artifact_id, view_id):
+                    self._sources.drop((artifact_id, view_id))
                     self._queues.source_freed(artifact_id, view_id)
                 case events.WorkerReplicasChanged(worker_key):
                     self._workers.replicas_changed(worker_key)
+                    self._sources.worker_changed(worker_key)
                 case events.TransportGranted(transport_key):
                     self._expiry.granted(transport_key)
+                    self._sources.granted(event)
                     self._metrics.active_transports.inc()
-                case events.TransportEnded(transport_key):
+                case events.TransportEnded(transport_key, space):
                     self._expiry.ended(transport_key)
+                    self._sources.ended(event)
                     self._metrics.active_transports.dec()
+                    self._queues.source_freed(*space)
+                case events.SourcesListed(space, shortlist):
+                    self._sources.listed(space, shortlist)
+                case events.GroupCounted(group, progress):
+                    self._sources.group_counted(group, progress)
                 case events.ReplicaStored(artifact_id, memory_type, created, first):
                     self._metrics.replica_registered(artifact_id, memory_type)
                     if created:
@@ -69,13 +82,16 @@ class Commits:
                             artifact_id, MemoryTier(tier).name, change, stored, edge=edge
                         )
                 case events.SourcesFreed(spaces):
+                    self._sources.drop_many(spaces)
                     if len(self._queues):
                         for space in spaces:
                             self._queues.source_freed(*space)
                 case events.WorkerReconciled(worker_key, seq, version, confirmed):
                     self._workers.reconciled(worker_key, seq, version, confirmed=confirmed)
+                    self._sources.drop_all()
                 case events.WorkerRegistered(worker):
                     self._workers.registered(worker)
+                    self._sources.drop_all()
                     self._instances.worker_registered(worker)
                 case events.WorkerEnded(worker_key, worker_id, lost):
                     self._workers.ended(worker_key)

@@ -5,9 +5,18 @@ the operation: what is kept in memory never trails behind an answer.
 """
 
 import enum
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import attrs
+
+from globalstore.rules.scoring import Candidate, GroupProgress, WorkerLoad
+
+# An artifact and a view, blank for the canonical bytes.
+Space = tuple[str, str]
+
+# Kind, id and epoch of a group of requests.
+GroupKey = tuple[str, str, int]
 
 
 @attrs.frozen
@@ -115,21 +124,72 @@ class SourceFreed:
 class SourcesFreed:
     """As ``SourceFreed``, for many artifacts and views."""
 
-    spaces: set[tuple[str, str]]
+    spaces: set[Space]
 
 
 @attrs.frozen
 class TransportGranted:
-    """A transport is in progress."""
+    """A transport is in progress.
+
+    ``replica_seq`` and ``worker_key`` are its source's, ``created_us`` when that was registered and
+    ``is_first`` whether it serves for the first time. ``capped`` sources were passed over because
+    the request's group has enough of them.
+    """
 
     transport_key: int
+    space: Space
+    group: GroupKey | None
+    replica_id: bytes
+    replica_seq: int
+    worker_key: int
+    created_us: int
+    is_first: bool
+    capped: int
+    at_us: int
 
 
 @attrs.frozen
 class TransportEnded:
-    """A transport that was in progress is not any more."""
+    """A transport that was in progress is not any more, and a waiter may find its source.
+
+    ``replica_seq`` and ``worker_key`` are None when the source is gone.
+    """
 
     transport_key: int
+    space: Space
+    group: GroupKey | None
+    succeeded: bool
+    replica_seq: int | None
+    worker_key: int | None
+    at_us: int
+
+
+@attrs.frozen
+class SourcesListed:
+    """Which free sources an artifact and view had at this point of the commit."""
+
+    space: Space
+    shortlist: "Shortlist"
+
+
+@attrs.frozen
+class GroupCounted:
+    """How far a group of requests was at this point of the commit."""
+
+    group: GroupKey
+    progress: GroupProgress
+
+
+@attrs.frozen
+class Shortlist:
+    """The best free sources of an artifact and view, in their order, as far as anyone is heard.
+
+    ``loads`` are those of their workers. Unless it ``is_complete`` there are more sources.
+    """
+
+    candidates: list[Candidate]
+    loads: Mapping[int, WorkerLoad]
+    is_complete: bool
 
 
 @attrs.frozen

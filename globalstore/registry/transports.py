@@ -1,15 +1,25 @@
 """Transports: who was granted which source, for how long, and how it ended."""
 
 import enum
+from collections.abc import Mapping
 
 import attrs
 
-from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry import replica_lists
-from globalstore.registry.events import SourceFreed, TransportEnded, TransportGranted
+from globalstore.db import Snapshot, Transaction
+from globalstore.registry import replica_lists, sources
+from globalstore.registry.events import (
+    GroupCounted,
+    GroupKey,
+    Shortlist,
+    Space,
+    TransportEnded,
+    TransportGranted,
+)
 from globalstore.registry.replica_lists import Replica
+from globalstore.registry.sources import Claimed, Sources
 from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.refusals import InvalidArgument
+from globalstore.rules.scoring import GroupProgress, Scoring
 
 
 class Outcome(enum.IntEnum):
@@ -34,7 +44,7 @@ class Group:
     priority: int
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> GroupKey:
         return self.kind, self.group_id, self.epoch
 
 
@@ -58,7 +68,7 @@ class Request:
     transport_id: bytes
 
     @property
-    def space(self) -> tuple[str, str]:
+    def space(self) -> Space:
         return self.artifact_id, self.view_id
 
 
@@ -91,53 +101,79 @@ class Miss(enum.Enum):
 
 Answer = Granted | Refused | Miss
 
-# How many of the best candidates the first look fetches. Nearly always the first of them is taken;
-# a further look is needed only when all belong to workers that are not being heard.
-_CANDIDATES_FIRST_LOOK = 8
 
-_SPACE = "artifact_key = :artifact_key AND view_id = :view_id"
-_EXPORTABLE = (
-    "export_state = 2 AND transfer_size = memory_size AND (expires_at IS NULL OR expires_at > :now)"
-)
+@attrs.frozen(kw_only=True)
+class Round:
+    """Requests for one artifact and view, and what they are answered by.
 
-
-def grant(
-    tx: Transaction,
-    requests: list[Request],
-    newcomers: list[Request],
-    routable: frozenset[int],
-    relaxed_kinds: frozenset[str],
-    now_us: int,
-) -> list[Answer]:
-    """Answer requests for one artifact and view, in the order given.
-
-    ``newcomers`` have others before them and only learn whether they are repeats, contradict
-    another request or wait for something that does not exist; otherwise they are BUSY, whether or
-    not a source is left. Their answers come last.
+    ``ranked`` are offered sources in this order until ``grants_max`` were granted. ``newcomers``,
+    of whom some may be among the ranked, have never been looked at; the others were, and only wait.
     ``routable`` are the keys of the workers that are heard and accepting; ``relaxed_kinds`` the
-    group kinds, in lower case, that may mix artifacts. Choosing a source, counting it and
-    recording the transport are one step with respect to every other call.
+    group kinds, in lower case, that may mix artifacts. ``shortlist`` is what memory knows of the
+    sources, ``groups`` what it knows of the ranked requests' groups.
     """
-    artifact_id, view_id = (*requests, *newcomers)[0].space
-    artifact_key = _artifact_key(tx, artifact_id)
-    miss: Miss | None = None
 
-    def answer(request: Request, may_claim: bool) -> Answer:
-        nonlocal miss
+    ranked: list[Request]
+    newcomers: list[Request]
+    routable: frozenset[int]
+    grants_max: int = 16
+    relaxed_kinds: frozenset[str] = frozenset()
+    scoring: Scoring = attrs.Factory(Scoring)
+    shortlist: Shortlist | None = None
+    groups: Mapping[GroupKey, GroupProgress] = attrs.Factory(dict)
+
+
+def grant(tx: Transaction, asked: Round, now_us: int) -> dict[str, Answer]:
+    """Answer a round; returns answers by request id.
+
+    Newcomers learn in any case whether they are repeats, contradict another request or want
+    something that does not exist. BUSY are those for whom no source was left. Who has no answer
+    had no turn. Choosing a source, counting it and recording the transport are one step with
+    respect to every other call.
+    """
+    space = (*asked.ranked, *asked.newcomers)[0].space
+    artifact_key = _artifact_key(tx, space[0])
+    new = {request.request_id for request in asked.newcomers}
+    groups = dict(asked.groups)
+    found: Sources | None = None
+    miss: Miss | None = None
+    answers: dict[str, Answer] = {}
+    granted = 0
+
+    def look(request: Request) -> Answer | None:
         earlier = _replayed(tx, request, now_us)
         if earlier is None and request.group is not None:
-            earlier = _group_conflict(tx, request, artifact_key, relaxed_kinds)
-        if earlier is not None:
-            return earlier
-        if miss is None and may_claim:
-            source = _choose(tx, artifact_key, view_id, routable, now_us)
-            if source is not None:
-                return _claim(tx, request, source, now_us)
-        miss = miss or _why(tx, artifact_key, view_id, now_us)
-        return miss
+            earlier = _group_conflict(tx, request, artifact_key, asked.relaxed_kinds)
+        return earlier
 
-    served = [answer(request, True) for request in requests]
-    return served + [answer(request, False) for request in newcomers]
+    for request in asked.ranked:
+        name = request.request_id
+        earlier = look(request) if name in new else None
+        if earlier is not None:
+            answers[name] = earlier
+        elif miss is not None:
+            answers[name] = miss
+        elif granted < asked.grants_max:
+            if found is None:
+                found = Sources(
+                    tx, space, artifact_key, asked.scoring, asked.routable, asked.shortlist, now_us
+                )
+            key = request.group.key if request.group is not None else None
+            claimed = found.claim(groups.get(key) if key is not None else None)
+            if claimed is None:
+                miss = answers[name] = _why(tx, artifact_key, space[1], now_us)
+                continue
+            granted += 1
+            if key is not None and key in groups:
+                groups[key] = groups[key].with_grant(claimed.replica.replica_id)
+            answers[name] = _record(tx, request, artifact_key, claimed, now_us)
+    ranked = {request.request_id for request in asked.ranked}
+    for request in asked.newcomers:
+        if request.request_id not in ranked:
+            answer = look(request) or miss
+            if answer is not None:
+                answers[request.request_id] = answer
+    return answers
 
 
 def _artifact_key(tx: Snapshot, artifact_id: str) -> int:
@@ -174,23 +210,48 @@ def _group_conflict(
     """Hold a request against the transports of its group that are running or succeeded."""
     group = request.group
     assert group is not None
-    # A group has about as many rows as it has parts; one that disagrees is enough.
-    row = tx.one(
-        "SELECT group_part_id = :part_id FROM transports"
-        " WHERE group_kind = :kind AND group_id = :group_id AND group_epoch = :epoch"
-        " AND outcome IN (0, 1) AND (group_part_id = :part_id OR group_total_parts != :total_parts"
-        " OR (NOT :relaxed AND (artifact_key != :artifact_key OR view_id != :view_id)))"
-        " ORDER BY 1 LIMIT 1",
-        attrs.asdict(group)
-        | {
-            "relaxed": group.kind.lower() in relaxed_kinds,
-            "artifact_key": artifact_key,
-            "view_id": request.view_id,
-        },
-    )
-    if row is None:
+    described = attrs.asdict(group)
+    if tx.one(f"{_OF_GROUP} AND group_part_id = :part_id LIMIT 1", described) is not None:
+        return Refused(duplicate_part(group))
+    # All of them agree with each other, so one tells for all.
+    other = tx.one(f"{_OF_GROUP} LIMIT 1", described)
+    if other is None:
         return None
-    return Refused(duplicate_part(group) if row[0] else group_mismatch(group))
+    same_space = other[1:] == (artifact_key, request.view_id)
+    relaxed = group.kind.lower() in relaxed_kinds
+    if other[0] == group.total_parts and (same_space or relaxed):
+        return None
+    return Refused(group_mismatch(group))
+
+
+_OF_GROUP = (
+    "SELECT group_total_parts, artifact_key, view_id FROM transports"
+    " WHERE group_kind = :kind AND group_id = :group_id AND group_epoch = :epoch AND outcome < 2"
+)
+
+# Transports of one group that are counted at once. Groups have some hundred parts; who uses one
+# group for ever must not hold the database for long.
+_GROUP_ROWS_MAX = 10_000
+
+
+def count_groups(tx: Transaction, groups: list[GroupKey]) -> None:
+    """Tell memory how far groups are, from here on."""
+    for kind, group_id, epoch in groups:
+        rows = tx.all(
+            "SELECT replica_id, count(*), sum(outcome = 1),"
+            " max(iif(outcome = 1, completed_at, 0)) FROM (SELECT replica_id, outcome,"
+            " completed_at FROM transports WHERE group_kind = :kind AND group_id = :group_id"
+            " AND group_epoch = :epoch ORDER BY transport_key DESC LIMIT :limit)"
+            " GROUP BY replica_id",
+            {"kind": kind, "group_id": group_id, "epoch": epoch, "limit": _GROUP_ROWS_MAX},
+        )
+        progress = GroupProgress(
+            {row[0]: row[1] for row in rows},
+            sum(row[1] for row in rows),
+            sum(row[2] for row in rows),
+            max((row[3] for row in rows), default=0),
+        )
+        tx.emit(GroupCounted((kind, group_id, epoch), progress))
 
 
 def duplicate_part(group: Group) -> str:
@@ -203,86 +264,61 @@ def group_mismatch(group: Group) -> str:
     return f"artifact/view/total_parts mismatch in group {group.group_id!r}, epoch {group.epoch}"
 
 
-def _choose(
-    tx: Snapshot, artifact_key: int, view_id: str, routable: frozenset[int], now_us: int
-) -> Row | None:
-    """Return the best free source, as (seq, replica_id, worker_key, memory_size), or None.
-
-    The order is that of the index: tier, load ratio, load, the larger limit, the longest unused.
-    """
-    limit = _CANDIDATES_FIRST_LOOK
-    while True:
-        rows = tx.all(
-            "SELECT r.seq, r.replica_id, r.worker_key, r.memory_size FROM replicas r"
-            " JOIN worker_ids i ON i.worker_key = r.worker_key"
-            " AND i.confirmation = r.confirmation"
-            f" WHERE r.{_SPACE} AND is_available = 1 AND current_requests < max_concurrency"
-            f" AND {_EXPORTABLE} ORDER BY memory_tier, current_requests * 1.0 / max_concurrency,"
-            " current_requests, max_concurrency DESC, last_assigned_at, updated_at, replica_id"
-            " LIMIT :limit",
-            {"artifact_key": artifact_key, "view_id": view_id, "now": now_us, "limit": limit},
-        )
-        for row in rows:
-            if row[2] in routable:
-                return row
-        if len(rows) < limit:
-            return None
-        limit *= 16
-
-
-def _claim(tx: Transaction, request: Request, source: Row, now_us: int) -> Granted:
-    seq, replica_id, worker_key, memory_size = source
-    tx.run(
-        "UPDATE replicas SET current_requests = current_requests + 1, last_assigned_at = :now"
-        " WHERE seq = :seq",
-        {"seq": seq, "now": now_us},
-    )
-    group = request.group
+def _record(
+    tx: Transaction, request: Request, artifact_key: int, claimed: Claimed, now_us: int
+) -> Granted:
+    source, replica, group = claimed.candidate, claimed.replica, request.group
     row = tx.one(
         "INSERT INTO transports (transport_id, replica_id, artifact_key, view_id,"
         " source_worker_key, requester_node_id, requester_address, requester_port,"
-        " requester_worker_id, request_id, fingerprint, group_kind, group_id, group_epoch,"
-        " group_part_id, group_total_parts, group_priority, replica_memory_size, created_at)"
-        " SELECT :transport_id, :replica_id, artifact_key, :view_id, :worker_key, :node_id,"
-        " :address, :port, :requester_worker_id, :request_id, :fingerprint, :kind, :group_id,"
-        " :epoch, :part_id, :total_parts, :priority, :memory_size, :now FROM replicas"
-        " WHERE seq = :seq RETURNING transport_key",
-        {
-            "transport_id": request.transport_id,
-            "replica_id": replica_id,
-            "seq": seq,
-            "view_id": request.view_id,
-            "worker_key": worker_key,
-            "node_id": request.node_id,
-            "address": request.address,
-            "port": request.port,
-            "requester_worker_id": request.requester_worker_id,
-            "request_id": request.request_id,
-            "fingerprint": request.fingerprint,
-            "kind": group and group.kind,
-            "group_id": group and group.group_id,
-            "epoch": group and group.epoch,
-            "part_id": group and group.part_id,
-            "total_parts": group and group.total_parts,
-            "priority": group and group.priority,
-            "memory_size": memory_size,
-            "now": now_us,
-        },
+        " requester_worker_id, request_id, fingerprint, replica_memory_size, created_at,"
+        " group_kind, group_id, group_epoch, group_part_id, group_total_parts, group_priority)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " RETURNING transport_key",
+        (
+            request.transport_id,
+            source.replica_id,
+            artifact_key,
+            request.view_id,
+            source.worker_key,
+            request.node_id,
+            request.address,
+            request.port,
+            request.requester_worker_id,
+            request.request_id,
+            request.fingerprint,
+            replica.memory_size,
+            now_us,
+            *(_NO_GROUP if group is None else attrs.astuple(group)),
+        ),
     )
     assert row is not None
-    tx.emit(TransportGranted(row[0]))
-    return Granted(request.transport_id, replica_lists.by_id(tx, replica_id), replayed=False)
+    tx.emit(
+        TransportGranted(
+            row[0],
+            request.space,
+            None if group is None else group.key,
+            source.replica_id,
+            source.seq,
+            source.worker_key,
+            replica.created_at_us,
+            source.last_assigned_us == 0,
+            claimed.capped,
+            now_us,
+        )
+    )
+    return Granted(request.transport_id, replica, replayed=False)
+
+
+_NO_GROUP = (None,) * 6
 
 
 def _why(tx: Snapshot, artifact_key: int, view_id: str, now_us: int) -> Miss:
     """Tell why no source could be chosen."""
-    space = {"artifact_key": artifact_key, "view_id": view_id, "now": now_us}
-    held = f"SELECT 1 FROM replicas WHERE {_SPACE} AND worker_key != {NOBODY}"
-    if tx.one(f"{held} LIMIT 1", space) is None:
+    where: dict[str, object] = {"artifact_key": artifact_key, "view_id": view_id, "now": now_us}
+    if not sources.any_held(tx, where):
         return Miss.NO_REPLICA
-    if tx.one(f"{held} AND {_EXPORTABLE} LIMIT 1", space) is None:
-        return Miss.NO_SOURCE
-    return Miss.BUSY
+    return Miss.BUSY if sources.any_exportable(tx, where) else Miss.NO_SOURCE
 
 
 def complete(
@@ -307,12 +343,13 @@ def _end(tx: Transaction, transport_id: bytes, outcome: Outcome, detail: str, no
     row = tx.one(
         "UPDATE transports SET outcome = :outcome, outcome_detail = :detail, completed_at = :now"
         " WHERE transport_id = :transport_id AND outcome = 0"
-        " RETURNING transport_key, replica_id, artifact_key, view_id",
+        " RETURNING transport_key, replica_id, artifact_key, view_id, group_kind, group_id,"
+        " group_epoch",
         {"transport_id": transport_id, "outcome": outcome, "detail": detail, "now": now_us},
     )
     if row is None:
         return False
-    transport_key, replica_id, artifact_key, view_id = row
+    transport_key, replica_id, artifact_key, view_id, *group = row
     source = tx.one(
         "UPDATE replicas SET current_requests = current_requests - 1 WHERE replica_id = :id"
         " RETURNING seq, current_requests, worker_key",
@@ -322,8 +359,18 @@ def _end(tx: Transaction, transport_id: bytes, outcome: Outcome, detail: str, no
         tx.run("DELETE FROM replicas WHERE seq = ?", source[:1])
     name = tx.one("SELECT artifact_id FROM artifacts WHERE artifact_key = ?", (artifact_key,))
     assert name is not None
-    tx.emit(TransportEnded(transport_key))
-    tx.emit(SourceFreed(name[0], view_id))
+    seq, _, worker_key = source or (None, None, None)
+    tx.emit(
+        TransportEnded(
+            transport_key,
+            (name[0], view_id),
+            None if group[1] is None else tuple(group),
+            outcome == Outcome.SUCCESS,
+            seq,
+            worker_key,
+            now_us,
+        )
+    )
     return True
 
 

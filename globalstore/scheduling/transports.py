@@ -10,7 +10,8 @@ deadline counts once it had its turn (``attempted``): the least patient gets one
 import enum
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Self
 
 import attrs
@@ -18,10 +19,20 @@ import trio
 
 from globalstore.db import DatabaseError, Lane, Store
 from globalstore.registry import transports
-from globalstore.registry.transports import Answer, Granted, Miss, Outcome, Refused, Request
+from globalstore.registry.events import GroupKey, Space
+from globalstore.registry.transports import (
+    Answer,
+    Granted,
+    Miss,
+    Outcome,
+    Refused,
+    Request,
+    Round,
+)
+from globalstore.rules.scoring import Mode, Scoring
+from globalstore.scheduling.queue_order import Fairness, ranked
+from globalstore.scheduling.sources import KnownSources
 from globalstore.scheduling.workers import Workers
-
-Space = tuple[str, str]
 
 
 class Withdrawn(enum.Enum):
@@ -37,6 +48,7 @@ class _Waiter:
     """A request that waits, for one or more calls that carry it."""
 
     request: Request
+    arrived: float
     deadline: float
     settling: bool = False
     attempted: bool = False
@@ -71,7 +83,10 @@ class Policy:
     """Bounds of the queues; see ``worker_policy.transport_scheduler`` of the configuration."""
 
     max_waiters: int = 65536
+    scan_limit: int = 128
     batch_limit: int = 16
+    scoring: Scoring = attrs.Factory(Scoring)
+    fairness: Fairness = attrs.Factory(Fairness)
     relaxed_group_kinds: frozenset[str] = frozenset({"tp_version"})
 
 
@@ -91,16 +106,22 @@ class SourceQueues:
     """
 
     def __init__(
-        self, store: Store, workers: Workers, policy: Policy, wall_us: Callable[[], int]
+        self,
+        store: Store,
+        workers: Workers,
+        known: KnownSources,
+        policy: Policy,
+        wall_us: Callable[[], int],
     ) -> None:
         self._store = store
         self._workers = workers
+        self._known = known
         self._policy = policy
         self._wall_us = wall_us
         self._queues: dict[Space, _Queue] = {}
         self._by_request: dict[str, _Waiter] = {}
         self._by_requester: dict[str, set[_Waiter]] = {}
-        self._by_group: dict[tuple[str, str, int], dict[str, Request]] = {}
+        self._by_group: dict[GroupKey, dict[str, Request]] = {}
         self._returning: dict[str, trio.Event] = {}
         self._due: deque[_Queue] = deque()
         self._serving = 0
@@ -180,7 +201,7 @@ class SourceQueues:
         return None
 
     def _enqueue(self, request: Request, deadline: float) -> _Waiter:
-        waiter = _Waiter(request, deadline)
+        waiter = _Waiter(request, trio.current_time(), deadline)
         queue = self._queues.setdefault(request.space, _Queue(request.space))
         queue.newcomers[request.request_id] = waiter
         self._by_request[request.request_id] = waiter
@@ -263,57 +284,87 @@ class SourceQueues:
             self._serving -= 1
 
     async def _pass(self, queue: _Queue) -> None:
-        """Offer free sources to the oldest waiters, and take newcomers in behind them."""
-        newcomers = list(queue.newcomers.values())[:_NEWCOMERS_PER_PASS]
+        """Offer free sources to those who are next, and take newcomers in."""
+        by_group = self._policy.scoring.mode is Mode.GROUP_DISPATCH
+        if by_group:
+            await self._learn_groups(queue)
+        newcomers = list(islice(queue.newcomers.values(), _NEWCOMERS_PER_PASS))
         for waiter in newcomers:
             del queue.newcomers[waiter.request.request_id]
             queue.waiters[waiter.request.request_id] = waiter
-        served: list[_Waiter] = []
-        for waiter in queue.waiters.values():
-            if len(served) == self._policy.batch_limit:
-                break
-            served.append(waiter)
-        among = set(served)
-        rest = [waiter for waiter in newcomers if waiter not in among]
-        asked = served + rest
+        oldest = list(islice(queue.waiters.values(), self._policy.scan_limit))
+        asked = list(dict.fromkeys(oldest + newcomers))
         if not asked:
             return
         for waiter in asked:
             waiter.settling = True
-        answers: list[Answer] | list[Exception]
+        wall_us = self._wall_us()
+        groups = self._known.groups(_groups_of(oldest)) if by_group else {}
+        if by_group:
+            now = trio.current_time()
+            oldest = ranked(oldest, groups, self._policy.fairness, now, wall_us)
+        asked_for = Round(
+            ranked=[waiter.request for waiter in oldest],
+            newcomers=[waiter.request for waiter in newcomers],
+            routable=self._workers.routable(),
+            grants_max=self._policy.batch_limit,
+            relaxed_kinds=self._policy.relaxed_group_kinds,
+            scoring=self._policy.scoring,
+            shortlist=self._known.shortlist(queue.space),
+            groups=groups,
+        )
         try:
-            answers = await self._store.write(
-                transports.grant,
-                [waiter.request for waiter in served],
-                [waiter.request for waiter in rest],
-                self._workers.routable(),
-                self._policy.relaxed_group_kinds,
-                self._wall_us(),
-            )
+            answers = await self._store.write(transports.grant, asked_for, wall_us)
         except Exception as fault:  # noqa: BLE001  each caller raises it on its own
-            answers = [fault] * len(asked)
-        busy = Miss.BUSY in answers[: len(served)]
-        for waiter, answer in zip(asked, answers, strict=True):
+            for waiter in asked:
+                self._settle(waiter, fault)
+            self._kick_rest(queue)
+            return
+        self._take_in(queue, asked, answers)
+
+    def _take_in(self, queue: _Queue, asked: list[_Waiter], answers: dict[str, Answer]) -> None:
+        """Pass the answers of one pass on, and see whether another one is needed."""
+        misses = {answer for answer in answers.values() if isinstance(answer, Miss)}
+        busy = Miss.BUSY in misses
+        for waiter in asked:
+            answer = answers.get(waiter.request.request_id, Miss.BUSY)
             if answer is Miss.BUSY:
                 self._keep(waiter, attempted=busy)
             else:
                 self._settle(waiter, answer)
-        if not busy:
-            queue.untried = True
-        elif queue.untried:
+        if busy and queue.untried:
             # Nothing is left for those before them, so nothing for them.
-            queue.untried = False
             for waiter in [w for w in queue.waiters.values() if not w.attempted]:
                 self._keep(waiter, attempted=True)
-        misses = (a for a in answers if isinstance(a, Miss) and a is not Miss.BUSY)
-        missing = next(misses, None)
-        if missing is not None:
+        queue.untried = not busy
+        misses.discard(Miss.BUSY)
+        if misses:
             for waiter in list(queue.waiters.values()):
-                self._settle(waiter, missing)
-        elif not busy and queue.waiters:
-            queue.kicked = True
+                self._settle(waiter, next(iter(misses)))
+        elif not busy:
+            self._kick_rest(queue)
         if queue.newcomers:
             queue.kicked = True
+
+    def _kick_rest(self, queue: _Queue) -> None:
+        """Go on at once with those who had no turn."""
+        if queue.waiters or queue.newcomers:
+            queue.kicked = True
+
+    async def _learn_groups(self, queue: _Queue) -> None:
+        """See to it that memory knows the groups of those who are next."""
+        next_ones = [
+            *islice(queue.waiters.values(), self._policy.scan_limit),
+            *islice(queue.newcomers.values(), _NEWCOMERS_PER_PASS),
+        ]
+        keys = _groups_of(next_ones)
+        unknown = [key for key in keys if key not in self._known.groups(keys)]
+        if unknown:
+            try:
+                await self._store.write(transports.count_groups, unknown)
+            except DatabaseError:
+                # Unknown groups count as new ones; whether the database works, the pass will see.
+                return
 
     def _keep(self, waiter: _Waiter, *, attempted: bool) -> None:
         """Let a waiter wait on; if it had its turn, its deadline counts from now on."""
@@ -390,3 +441,8 @@ class SourceQueues:
             del parts[request.group.part_id]
             if not parts:
                 del self._by_group[request.group.key]
+
+
+def _groups_of(waiters: Iterable[_Waiter]) -> list[GroupKey]:
+    groups = (waiter.request.group for waiter in waiters)
+    return list(dict.fromkeys(group.key for group in groups if group is not None))

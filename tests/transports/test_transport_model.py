@@ -10,11 +10,13 @@ from globalstore.db import Runner, Store, Transaction
 from globalstore.registry import recovery, replica_lists, replicas, transports, worker_ids, workers
 from globalstore.registry.replicas import MemoryTier, Place, Registration
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.registry.transports import Granted, Miss, Outcome, Refused, Request
+from globalstore.registry.transports import Granted, Miss, Outcome, Refused, Request, Round
+from globalstore.rules.scoring import Mode, Scoring
 from globalstore.rules.transfer import ExportState, Transfer
 
 READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
 STEPS = 400
+LEGACY = Scoring(Mode.LEGACY)
 DAEMONS = ("a", "b", "c")
 REQUEST_IDS = [f"r{number}" for number in range(12)]
 
@@ -125,11 +127,10 @@ class History:
         artifact = self.rng.choice(["x", "y"])
         names = self.rng.sample(REQUEST_IDS, self.rng.randint(1, 3))
         asked = [self.request(artifact, name) for name in names]
-        answers = await self.store.write(
-            transports.grant, asked, [], self.routable(), frozenset(), self.now_us
-        )
-        for each, answer in zip(asked, answers, strict=True):
-            self.granted(each, answer)
+        round_ = Round(ranked=asked, newcomers=asked, routable=self.routable(), scoring=LEGACY)
+        answers = await self.store.write(transports.grant, round_, self.now_us)
+        for each in asked:
+            self.granted(each, answers[each.request_id])
 
     def request(self, artifact: str, name: str) -> Request:
         fingerprint = artifact.encode() + self.rng.choice([b"", b"", b"", b"2"])

@@ -13,10 +13,12 @@ from globalstore.db import Runner, Store
 from globalstore.registry import replicas, transports, worker_ids
 from globalstore.registry.replicas import MemoryTier, Place, Registration
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.registry.transports import Granted, Miss, Request
+from globalstore.registry.transports import Granted, Miss, Request, Round
+from globalstore.rules.scoring import Mode, Scoring
 from globalstore.rules.transfer import ExportState, Transfer
 
 GPU, RAM, DISK = MemoryTier.GPU, MemoryTier.RAM, MemoryTier.DISK
+LEGACY = Scoring(Mode.LEGACY)
 READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
 
 
@@ -94,9 +96,10 @@ async def chosen(candidates: list[Candidate], claims: int, now_us: int = 1000) -
             )
         for number in range(claims):
             asked_for = [request(f"r{number}")]
-            (answer,) = await store.write(
-                transports.grant, asked_for, [], frozenset({key}), frozenset(), now_us + number
+            round_ = Round(
+                ranked=asked_for, newcomers=asked_for, routable=frozenset({key}), scoring=LEGACY
             )
+            (answer,) = (await store.write(transports.grant, round_, now_us + number)).values()
             if isinstance(answer, Granted):
                 assert answer.source is not None
                 found.append(answer.source.place.device_id)
@@ -187,9 +190,9 @@ async def test_a_source_is_found_behind_many_better_ones_whose_workers_are_silen
             await store.write(replicas.register, silent, replicas.fresh_id(), 1)
         heard = attrs.evolve(registration(777, DISK, 1), worker_id="heard")
         await store.write(replicas.register, heard, replicas.fresh_id(), 1)
-        (answer,) = await store.write(
-            transports.grant, [request("r")], [], frozenset({key}), frozenset(), 5
-        )
+        asked = [request("r")]
+        round_ = Round(ranked=asked, newcomers=asked, routable=frozenset({key}))
+        (answer,) = (await store.write(transports.grant, round_, 5)).values()
         assert isinstance(answer, Granted)
         assert answer.source is not None
         assert answer.source.place.device_id == 777
