@@ -32,6 +32,7 @@ from globalstore.telemetry.capabilities import (
     CapabilityDirectory,
 )
 from globalstore.telemetry.metrics import Metrics
+from globalstore.timers.chunks import AbandonedNodes
 from globalstore.timers.instances import InstanceReaper
 from globalstore.timers.keys import settle_keys
 from globalstore.timers.lease_clock import LeaseClock
@@ -194,6 +195,7 @@ class Parts:
             ),
             wall,
             self.metrics,
+            AbandonedNodes(self.store, self.workers, policy.chunk_stale_threshold),
         )
 
     def _worker_routable(self) -> None:

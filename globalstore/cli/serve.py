@@ -41,7 +41,6 @@ _LATER = (
     "observability.otel.",
     "observability.tracing.",
     "registration.",
-    "worker_policy.chunk_",
     "worker_policy.control_reducer.coalesce_window",
     "worker_policy.group_realization.",
     "worker_policy.key_mapping.",

@@ -351,31 +351,28 @@ def nodes(tx: Snapshot) -> list[tuple[str, int]]:
     ]
 
 
-def forget_node(tx: Transaction, node_id: str, reports: int | None = None) -> bool:
-    """Hide all chunks of a node at once; they are deleted later.
+def forget_node(tx: Transaction, node_id: str, reports: int) -> bool:
+    """Hide all chunks of a node; False when it has a worker or has reported once more.
 
-    With ``reports``, only if the node has reported no more often than that.
+    However many there are, it is one row now, and the chunks are deleted later.
     """
-    return (
-        tx.run(
-            "UPDATE chunk_nodes SET node_id = NULL WHERE node_id = :node_id"
-            " AND reports = coalesce(:reports, reports)",
-            {"node_id": node_id, "reports": reports},
-        )
-        > 0
+    changed = tx.run(
+        "UPDATE chunk_nodes SET node_id = NULL WHERE node_id = :node_id AND reports = :reports"
+        " AND NOT EXISTS"
+        " (SELECT 1 FROM workers w WHERE w.node_id = :node_id AND w.inactive_at IS NULL)",
+        {"node_id": node_id, "reports": reports},
     )
+    return changed > 0
 
 
 def worker_left(tx: Transaction, worker_key: int) -> None:
     """Forget the chunks of a node whose last worker said goodbye."""
-    row = tx.one(
-        "SELECT node_id FROM workers w WHERE worker_key = :worker_key AND NOT EXISTS (SELECT 1"
-        " FROM workers o WHERE o.node_id = w.node_id AND o.inactive_at IS NULL"
-        " AND o.worker_key != w.worker_key)",
+    tx.run(
+        "UPDATE chunk_nodes SET node_id = NULL WHERE node_id = (SELECT node_id FROM workers w"
+        " WHERE worker_key = :worker_key AND NOT EXISTS (SELECT 1 FROM workers o"
+        " WHERE o.node_id = w.node_id AND o.inactive_at IS NULL))",
         {"worker_key": worker_key},
     )
-    if row is not None:
-        forget_node(tx, row[0])
 
 
 def purge(tx: Transaction, _before_us: int, limit: int) -> int:

@@ -7,6 +7,7 @@ import trio
 
 from globalstore.db import Store, Transaction
 from globalstore.registry import (
+    chunks,
     idempotency,
     instances,
     keys,
@@ -17,6 +18,7 @@ from globalstore.registry import (
 )
 from globalstore.telemetry import get_logger
 from globalstore.telemetry.metrics import Metrics
+from globalstore.timers.chunks import AbandonedNodes
 
 _log = get_logger("globalstore.maintenance")
 
@@ -51,11 +53,13 @@ class Maintenance:
         schedule: Schedule,
         wall_us: Callable[[], int],
         metrics: Metrics,
+        abandoned: AbandonedNodes,
     ) -> None:
         self._store = store
         self._schedule = schedule
         self._wall_us = wall_us
         self._metrics = metrics
+        self._abandoned = abandoned
         self._optimize_at = trio.current_time() + schedule.optimize_interval_s
 
     async def run(self) -> None:
@@ -77,6 +81,8 @@ class Maintenance:
             ("instances", lambda: self._purge("instances", instances.purge, _DAY_S)),
             ("key history", lambda: self._purge("key_generations", keys.purge_history, _DAY_S)),
             ("key swaps", lambda: self._purge("key_swaps", keys.purge_swaps, _DAY_S)),
+            ("abandoned nodes", self._abandoned.forget),
+            ("chunk_blocks", lambda: self._purge("chunk_blocks", chunks.purge, 0.0)),
             ("artifact series", self._drop_series),
             ("optimize", self._optimize),
         ]
