@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from measuring import Child, global_store, table
-from wire_load import Load, LoadClient, Slot, call_once
+from wire_load import Load, LoadClient, Slot, Wanted, call_once
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -74,14 +74,14 @@ def replica(
 def checks() -> Slot:
     """Ask whether the server is there."""
     while True:
-        yield ADMIN + "HealthCheck", b""
+        yield Wanted(ADMIN + "HealthCheck", b"")
 
 
 def registrations(worker_id: str, numbers: Iterator[int]) -> Slot:
     """Register a new replica of a new artifact each time."""
     while True:
         request = replica(worker_id, 0, f"model-{next(numbers)}", 4)
-        yield RUNTIME + "RegisterReplica", request
+        yield Wanted(RUNTIME + "RegisterReplica", request)
 
 
 def heartbeats(worker_id: str) -> Slot:
@@ -90,7 +90,7 @@ def heartbeats(worker_id: str) -> Slot:
         worker_id=worker_id, state_version=1, accepting_new_requests=True
     ).SerializeToString()
     while True:
-        yield RUNTIME + "WorkerHeartbeat", request
+        yield Wanted(RUNTIME + "WorkerHeartbeat", request)
 
 
 def claims(artifact_id: str) -> Slot:
@@ -101,21 +101,21 @@ def claims(artifact_id: str) -> Slot:
     asked.wait_timeout_dur.FromSeconds(10)
     while True:
         asked.request_id = str(uuid.uuid4())
-        answer = yield RUNTIME + "RequestReplicaTransport", asked.SerializeToString()
+        answer = yield Wanted(RUNTIME + "RequestReplicaTransport", asked.SerializeToString())
         granted = wire.RequestReplicaTransportResponse.FromString(answer)
         if granted.status != wire.STATUS_OK:
             raise SystemExit(f"a claim was not granted: status {granted.status}")
         done = wire.CompleteReplicaTransportRequest(
             transport_id=granted.transport_id, outcome=wire.TRANSPORT_COMPLETION_OUTCOME_SUCCESS
         )
-        yield RUNTIME + "CompleteReplicaTransport", done.SerializeToString()
+        yield Wanted(RUNTIME + "CompleteReplicaTransport", done.SerializeToString())
 
 
 def counts(artifact_id: str) -> Slot:
     """Count the replicas of one artifact: the least that a read can be."""
     request = wire.BatchGetReplicaCountsRequest(artifact_ids=[artifact_id]).SerializeToString()
     while True:
-        yield RUNTIME + "BatchGetReplicaCounts", request
+        yield Wanted(RUNTIME + "BatchGetReplicaCounts", request)
 
 
 def clients(server: Child, stack: ExitStack) -> dict[str, LoadClient]:

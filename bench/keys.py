@@ -18,7 +18,7 @@ from statistics import median
 
 from calls import IN_FLIGHT, checks
 from measuring import global_store, spread, table
-from wire_load import LoadClient, Slot, call_each, call_once
+from wire_load import LoadClient, Slot, Wanted, call_each, call_once
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -65,7 +65,7 @@ def resolves(keys: list[str], share: int) -> Slot:
     """Resolve one key after the other, from a start that each of the slots has for itself."""
     requests = [_resolve(key) for key in keys]
     for number in itertools.count(share * len(keys) // IN_FLIGHT):
-        yield CATALOG + "ResolveKeyMapping", requests[number % len(requests)]
+        yield Wanted(CATALOG + "ResolveKeyMapping", requests[number % len(requests)])
 
 
 def swaps(keys: list[str]) -> Slot:
@@ -74,7 +74,7 @@ def swaps(keys: list[str]) -> Slot:
         request = wire.SwapKeyMappingRequest(
             key=keys[number % len(keys)], new_artifact_id=_TARGETS[number // len(keys) % 2]
         )
-        yield CATALOG + "SwapKeyMapping", request.SerializeToString()
+        yield Wanted(CATALOG + "SwapKeyMapping", request.SerializeToString())
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from statistics import median
 import attrs
 from calls import RUNTIME, heartbeats, register_worker, registrations
 from measuring import Child, global_store, table
-from wire_load import Load, LoadClient, Slot
+from wire_load import Load, LoadClient, Slot, Wanted
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -57,7 +57,7 @@ def lists() -> Slot:
     """List the first replicas, a large page of them."""
     request = wire.ListReplicasV2Request(pagination=common.Pagination(page_size=LISTED))
     while True:
-        yield RUNTIME + "ListReplicasV2", request.SerializeToString()
+        yield Wanted(RUNTIME + "ListReplicasV2", request.SerializeToString())
 
 
 def client(server: Child) -> LoadClient:

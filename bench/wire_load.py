@@ -4,16 +4,18 @@ Requests are framed by hand on blocking sockets and answers are taken apart in p
 microseconds a call, so that on a small machine the server is what is measured. Headers are sent
 as a stock client sends them, literal the first time and as table references ever after.
 
-A *slot* is one call in flight after another, written as a generator: it yields ``(path, request)``
+A *slot* is one call in flight after another, written as a generator: it yields a ``Wanted`` call
 and is resumed with the serialized answer. Slots live as long as their client; each ``run`` lets
 them go on for a while and ends with nothing in flight.
 """
 
+import heapq
 import select
 import socket
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable
+from typing import NamedTuple
 
 import attrs
 from hpack import Encoder
@@ -22,7 +24,19 @@ import globalstore.rpc  # noqa: F401 - makes purerpc importable
 from globalstore.rpc import frames
 from globalstore.rpc.blocks import BlockDecoder
 
-Slot = Generator[tuple[str, bytes], bytes, None]
+
+class Wanted(NamedTuple):
+    """A call to make: at once, or when it is ``due`` by ``perf_counter``.
+
+    The time that a call takes counts from when it was due, however late it could be sent.
+    """
+
+    path: str
+    request: bytes
+    due: float = 0.0
+
+
+Slot = Generator[Wanted, bytes, None]
 
 # Windows as large as the protocol allows: no call ever waits for the client.
 _WINDOW = frames.WINDOW_MAX
@@ -64,7 +78,7 @@ class _Open:
 
     slot: Slot
     connection: "_Connection"
-    wanted: tuple[str, bytes]
+    wanted: Wanted
     sent_at: float = 0.0
     answer: bytes = b""
 
@@ -90,7 +104,7 @@ class _Connection:
         self.in_flight: dict[int, _Open] = {}
 
     def send(self, call: _Open) -> None:
-        path, request = call.wanted
+        path, request, _ = call.wanted
         stream_id = self._next_id
         self._next_id += 2
         self.in_flight[stream_id] = call
@@ -147,7 +161,7 @@ class _Connection:
                 if flags & frames.END_STREAM:
                     call = self.in_flight.pop(stream_id)
                     if fields.get(b"grpc-status") != b"0":
-                        raise CallFailed(f"{call.wanted[0]}: {fields}")
+                        raise CallFailed(f"{call.wanted.path}: {fields}")
                     done.append(call)
             elif kind == frames.SETTINGS and not flags & frames.ACK:
                 self._out.append(frames.frame(frames.SETTINGS, frames.ACK, 0))
@@ -195,35 +209,46 @@ class LoadClient:
     def run(self, seconds: float) -> Load:
         """Keep every slot busy for ``seconds``, then wait for what is in flight."""
         latencies: dict[str, list[float]] = defaultdict(list)
-        began = time.perf_counter()
+        waiting: list[tuple[float, int, _Open]] = []
+        in_flight = calls = 0
+        began = now = time.perf_counter()
         until = began + seconds
+
+        def go_on(call: _Open) -> None:
+            nonlocal in_flight
+            due = call.wanted.due
+            if due > now:
+                heapq.heappush(waiting, (due, id(call), call))
+                return
+            call.answer = b""
+            call.sent_at = due or now
+            call.connection.send(call)
+            in_flight += 1
+
         for call in self._open:
-            self._send(call, began)
-        in_flight, calls, now = len(self._open), 0, began
+            go_on(call)
         while True:
+            now = time.perf_counter()
+            while waiting and waiting[0][0] <= now < until:
+                go_on(heapq.heappop(waiting)[2])
             for connection in self._connections.values():
                 connection.flush()
-            if not in_flight:
+            if not in_flight and (not waiting or now >= until):
                 return Load(calls, now - began, dict(latencies))
-            ready = self._poll.poll(_PATIENCE_S)
-            if not ready:
+            next_at = waiting[0][0] if waiting and now < until else now + _PATIENCE_S
+            ready = self._poll.poll(next_at - now)
+            if not ready and not waiting:
                 raise CallFailed(f"no answer for {_PATIENCE_S} s")
             now = time.perf_counter()
             for number, _ in ready:
                 for call in self._connections[number].receive():
+                    in_flight -= 1
                     calls += 1
-                    latencies[call.wanted[0].rpartition("/")[2]].append(now - call.sent_at)
+                    latencies[call.wanted.path.rpartition("/")[2]].append(now - call.sent_at)
                     # The five bytes before the message are its prefix.
                     call.wanted = call.slot.send(call.answer[5:])
                     if now < until:
-                        self._send(call, now)
-                    else:
-                        in_flight -= 1
-
-    def _send(self, call: _Open, now: float) -> None:
-        call.answer = b""
-        call.sent_at = now
-        call.connection.send(call)
+                        go_on(call)
 
 
 def call_once(port: int, path: str, request: bytes) -> bytes:
@@ -237,9 +262,9 @@ def call_each(port: int, path: str, requests: list[bytes]) -> list[bytes]:
 
     def slot() -> Slot:
         for request in requests:
-            answer = yield path, request
+            answer = yield Wanted(path, request)
             answers.append(answer)
-        yield path, b""  # never sent
+        yield Wanted(path, b"")  # never sent
 
     with LoadClient(port, [[slot()]]) as client:
         for _ in requests:
