@@ -8,7 +8,9 @@ from typing import Any
 from globalstore.api.admin import AdminFace
 from globalstore.api.application import Application
 from globalstore.api.artifacts import ArtifactsFace
+from globalstore.api.bindings import BindingsFace
 from globalstore.api.chunks import ChunksFace
+from globalstore.api.disk_locations import DiskLocationsFace
 from globalstore.api.instances import InstancesFace
 from globalstore.api.keys import KeysFace
 from globalstore.api.reconcile import ReconcileFace
@@ -36,8 +38,14 @@ class ClusterRuntime(
         self.app = app
 
 
-class ArtifactCatalog(ArtifactsFace, KeysFace, services.ArtifactCatalogServiceServicer):
-    """What artifacts are, and the names that point at them."""
+class ArtifactCatalog(
+    ArtifactsFace,
+    BindingsFace,
+    DiskLocationsFace,
+    KeysFace,
+    services.ArtifactCatalogServiceServicer,
+):
+    """What artifacts are, where they lie on disk, and the names that point at them."""
 
     def __init__(self, app: Application) -> None:
         self.app = app

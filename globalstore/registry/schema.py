@@ -449,6 +449,27 @@ CREATE INDEX transports_by_part
     WHERE group_id IS NOT NULL AND outcome < 2;
 """
 
+_CATALOG = """
+-- What assemblies were sealed to. Written once; neither artifact need be known.
+CREATE TABLE artifact_bindings (
+    from_artifact_id TEXT PRIMARY KEY,
+    to_artifact_id TEXT NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Where artifacts lie on the disk of this cluster; they need not be known otherwise.
+-- kind is the number of the wire. Once deleted_at is set the row never changes.
+CREATE TABLE disk_locations (
+    artifact_id TEXT NOT NULL,
+    relative_path TEXT NOT NULL,
+    kind INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL,
+    deleted_at INTEGER,
+    PRIMARY KEY (artifact_id, relative_path)
+) STRICT, WITHOUT ROWID;
+"""
+
 MIGRATIONS = (
     Migration(1, "foundation", _FOUNDATION),
     Migration(2, "reconciliation", _RECONCILIATION),
@@ -456,4 +477,5 @@ MIGRATIONS = (
     Migration(4, "keys", _KEYS),
     Migration(5, "leases", _LEASES),
     Migration(6, "scheduling", _SCHEDULING),
+    Migration(7, "catalog", _CATALOG),
 )
