@@ -81,9 +81,7 @@ class ChunksFace:
                 self.app.wall_us(),
             )
             self.app.slots.release(request)
-            in_order = patches.in_order()
-            await trio.lowlevel.checkpoint()
-            await self.app.chunk_reports.keep(said, in_order)
+            await self.app.chunk_reports.keep(said, patches)
         return wire.BatchUpdateChunkStatesResponse(status=wire.STATUS_OK, updates_applied=count)
 
     async def QueryChunkLocations(  # noqa: N802

@@ -1,6 +1,8 @@
 """States of chunks, packed: a byte for each of 256 consecutive chunks."""
 
+from collections.abc import Iterator
 from enum import IntEnum
+from itertools import islice
 from typing import Final, NamedTuple
 
 # Chunks of one block. A model has some thousand chunks, so a node's copy of it is a handful of
@@ -58,6 +60,12 @@ class Patches:
     def in_order(self) -> list[Patch]:
         """Return all patches, sorted by key."""
         return [_patch(key, states) for key, states in sorted(self._blocks.items())]
+
+    def parts(self, size: int) -> Iterator[list[Patch]]:
+        """Yield the patches in parts, each of them sorted: sorting all takes too long at once."""
+        blocks = iter(self._blocks.items())
+        while part := sorted(islice(blocks, size)):
+            yield [_patch(key, states) for key, states in part]
 
 
 def _patch(key: tuple[str, str, int, int], states: bytearray) -> Patch:

@@ -1,6 +1,6 @@
 """Reports of chunks that are too large for one transaction, and who has to wait for them."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import trio
@@ -8,7 +8,7 @@ import trio
 from globalstore.db import DatabaseError, Store
 from globalstore.registry import chunks
 from globalstore.registry.chunks import Report, Unsettled
-from globalstore.rules.chunk_states import Patch
+from globalstore.rules.chunk_states import Patches
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.chunks")
@@ -35,7 +35,7 @@ class ChunkReports:
         self._work = trio.Event()
         self._settled = trio.Event()
 
-    async def keep(self, said: Report, patches: Sequence[Patch]) -> None:
+    async def keep(self, said: Report, patches: Patches) -> None:
         """Store a report; when this returns it is durable, and seen as a whole.
 
         Raises what the registry refuses and what the store raises. When cancelled, all of it counts
@@ -44,15 +44,15 @@ class ChunkReports:
         if len(patches) > chunks.BLOCKS_AT_ONCE:
             async with self._in_parts:
                 await self._keep_in_parts(said, patches)
-        else:
-            await self.once_settled(lambda: self._store.write(chunks.report, said, patches))
+            return
+        in_order = patches.in_order()
+        await self.once_settled(lambda: self._store.write(chunks.report, said, in_order))
 
-    async def _keep_in_parts(self, said: Report, patches: Sequence[Patch]) -> None:
+    async def _keep_in_parts(self, said: Report, patches: Patches) -> None:
         try:
             batch_key = await self._store.write(chunks.open_batch, said)
-            for start in range(0, len(patches), chunks.BLOCKS_AT_ONCE):
-                part = chunks.part_json(patches[start : start + chunks.BLOCKS_AT_ONCE])
-                await self._store.bulk(chunks.add_part, batch_key, part)
+            for part in patches.parts(chunks.BLOCKS_AT_ONCE):
+                await self._store.bulk(chunks.add_part, batch_key, chunks.part_json(part))
             await self.once_settled(lambda: self._store.write(chunks.accept, batch_key, said))
         finally:
             self._work.set()  # to apply it, or else to clear it away

@@ -111,8 +111,10 @@ async def test_a_node_that_still_reports_or_comes_back_keeps_its_chunks(
         await pass_time(mock_clock, 60)
         await report(store, entry(2))
         await look()
-        await pass_time(mock_clock, 60)
-        await store.register("d2")
+        await pass_time(mock_clock, 30)
+        back = await store.register("d2")
+        await pass_time(mock_clock, 25)
+        await store.beat(back.worker_id)
         await look()
         await store.register("d1")
         assert await where(store) == [(1, "node-d1"), (1, "node-d2"), (2, "node-d1")]
@@ -170,11 +172,11 @@ async def test_dashboards_are_told_distinct_chunks_by_state_and_by_node() -> Non
         assert await read(chunks.distribution, "unknown") == ({}, {})
 
 
-def scattered(state: int) -> list[object]:
+def scattered(state: int) -> Patches:
     patches = Patches()
     for number in range(1700):
         patches.add(f"a{number:04}", "", 0, number, state)
-    return list(patches.in_order())
+    return patches
 
 
 @pytest.mark.parametrize("parts_applied", [0, 1, 3])
@@ -185,9 +187,8 @@ async def test_a_scattered_report_that_was_accepted_is_applied_by_the_next_serve
     path = tmp_path / "store.db"
     async with Store(path, migrations=MIGRATIONS) as store:
         batch = await store.write(chunks.open_batch, said)
-        for start in range(0, 1700, 500):
-            part = chunks.part_json(scattered(COLD)[start : start + 500])  # type: ignore[arg-type]
-            await store.bulk(chunks.add_part, batch, part)
+        for part in scattered(COLD).parts(500):
+            await store.bulk(chunks.add_part, batch, chunks.part_json(part))
         await store.write(chunks.accept, batch, said)
         for _ in range(parts_applied):
             assert await store.bulk(chunks.apply_part)
@@ -212,7 +213,7 @@ async def test_a_scattered_report_that_is_cut_off_happened_wholly_or_not_at_all(
 
         async def keep() -> None:
             with scope:
-                await reports.keep(Report("n1", "w1", 1), scattered(HOT))  # type: ignore[arg-type]
+                await reports.keep(Report("n1", "w1", 1), scattered(HOT))
 
         scope = trio.CancelScope()
         async with trio.open_nursery() as callers:
