@@ -22,8 +22,8 @@ from populating import HOT, HOT_PORT, HOT_REPLICAS, WORKERS, open_store, populat
 from wire_load import Load, LoadClient, call_each, call_once
 
 from globalstore.db import Transaction
-from globalstore.registry import replicas, transports
-from globalstore.registry.transports import Granted, Outcome, Request, Round
+from globalstore.registry import replicas, transport_ends, transports
+from globalstore.registry.transports import Granted, Request, Round
 
 CLAIM = "RequestReplicaTransport"
 CLIENTS = 16
@@ -47,7 +47,7 @@ def _claim_and_complete(tx: Transaction, number: int) -> tuple[float, float]:
     (answer,) = transports.grant(tx, round_, number).values()
     claimed = time.perf_counter()
     assert isinstance(answer, Granted)
-    transports.complete(tx, answer.transport_id, Outcome.SUCCESS, "", number)
+    transport_ends.complete(tx, answer.transport_id, transport_ends.Outcome.SUCCESS, "", number)
     return (claimed - began) * 1e6, (time.perf_counter() - claimed) * 1e6
 
 

@@ -19,6 +19,7 @@ from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import HealthService
 from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
 from globalstore.scheduling.chunks import ChunkReports
+from globalstore.scheduling.drains import Drains
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
@@ -116,7 +117,10 @@ class Parts:
             check_stall=self.pulse.check,
         )
         self.sources = KnownSources()
-        self._commits = Commits(self.workers, self.instances, self.sources, self.metrics)
+        self.drains = Drains()
+        self._commits = Commits(
+            self.workers, self.instances, self.sources, self.drains, self.metrics
+        )
         self.store = Store(
             config.database.path,
             migrations=MIGRATIONS,
@@ -166,6 +170,7 @@ class Parts:
             self.workers,
             self.instances,
             self.queues,
+            self.drains,
             self.lanes,
             self.keys,
             self.slots,

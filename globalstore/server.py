@@ -27,7 +27,7 @@ from globalstore.registry import (
     recovery,
     replica_lists,
     shard_leases,
-    transports,
+    transport_ends,
     workers,
 )
 from globalstore.registry.events import LeaseKind
@@ -159,7 +159,7 @@ class Server(Parts):
         for worker in active:
             self.instances.worker_registered(worker)
         self.instances.restore(await self.store.read(instances.active))
-        self.expiry.restore(await self.store.read(transports.in_progress))
+        self.expiry.restore(await self.store.read(transport_ends.in_progress))
         self.metrics.restore_replicas(
             await self.store.read(replica_lists.totals),
             await self.store.read(replica_lists.totals_by_artifact, ARTIFACTS_MAX),

@@ -17,6 +17,7 @@ from globalstore.rpc import Call
 from globalstore.rules.refusals import Refusal
 from globalstore.rules.values import UINT32_MAX, identifier
 from globalstore.scheduling.chunks import ChunkReports
+from globalstore.scheduling.drains import Drains
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
@@ -56,6 +57,7 @@ class Application:
     workers: Workers
     instances: Instances
     queues: SourceQueues
+    drains: Drains
     lanes: Lanes
     keys: KeyCache
     slots: Slots

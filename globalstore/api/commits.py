@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from globalstore.registry import events
 from globalstore.registry.replicas import MemoryTier
+from globalstore.scheduling.drains import Drains
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.sources import KnownSources
@@ -18,10 +19,16 @@ class Commits:
     """Carries the events of the registry to whoever keeps something in memory."""
 
     def __init__(
-        self, workers: Workers, instances: Instances, sources: KnownSources, metrics: Metrics
+        self,
+        workers: Workers,
+        instances: Instances,
+        sources: KnownSources,
+        drains: Drains,
+        metrics: Metrics,
     ) -> None:
         self._workers = workers
         self._sources = sources
+        self._drains = drains
         self._instances = instances
         self._metrics = metrics
         self._queues: SourceQueues | None = None
@@ -52,6 +59,7 @@ class Commits:
             match event:
                 case events.SourceFreed(artifact_id, view_id):
                     self._sources.drop((artifact_id, view_id))
+                    self._drains.space_changed((artifact_id, view_id))
                     self._queues.source_freed(artifact_id, view_id)
                 case events.WorkerReplicasChanged(worker_key):
                     self._workers.replicas_changed(worker_key)
@@ -63,6 +71,7 @@ class Commits:
                 case events.TransportEnded(transport_key, space):
                     self._expiry.ended(transport_key)
                     self._sources.ended(event)
+                    self._drains.transport_ended(event)
                     self._metrics.active_transports.dec()
                     self._queues.source_freed(*space)
                 case events.SourcesListed(space, shortlist):
@@ -83,6 +92,7 @@ class Commits:
                         )
                 case events.SourcesFreed(spaces):
                     self._sources.drop_many(spaces)
+                    self._drains.spaces_changed(spaces)
                     if len(self._queues):
                         for space in spaces:
                             self._queues.source_freed(*space)

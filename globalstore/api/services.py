@@ -14,8 +14,10 @@ from globalstore.api.disk_locations import DiskLocationsFace
 from globalstore.api.instances import InstancesFace
 from globalstore.api.keys import KeysFace
 from globalstore.api.reconcile import ReconcileFace
+from globalstore.api.replica_lifecycle import ReplicaLifecycleFace
 from globalstore.api.replicas import ReplicasFace
 from globalstore.api.shard_leases import ShardLeasesFace
+from globalstore.api.transport_windows import TransportWindowsFace
 from globalstore.api.transports import TransportsFace
 from globalstore.api.workers import WorkersFace
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
@@ -27,7 +29,9 @@ class ClusterRuntime(
     InstancesFace,
     ReconcileFace,
     ReplicasFace,
+    ReplicaLifecycleFace,
     TransportsFace,
+    TransportWindowsFace,
     ChunksFace,
     ShardLeasesFace,
     services.ClusterRuntimeServiceServicer,

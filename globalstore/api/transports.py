@@ -10,7 +10,7 @@ from globalstore.api import memory_info
 from globalstore.api.application import Application
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import replicas, transports
+from globalstore.registry import replicas, transport_ends
 from globalstore.registry.transports import Answer, Granted, Group, Miss, Refused, Request
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
@@ -21,7 +21,7 @@ from globalstore.scheduling.transports import Withdrawn
 from globalstore.telemetry.labels import OTHER
 
 # What is kept of a caller's own deadline so that the answer still reaches it in time.
-_REPLY_MARGIN_S = 0.05
+REPLY_MARGIN_S = 0.05
 
 # Free text is kept as sent, up to here: the end of a long trace says little more.
 _DETAIL_CHARACTERS_MAX = 4096
@@ -55,7 +55,7 @@ class TransportsFace:
         asked = _request(input_message)
         patience = min(
             _seconds(input_message.wait_timeout_dur),
-            max(0.0, request.time_remaining - _REPLY_MARGIN_S),
+            max(0.0, request.time_remaining - REPLY_MARGIN_S),
         )
         self.app.slots.release(request)
         began = trio.current_time()
@@ -91,11 +91,11 @@ class TransportsFace:
     ) -> wire.CompleteReplicaTransportResponse:
         """End a transport and free its slot; again changes nothing."""
         transport_id = uuid_bytes("transport_id", input_message.transport_id)
-        outcome = transports.outcome_of(input_message.outcome)
+        outcome = transport_ends.outcome_of(input_message.outcome)
         detail = input_message.outcome_detail.strip()[:_DETAIL_CHARACTERS_MAX]
         found = await self.app.write(
             request,
-            transports.complete,
+            transport_ends.complete,
             transport_id,
             outcome,
             detail,

@@ -14,7 +14,7 @@ import globalstore
 from globalstore import config as configuration
 from globalstore import telemetry
 from globalstore.api.auth import TokenFileUnusable
-from globalstore.config import ConfigError, GlobalStoreConfig, TransportSchedulerMode
+from globalstore.config import ConfigError, GlobalStoreConfig
 from globalstore.db import StartRefused
 from globalstore.listening import TlsUnusable
 from globalstore.registry.schema import MIGRATIONS
@@ -47,7 +47,6 @@ _LATER = (
     "worker_policy.memory_tiers.",
     "worker_policy.pending_lease_ttl",
     "worker_policy.tier_lease_retention",
-    "worker_policy.transport_scheduler.source_balance_weights.",
 )
 
 
@@ -137,14 +136,6 @@ def _without_effect(config: GlobalStoreConfig) -> Iterator[str]:
     for key, value in chosen.items():
         if key.startswith(_LATER) and value != default[key]:
             yield f"{key}: has no effect in this version"
-    if (
-        config.worker_policy.transport_scheduler.mode
-        is not TransportSchedulerMode.TRANSPORT_SCHEDULER_MODE_LEGACY
-    ):
-        yield (
-            "worker_policy.transport_scheduler.mode: this version chooses sources in the order"
-            " LEGACY, whatever is set"
-        )
 
 
 def _serve(config: GlobalStoreConfig, path: str, writer: LogWriter) -> _Refusal | None:

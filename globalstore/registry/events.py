@@ -152,7 +152,8 @@ class TransportGranted:
 class TransportEnded:
     """A transport that was in progress is not any more, and a waiter may find its source.
 
-    ``replica_seq`` and ``worker_key`` are None when the source is gone.
+    ``replica_seq``, its ``load`` after this and ``worker_key`` are None when the source is gone;
+    worker_key is NOBODY for one that was hidden, which goes with its last transport.
     """
 
     transport_key: int
@@ -160,6 +161,7 @@ class TransportEnded:
     group: GroupKey | None
     succeeded: bool
     replica_seq: int | None
+    load: int | None
     worker_key: int | None
     at_us: int
 

@@ -333,10 +333,13 @@ def remove(tx: Transaction, removals: Sequence[Removal], slice_: Slice) -> Chang
 
 
 def _hide_loaded(tx: Transaction, seen: Seen, slice_: Slice) -> bool:
-    """Give a row that serves transports to nobody; False when it was changed meanwhile."""
+    """Give a row that serves transports to nobody; False when it was changed meanwhile.
+
+    No device has a negative number, so what is registered later in the same place is another row.
+    """
     return (
         tx.run(
-            "UPDATE replicas SET worker_key = ?, is_available = 0"
+            "UPDATE replicas SET worker_key = ?, is_available = 0, device_id = -seq"
             " WHERE seq = ? AND updated_at = ? AND worker_key = ?",
             (NOBODY, *seen[:2], slice_.claim.worker_key),
         )

@@ -129,8 +129,8 @@ def page(tx: Snapshot, filters: Filters, after_seq: int, size: int) -> Page:
 
 
 def by_id(tx: Snapshot, replica_id: bytes) -> Replica | None:
-    """Return one replica."""
-    row = tx.one(f"{_REPLICA} WHERE r.replica_id = :id", {"id": replica_id})
+    """Return one replica, None also for one that is hidden until its transports have ended."""
+    row = tx.one(f"{_REPLICA} WHERE r.replica_id = :id AND {_SHOWN}", {"id": replica_id})
     return None if row is None else of_row(row)
 
 

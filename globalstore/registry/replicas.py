@@ -136,7 +136,7 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
         columns,
     )
     replica_id: bytes
-    created = known is None or known[2] == NOBODY
+    created = known is None
     first = created and not _holds_any(tx, artifact_key)
     if known is None:
         replica_id = new_id
@@ -266,7 +266,8 @@ def unregister(tx: Transaction, artifact_id: str, replica_id: bytes) -> bool:
     """
     row = tx.one(
         "SELECT r.seq FROM replicas r JOIN artifacts a USING (artifact_key)"
-        " WHERE r.replica_id = :replica_id AND a.artifact_id = :artifact_id",
+        " WHERE r.replica_id = :replica_id AND a.artifact_id = :artifact_id"
+        f" AND r.worker_key != {NOBODY}",
         {"replica_id": replica_id, "artifact_id": artifact_id},
     )
     if row is None:
@@ -275,10 +276,109 @@ def unregister(tx: Transaction, artifact_id: str, replica_id: bytes) -> bool:
     return True
 
 
+def unregister_one(
+    tx: Transaction,
+    artifact_id: str,
+    worker_id: str,
+    tier: MemoryTier | None,
+    device_id: int | None,
+) -> bool:
+    """Delete one replica of a worker, the one in the fastest memory and of those the oldest.
+
+    None is no filter. False when no replica matches.
+    """
+    row = tx.one(
+        "SELECT seq FROM replicas WHERE worker_key ="
+        " (SELECT worker_key FROM worker_ids WHERE worker_id = :worker_id AND worker_id != '')"
+        " AND artifact_key = (SELECT artifact_key FROM artifacts WHERE artifact_id = :artifact_id)"
+        " AND memory_tier = coalesce(:tier, memory_tier)"
+        " AND device_id = coalesce(:device_id, device_id)"
+        " ORDER BY memory_tier, seq LIMIT 1",
+        {
+            "worker_id": worker_id,
+            "artifact_id": artifact_id,
+            "tier": tier,
+            "device_id": device_id,
+        },
+    )
+    if row is None:
+        return False
+    _delete(tx, row[0])
+    return True
+
+
+def touch(tx: Transaction, artifact_id: str, replica_id: bytes, now_us: int) -> bool:
+    """Note that a replica was updated now, and nothing else; False when there is none."""
+    row = tx.one(
+        "UPDATE replicas SET updated_at = :now WHERE replica_id = :replica_id"
+        f" AND worker_key != {NOBODY} AND artifact_key ="
+        " (SELECT artifact_key FROM artifacts WHERE artifact_id = :artifact_id)"
+        " RETURNING view_id",
+        {"replica_id": replica_id, "artifact_id": artifact_id, "now": now_us},
+    )
+    if row is None:
+        return False
+    tx.emit(SourceFreed(artifact_id, row[0]))  # its place among equal sources is another one
+    return True
+
+
+def mark_unavailable(
+    tx: Transaction, artifact_id: str, replica_id: bytes, now_us: int
+) -> str | None:
+    """Let a replica serve nobody from now on; return its artifact, None when there is none.
+
+    A blank ``artifact_id`` is not compared. Transports that it serves run on.
+    """
+    row = tx.one(
+        "UPDATE replicas SET is_available = 0, updated_at = :now WHERE replica_id = :replica_id"
+        f" AND worker_key != {NOBODY} AND (:artifact_id = '' OR artifact_key ="
+        " (SELECT artifact_key FROM artifacts WHERE artifact_id = :artifact_id))"
+        " RETURNING worker_key, artifact_key",
+        {"replica_id": replica_id, "artifact_id": artifact_id, "now": now_us},
+    )
+    if row is None:
+        return None
+    tx.emit(WorkerReplicasChanged(row[0]))
+    name = tx.one("SELECT artifact_id FROM artifacts WHERE artifact_key = ?", row[1:])
+    assert name is not None
+    found: str = name[0]
+    return found
+
+
+@attrs.frozen
+class Drain:
+    """What a replica is in the middle of; ``oldest_us`` is when its oldest transport began.
+
+    ``is_hidden`` when it is gone for everybody else and goes with its last transport.
+    """
+
+    artifact_id: str
+    view_id: str
+    seq: int
+    load: int
+    oldest_us: int | None
+    is_hidden: bool
+
+
+def drain(tx: Snapshot, replica_id: bytes) -> Drain | None:
+    """Return how far a replica is drained, None when it is gone."""
+    row = tx.one(
+        "SELECT a.artifact_id, r.view_id, r.seq, r.current_requests, (SELECT min(created_at)"
+        " FROM transports t WHERE t.replica_id = r.replica_id AND t.outcome = 0), r.worker_key"
+        " FROM replicas r JOIN artifacts a USING (artifact_key) WHERE r.replica_id = :id",
+        {"id": replica_id},
+    )
+    if row is None:
+        return None
+    artifact_id, view_id, seq, load, oldest_us, worker_key = row
+    return Drain(artifact_id, view_id, seq, load, oldest_us, worker_key == NOBODY)
+
+
 def remove_expired(tx: Transaction, now_us: int, limit: int) -> int:
     """Delete up to ``limit`` replicas whose time has passed; return how many."""
     rows = tx.all(
-        "SELECT seq FROM replicas WHERE expires_at <= :now ORDER BY expires_at LIMIT :limit",
+        "SELECT seq FROM replicas WHERE expires_at <= :now"
+        f" AND worker_key != {NOBODY} ORDER BY expires_at LIMIT :limit",
         {"now": now_us, "limit": limit},
     )
     for (seq,) in rows:

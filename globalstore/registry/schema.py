@@ -436,6 +436,9 @@ BEGIN
     WHERE worker_key = new.worker_key;
 END;
 
+-- Hidden rows are out of the way of what is registered in their place.
+UPDATE replicas SET device_id = -seq WHERE worker_key = 0;
+
 -- The sources of an artifact with a free slot, in the order in which they are shortlisted.
 DROP INDEX replica_sources;
 CREATE INDEX replica_sources ON replicas (

@@ -3,7 +3,7 @@
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry import chunks, shard_leases, transports, worker_ids
+from globalstore.registry import chunks, shard_leases, transport_ends, worker_ids
 from globalstore.registry.events import (
     WorkerEnded,
     WorkerRegistered,
@@ -262,7 +262,7 @@ def _end(tx: Transaction, worker_key: int, worker_id: str, now_us: int, *, lost:
         )
     worker_ids.hide_replicas(tx, worker_key)
     if lost:
-        transports.end_of_worker(tx, worker_key, worker_id, now_us)
+        transport_ends.end_of_worker(tx, worker_key, worker_id, now_us)
     tx.emit(WorkerEnded(worker_key, worker_id, lost))
 
 

@@ -18,13 +18,12 @@ import attrs
 import trio
 
 from globalstore.db import DatabaseError, Lane, Store
-from globalstore.registry import transports
+from globalstore.registry import transport_ends, transports
 from globalstore.registry.events import GroupKey, Space
 from globalstore.registry.transports import (
     Answer,
     Granted,
     Miss,
-    Outcome,
     Refused,
     Request,
     Round,
@@ -409,9 +408,9 @@ class SourceQueues:
     async def _give_back(self, request_id: str, granted: Granted) -> None:
         try:
             await self._store.write(
-                transports.complete,
+                transport_ends.complete,
                 granted.transport_id,
-                Outcome.CANCELLED,
+                transport_ends.Outcome.CANCELLED,
                 "requester_gone",
                 self._wall_us(),
                 lane=Lane.CONTROL,

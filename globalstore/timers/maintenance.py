@@ -13,7 +13,7 @@ from globalstore.registry import (
     keys,
     replica_lists,
     replicas,
-    transports,
+    transport_ends,
     workers,
 )
 from globalstore.telemetry import get_logger
@@ -88,7 +88,7 @@ class Maintenance:
         ]
         if retention_s > 0:
             parts.append(
-                ("transports", lambda: self._purge("transports", transports.purge, retention_s))
+                ("transports", lambda: self._purge("transports", transport_ends.purge, retention_s))
             )
         for name, part in parts:
             try:

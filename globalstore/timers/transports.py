@@ -6,7 +6,7 @@ from itertools import islice
 import trio
 
 from globalstore.db import DatabaseError, Lane, Store
-from globalstore.registry import transports as registry
+from globalstore.registry import transport_ends as registry
 from globalstore.rules.deadlines import Deadlines
 from globalstore.telemetry import get_logger
 from globalstore.timers.pulse import Pulse

@@ -348,14 +348,3 @@ async def test_a_replica_whose_time_has_passed_is_no_source_and_is_swept(
         while await store.counts("model") != [(0, 0)]:
             await pass_time(mock_clock, 0.25)
         assert (await store.complete(granted.transport_id)).status == wire.STATUS_OK
-
-
-async def test_the_calls_that_come_later_say_that_they_are_not_there_yet() -> None:
-    async with serving() as store:
-        for method, request in (
-            (store.runtime.UpdateReplica, wire.UpdateReplicaRequest()),
-            (store.runtime.MarkReplicaUnavailable, wire.MarkReplicaUnavailableRequest()),
-            (store.runtime.WaitReplicaDrain, wire.WaitReplicaDrainRequest()),
-        ):
-            async with refused(StatusCode.UNIMPLEMENTED):
-                await method(request)

@@ -7,10 +7,19 @@ import attrs
 import pytest
 
 from globalstore.db import Runner, Store, Transaction
-from globalstore.registry import recovery, replica_lists, replicas, transports, worker_ids, workers
+from globalstore.registry import (
+    recovery,
+    replica_lists,
+    replicas,
+    transport_ends,
+    transports,
+    worker_ids,
+    workers,
+)
 from globalstore.registry.replicas import MemoryTier, Place, Registration
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.registry.transports import Granted, Miss, Outcome, Refused, Request, Round
+from globalstore.registry.transport_ends import Outcome
+from globalstore.registry.transports import Granted, Miss, Refused, Request, Round
 from globalstore.rules.scoring import Mode, Scoring
 from globalstore.rules.transfer import ExportState, Transfer
 
@@ -180,13 +189,15 @@ class History:
     async def complete(self) -> None:
         transport_id = self.rng.choice([*self.transports, replicas.fresh_id()])
         outcome = Outcome(self.rng.randint(1, 4))
-        found = await self.store.write(transports.complete, transport_id, outcome, "", self.now_us)
+        found = await self.store.write(
+            transport_ends.complete, transport_id, outcome, "", self.now_us
+        )
         assert found == (transport_id in self.transports)
         if found:
             self.end(transport_id, outcome)
 
     async def expire(self) -> None:
-        open_ = await self.store.read(transports.in_progress)
+        open_ = await self.store.read(transport_ends.in_progress)
         some = [key for key, _ in open_ if self.rng.random() < 0.2]
 
         def ids(tx: Transaction) -> list[bytes]:
@@ -194,7 +205,7 @@ class History:
             return [known[key] for key in some]
 
         named = await self.store.read(ids)
-        ended = await self.store.write(transports.expire, some, "why", self.now_us)
+        ended = await self.store.write(transport_ends.expire, some, "why", self.now_us)
         assert ended == len(some)
         for transport_id in named:
             self.end(transport_id, Outcome.EXPIRED)
