@@ -37,7 +37,7 @@ from globalstore.timers.chunks import AbandonedNodes
 from globalstore.timers.instances import InstanceReaper
 from globalstore.timers.keys import settle_keys
 from globalstore.timers.lease_clock import LeaseClock
-from globalstore.timers.leases import LeaseExpiry, settle_shard_leases
+from globalstore.timers.leases import LeaseExpiry, settle_shard_leases, settle_tier_leases
 from globalstore.timers.maintenance import Maintenance, Schedule
 from globalstore.timers.pulse import Pulse
 from globalstore.timers.transports import TransportExpiry
@@ -160,6 +160,9 @@ class Parts:
             partial(settle_keys, self.store, self.lease_clock, wall),
             patient=False,
         )
+        self.leases.add(
+            LeaseKind.MEMORY_TIER, partial(settle_tier_leases, self.store, wall), patient=True
+        )
         self._commits.attach(self.queues, self.expiry, self.keys, self.leases)
         reducer = policy.control_reducer
         self.lanes = Lanes(reducer.shard_count, reducer.queue_capacity, self.metrics.lanes)
@@ -197,6 +200,7 @@ class Parts:
                 cleanup_interval_s=policy.cleanup_interval,
                 optimize_interval_s=config.database.optimize_interval,
                 transport_retention_s=policy.transport_retention,
+                tier_lease_retention_s=policy.tier_lease_retention,
             ),
             wall,
             self.metrics,

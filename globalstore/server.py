@@ -16,6 +16,8 @@ import globalstore
 from globalstore import listening
 from globalstore.api.application import ServerInfo
 from globalstore.api.auth import TokenFileUnusable
+from globalstore.api.commits import sampled
+from globalstore.api.memory_tiers import pending_ttl_us
 from globalstore.certificates import Certificates
 from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address, effective
 from globalstore.db import DatabaseError, Lane, Runner
@@ -24,6 +26,7 @@ from globalstore.parts import Parts, wall_us
 from globalstore.registry import (
     instances,
     keys,
+    memory_tiers,
     recovery,
     replica_lists,
     shard_leases,
@@ -35,6 +38,7 @@ from globalstore.rpc import Listener, ServingStatus
 from globalstore.rpc.sockets import listening_sockets
 from globalstore.telemetry import get_logger
 from globalstore.telemetry.labels import ARTIFACTS_MAX
+from globalstore.telemetry.memory_tiers import NODES_MAX
 from globalstore.timers.supervision import keep_running
 from globalstore.vitals import Vitals
 
@@ -189,6 +193,17 @@ class Server(Parts):
                 shard_leases.restore, self.lease_clock.now_us(), lane=Lane.CONTROL
             ),
         )
+        self.leases.restore(
+            LeaseKind.MEMORY_TIER,
+            await self.store.write(
+                memory_tiers.restore,
+                self.lease_clock.now_us(),
+                pending_ttl_us(self.config.worker_policy.pending_lease_ttl),
+                lane=Lane.CONTROL,
+            ),
+        )
+        for sample in await self.store.read(memory_tiers.latest_of_all, NODES_MAX):
+            sampled(self.metrics, sample)
         self.leases.restore(
             LeaseKind.KEY,
             await self.store.write(keys.restore, self.lease_clock.now_us(), lane=Lane.CONTROL),

@@ -20,6 +20,7 @@ from globalstore.daemon.client import connection
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
 from globalstore.parts import wall_us
 from globalstore.server import Server
 from globalstore.timers.pulse import TICK_S
@@ -45,6 +46,7 @@ class Serving:
     runtime: Any
     admin: Any
     catalog: Any
+    tiers: Any
     wall_us: int = 0
 
     async def register(self, daemon: str = "d1", **fields: Any) -> Any:
@@ -168,6 +170,7 @@ async def serving(
                 services.ClusterRuntimeServiceStub(channel),
                 services.ClusterAdminServiceStub(channel),
                 services.ArtifactCatalogServiceStub(channel),
+                memory_tier_grpc.MemoryTierServiceStub(channel),
             )
         server.stop()
 

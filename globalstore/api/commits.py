@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from globalstore.registry import events
+from globalstore.registry.memory_tiers import Sample
 from globalstore.registry.replicas import MemoryTier
 from globalstore.scheduling.drains import Drains
 from globalstore.scheduling.instances import Instances
@@ -118,7 +119,21 @@ class Commits:
                     self._leases.granted(kind, key, expires_at_us)
                 case events.LeaseEnded(kind, key):
                     self._leases.ended(kind, key)
+                case events.MemoryTierSampled(sample):
+                    sampled(self._metrics, sample)
                 case events.LeasesSettled():
                     self._leases.settled(event)
                 case _:
                     raise TypeError(f"nobody follows {event!r}")
+
+
+def sampled(metrics: Metrics, sample: Sample) -> None:
+    """Show what a node said last of its memory tiers."""
+    metrics.memory_tiers.sampled(
+        sample.node_id,
+        (sample.stable_total, sample.stable_used),
+        (sample.preemptible_total, sample.preemptible_marked),
+        sample.faults_per_sec,
+        sample.rehydrate_p99_ns,
+        enabled=sample.enable_preemptible,
+    )

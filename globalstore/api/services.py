@@ -13,6 +13,7 @@ from globalstore.api.chunks import ChunksFace
 from globalstore.api.disk_locations import DiskLocationsFace
 from globalstore.api.instances import InstancesFace
 from globalstore.api.keys import KeysFace
+from globalstore.api.memory_tiers import MemoryTiersFace
 from globalstore.api.reconcile import ReconcileFace
 from globalstore.api.replica_lifecycle import ReplicaLifecycleFace
 from globalstore.api.replicas import ReplicasFace
@@ -62,6 +63,13 @@ class ClusterAdmin(AdminFace, services.ClusterAdminServiceServicer):
         self.app = app
 
 
+class MemoryTiers(MemoryTiersFace, memory_tier_grpc.MemoryTierServiceServicer):
+    """Leases on the memory of nodes, and telemetry of it."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+
+
 def all_services(app: Application) -> list[Any]:
     """Return every service of the contract."""
     servicers = (
@@ -70,6 +78,6 @@ def all_services(app: Application) -> list[Any]:
         services.AssemblyViewServiceServicer(),
         services.WorkflowOrchestrationServiceServicer(),
         ClusterAdmin(app),
-        memory_tier_grpc.MemoryTierServiceServicer(),
+        MemoryTiers(app),
     )
     return [servicer.service for servicer in servicers]

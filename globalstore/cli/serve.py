@@ -44,9 +44,7 @@ _LATER = (
     "worker_policy.control_reducer.coalesce_window",
     "worker_policy.group_realization.",
     "worker_policy.key_mapping.",
-    "worker_policy.memory_tiers.",
-    "worker_policy.pending_lease_ttl",
-    "worker_policy.tier_lease_retention",
+    "worker_policy.memory_tiers.publish_interval",
 )
 
 

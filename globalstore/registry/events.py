@@ -6,9 +6,12 @@ the operation: what is kept in memory never trails behind an answer.
 
 import enum
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
+
+if TYPE_CHECKING:
+    from globalstore.registry.memory_tiers import Sample
 
 from globalstore.rules.scoring import Candidate, GroupProgress, WorkerLoad
 
@@ -233,6 +236,13 @@ class LeasesSettled:
     kind: LeaseKind
     ended: list[int]
     later: list[tuple[int, int]]
+
+
+@attrs.frozen
+class MemoryTierSampled:
+    """What a node says of its memory tiers, later than all that it said before."""
+
+    sample: "Sample"
 
 
 @attrs.frozen

@@ -87,6 +87,16 @@ def signed64(value: int) -> int:
     return value - 2**64 if value > INTEGER_MAX else value
 
 
+def ordered64(value: int) -> int:
+    """Return an unsigned 64-bit number as a signed one that sorts like it."""
+    return value - 2**63
+
+
+def unordered64(value: int) -> int:
+    """Undo ``ordered64``."""
+    return value + 2**63
+
+
 def unsigned64(value: int) -> int:
     """Undo ``signed64``."""
     return value & (2**64 - 1)

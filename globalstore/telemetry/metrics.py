@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from globalstore.telemetry.calls import CallMetrics
 from globalstore.telemetry.labels import ArtifactSeries
 from globalstore.telemetry.lanes import LaneMetrics
+from globalstore.telemetry.memory_tiers import MemoryTierMetrics
 
 # Creation times would double the counters of a scrape; nobody asked for them.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -44,6 +45,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.calls = CallMetrics(self.registry)
         self.lanes = LaneMetrics(self.registry)
+        self.memory_tiers = MemoryTierMetrics(self.registry)
         self._define_server()
         self._define_workers()
         self._define_control_plane()

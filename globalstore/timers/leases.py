@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from globalstore.db import DatabaseError, Lane, Store
-from globalstore.registry import shard_leases
+from globalstore.registry import memory_tiers, shard_leases
 from globalstore.registry.events import LeaseKind, LeasesSettled
 from globalstore.rules.deadlines import Deadlines
 from globalstore.rules.values import unsigned64
@@ -130,6 +130,15 @@ class LeaseExpiry:
                     reason=str(error),
                 )
                 return
+
+
+async def settle_tier_leases(
+    store: Store, wall_us: Callable[[], int], lease_keys: list[int]
+) -> None:
+    """End memory tier leases that no daemon has acknowledged."""
+    ended = await store.write(memory_tiers.settle, lease_keys, wall_us(), lane=Lane.CONTROL)
+    for lease_id, node_id in ended:
+        _log.info("memory tier lease not acknowledged", lease_id=lease_id, node_id=node_id)
 
 
 async def settle_shard_leases(store: Store, clock: LeaseClock, shard_ids: list[int]) -> None:

@@ -11,6 +11,7 @@ from globalstore.registry import (
     idempotency,
     instances,
     keys,
+    memory_tiers,
     replica_lists,
     replicas,
     transport_ends,
@@ -38,6 +39,7 @@ class Schedule:
     cleanup_interval_s: float
     optimize_interval_s: float
     transport_retention_s: float
+    tier_lease_retention_s: float
 
     @property
     def period_s(self) -> float:
@@ -83,6 +85,14 @@ class Maintenance:
             ("key swaps", lambda: self._purge("key_swaps", keys.purge_swaps, _DAY_S)),
             ("abandoned nodes", self._abandoned.forget),
             ("chunk_blocks", lambda: self._purge("chunk_blocks", chunks.purge, 0.0)),
+            (
+                "memory_tier_leases",
+                lambda: self._purge(
+                    "memory_tier_leases",
+                    memory_tiers.purge,
+                    self._schedule.tier_lease_retention_s,
+                ),
+            ),
             ("artifact series", self._drop_series),
             ("optimize", self._optimize),
         ]

@@ -37,6 +37,7 @@ def touch_everything(metrics):
     call = Call("/s/M")
     metrics.calls.started(call)
     metrics.calls.finished(call, StatusCode.OK, 0.1)
+    metrics.memory_tiers.sampled("n1", (1, 1), (1, 1), 0.0, 1, enabled=True)
     metrics.reconcile_result.labels("RECONCILE_RESULT_KIND_APPLIED")
     metrics.reconcile_retry_later.labels("request_seq_gap")
     metrics.control_plane_conflicts.labels("endpoint_takeover")

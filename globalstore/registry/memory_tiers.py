@@ -1,0 +1,391 @@
+"""Memory tiers: samples of how nodes divide their memory, and a ledger of leases on it.
+
+The store records, daemons enforce. Numbers are as on the wire here, unsigned; times are nanoseconds
+since 1970, but for ``pending_until_us``, which is of the lease clock.
+"""
+
+import enum
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from globalstore.db import Row, Snapshot, Transaction
+from globalstore.registry.events import (
+    LeaseEnded,
+    LeaseGranted,
+    LeaseKind,
+    LeasesSettled,
+    MemoryTierSampled,
+)
+from globalstore.rules.refusals import FailedPrecondition, NotFound
+from globalstore.rules.values import ordered64, signed64, unordered64, unsigned64
+
+
+class State(enum.IntEnum):
+    """How a lease stands, in the numbers of the wire."""
+
+    PENDING = 1
+    ACTIVE = 2
+    REVOKING = 3
+    EXPIRED = 4
+
+
+OUTSTANDING = frozenset({State.PENDING, State.ACTIVE, State.REVOKING})
+
+
+@attrs.frozen
+class Sample:
+    """What a node said of its memory tiers at an epoch. Sizes in bytes."""
+
+    node_id: str
+    epoch_ns: int
+    worker_id: str
+    stable_total: int
+    stable_used: int
+    preemptible_total: int
+    preemptible_marked: int
+    faults_per_sec: float
+    rehydrate_p99_ns: int
+    enable_preemptible: bool
+    config_json: str
+
+    @property
+    def stable_available(self) -> int:
+        """Bytes of the stable pool that planners may count on."""
+        return max(0, self.stable_total - self.stable_used)
+
+
+@attrs.frozen
+class Retention:
+    """How many samples of a node are kept: so old at most, 0 for any age, and so many."""
+
+    age_ns: int
+    rows: int
+
+
+_SAMPLE = (
+    "SELECT node_id, epoch, worker_id, stable_total, stable_used, preemptible_total,"
+    " preemptible_marked, faults_per_sec, rehydrate_p99, enable_preemptible, config_json"
+    " FROM memory_tier_snapshots"
+)
+
+
+def _sample(row: Row) -> Sample:
+    return Sample(
+        node_id=row[0],
+        epoch_ns=unordered64(row[1]),
+        worker_id=row[2],
+        stable_total=unsigned64(row[3]),
+        stable_used=unsigned64(row[4]),
+        preemptible_total=unsigned64(row[5]),
+        preemptible_marked=unsigned64(row[6]),
+        faults_per_sec=row[7],
+        rehydrate_p99_ns=unsigned64(row[8]),
+        enable_preemptible=bool(row[9]),
+        config_json=row[10],
+    )
+
+
+def publish(tx: Transaction, sample: Sample, keep: Retention) -> None:
+    """Store a sample of a node, in the place of one of the same epoch, and let old ones go."""
+    tx.run(
+        "INSERT INTO memory_tier_snapshots VALUES (:node_id, :epoch, :worker_id, :stable_total,"
+        " :stable_used, :preemptible_total, :preemptible_marked, :faults, :p99, :enabled, :config)"
+        " ON CONFLICT (node_id, epoch) DO UPDATE SET worker_id = :worker_id,"
+        " stable_total = :stable_total, stable_used = :stable_used,"
+        " preemptible_total = :preemptible_total, preemptible_marked = :preemptible_marked,"
+        " faults_per_sec = :faults, rehydrate_p99 = :p99, enable_preemptible = :enabled,"
+        " config_json = :config",
+        {
+            "node_id": sample.node_id,
+            "epoch": ordered64(sample.epoch_ns),
+            "worker_id": sample.worker_id,
+            "stable_total": signed64(sample.stable_total),
+            "stable_used": signed64(sample.stable_used),
+            "preemptible_total": signed64(sample.preemptible_total),
+            "preemptible_marked": signed64(sample.preemptible_marked),
+            "faults": sample.faults_per_sec,
+            "p99": signed64(sample.rehydrate_p99_ns),
+            "enabled": int(sample.enable_preemptible),
+            "config": sample.config_json,
+        },
+    )
+    latest_ns = _prune(tx, sample.node_id, keep)
+    if sample.epoch_ns == latest_ns:
+        tx.emit(MemoryTierSampled(sample))
+
+
+def _prune(tx: Transaction, node_id: str, keep: Retention) -> int:
+    """Delete samples of a node beyond what is kept; return the latest epoch."""
+    row = tx.one(
+        "SELECT count(*), min(epoch), max(epoch) FROM memory_tier_snapshots"
+        " WHERE node_id = :node_id",
+        {"node_id": node_id},
+    )
+    assert row is not None
+    count, oldest, latest_ns = row[0], row[1], unordered64(row[2])
+    first = ordered64(max(0, latest_ns - keep.age_ns)) if keep.age_ns else oldest
+    if oldest < first:
+        count -= tx.run(
+            "DELETE FROM memory_tier_snapshots WHERE node_id = :node_id AND epoch < :first",
+            {"node_id": node_id, "first": first},
+        )
+    if count > keep.rows:
+        tx.run(
+            "DELETE FROM memory_tier_snapshots WHERE node_id = :node_id AND epoch IN (SELECT epoch"
+            " FROM memory_tier_snapshots WHERE node_id = :node_id ORDER BY epoch LIMIT :excess)",
+            {"node_id": node_id, "excess": count - keep.rows},
+        )
+    return latest_ns
+
+
+def latest(tx: Snapshot, node_id: str) -> Sample | None:
+    """Return the sample of the highest epoch of a node; None for one that never reported."""
+    row = tx.one(
+        f"{_SAMPLE} WHERE node_id = :node_id ORDER BY epoch DESC LIMIT 1", {"node_id": node_id}
+    )
+    return None if row is None else _sample(row)
+
+
+def latest_of_all(tx: Snapshot, limit: int) -> list[Sample]:
+    """Return the latest sample of each node, of up to ``limit`` nodes."""
+    rows = tx.all(
+        f"{_SAMPLE} AS s WHERE epoch = (SELECT max(epoch) FROM memory_tier_snapshots o"
+        " WHERE o.node_id = s.node_id) LIMIT :limit",
+        {"limit": limit},
+    )
+    return [_sample(row) for row in rows]
+
+
+@attrs.frozen
+class Lease:
+    """A lease as it is recorded. ``chunk_ids`` are packed, four little-endian bytes each."""
+
+    lease_key: int
+    lease_id: str
+    node_id: str
+    kind: int
+    artifact_id: str
+    range_start: int
+    range_count: int
+    chunk_ids: bytes
+    ledger_version: int
+    bytes: int
+    workload_id: str
+    state: State
+    request_id: str
+    ack_epoch_ns: int
+    issued_at_ns: int
+    pending_until_us: int | None
+
+
+@attrs.frozen
+class Request:
+    """A checked wish for a lease; ``lease_id`` is used if it is a new one."""
+
+    lease_id: str
+    node_id: str
+    kind: int
+    artifact_id: str
+    range_start: int
+    range_count: int
+    chunk_ids: bytes
+    ledger_version: int
+    bytes: int
+    workload_id: str
+    request_id: str
+    issued_at_ns: int
+    pending_until_us: int | None
+
+
+@attrs.frozen
+class Acknowledgement:
+    """What a daemon did about a lease; blank ``node_id`` is not compared.
+
+    ``chunk_range`` None leaves the recorded one.
+    """
+
+    lease_id: str
+    node_id: str
+    artifact_id: str
+    acquired: bool
+    chunk_range: tuple[int, int] | None
+    chunk_ids: bytes
+    ledger_version: int
+    bytes: int
+    request_id: str
+    ack_epoch_ns: int
+
+
+_LEASE = (
+    "SELECT lease_key, lease_id, node_id, kind, artifact_id, range_start, range_count, chunk_ids,"
+    " ledger_version, bytes, workload_id, state, request_id, ack_epoch, issued_at, pending_until"
+    " FROM memory_tier_leases"
+)
+
+
+def _lease(row: Row) -> Lease:
+    fields = list(row)
+    fields[8], fields[14] = unordered64(row[8]), unordered64(row[14])
+    fields[9], fields[13] = unsigned64(row[9]), unsigned64(row[13])
+    fields[11] = State(row[11])
+    return Lease(*fields)
+
+
+def request(tx: Transaction, asked: Request) -> Lease:
+    """Record a wish as a pending lease, or return the lease that this request made before."""
+    named = {"node_id": asked.node_id, "request_id": asked.request_id}
+    known = tx.one(f"{_LEASE} WHERE node_id = :node_id AND request_id = :request_id", named)
+    if known is not None:
+        return _lease(known)
+    tx.run(
+        "INSERT INTO memory_tier_leases (lease_id, node_id, request_id, kind, artifact_id,"
+        " range_start, range_count, chunk_ids, ledger_version, bytes, workload_id, state,"
+        " ack_request_id, ack_epoch, issued_at, pending_until) VALUES (:lease_id, :node_id,"
+        " :request_id, :kind, :artifact_id, :range_start, :range_count, :chunk_ids,"
+        " :ledger_version, :bytes, :workload_id, :state, '', 0, :issued_at, :pending_until)",
+        {
+            **named,
+            "lease_id": asked.lease_id,
+            "kind": asked.kind,
+            "artifact_id": asked.artifact_id,
+            "range_start": asked.range_start,
+            "range_count": asked.range_count,
+            "chunk_ids": asked.chunk_ids,
+            "ledger_version": ordered64(asked.ledger_version),
+            "bytes": signed64(asked.bytes),
+            "workload_id": asked.workload_id,
+            "state": State.PENDING,
+            "issued_at": ordered64(asked.issued_at_ns),
+            "pending_until": asked.pending_until_us,
+        },
+    )
+    lease = _of_id(tx, asked.lease_id)
+    if asked.pending_until_us is not None:
+        tx.emit(LeaseGranted(LeaseKind.MEMORY_TIER, lease.lease_key, asked.pending_until_us))
+    return lease
+
+
+def _of_id(tx: Snapshot, lease_id: str) -> Lease:
+    row = tx.one(f"{_LEASE} WHERE lease_id = :lease_id", {"lease_id": lease_id})
+    if row is None:
+        raise NotFound(f"there is no lease {lease_id[:80]!r}")
+    return _lease(row)
+
+
+def acknowledge(tx: Transaction, said: Acknowledgement, now_us: int) -> Lease:
+    """Record what a daemon did about a lease, and return the lease as it is then.
+
+    Raises NotFound when it is not the lease of that artifact and node, and FailedPrecondition when
+    a lease that has ended is said to be held.
+    """
+    lease = _of_id(tx, said.lease_id)
+    if lease.artifact_id != said.artifact_id or said.node_id not in {"", lease.node_id}:
+        raise NotFound(f"lease {lease.lease_id!r} is of another artifact or node")
+    if lease.state is State.EXPIRED:
+        if said.acquired:
+            raise FailedPrecondition(
+                f"lease {lease.lease_id!r} has ended: release the chunks, or request a new lease"
+            )
+        return lease
+    if said.acquired and lease.ack_epoch_ns and said.ledger_version < lease.ledger_version:
+        return lease  # a late duplicate of what was said before
+    if not said.acquired:
+        state = State.EXPIRED
+    else:
+        state = State.REVOKING if lease.state is State.REVOKING else State.ACTIVE
+    start, count = said.chunk_range or (lease.range_start, lease.range_count)
+    tx.run(
+        "UPDATE memory_tier_leases SET range_start = :start, range_count = :count,"
+        " chunk_ids = :chunk_ids, ledger_version = :ledger_version, bytes = :bytes,"
+        " ack_request_id = :request_id, ack_epoch = :ack_epoch WHERE lease_key = :lease_key",
+        {
+            "start": start,
+            "count": count,
+            "chunk_ids": said.chunk_ids,
+            "ledger_version": ordered64(said.ledger_version),
+            "bytes": signed64(said.bytes),
+            "request_id": said.request_id,
+            "ack_epoch": signed64(said.ack_epoch_ns),
+            "lease_key": lease.lease_key,
+        },
+    )
+    _move(tx, lease, state, now_us)
+    return _of_id(tx, lease.lease_id)
+
+
+def revoke(tx: Transaction, lease_id: str, now_us: int) -> Lease:
+    """Ask the holder to give a lease up; one that has ended stays ended."""
+    lease = _of_id(tx, lease_id)
+    if lease.state in {State.EXPIRED, State.REVOKING}:
+        return lease
+    _move(tx, lease, State.REVOKING, now_us)
+    return _of_id(tx, lease_id)
+
+
+def _move(tx: Transaction, lease: Lease, state: State, now_us: int) -> None:
+    """Put a lease into a state; only one that is pending ends by time."""
+    tx.run(
+        "UPDATE memory_tier_leases SET state = :state, pending_until = NULL,"
+        " ended_at = iif(:state = 4, :now, NULL) WHERE lease_key = :lease_key",
+        {"state": state, "now": now_us, "lease_key": lease.lease_key},
+    )
+    if lease.pending_until_us is not None:
+        tx.emit(LeaseEnded(LeaseKind.MEMORY_TIER, lease.lease_key))
+
+
+def outstanding(tx: Snapshot, node_id: str, states: Iterable[State]) -> list[Lease]:
+    """Return the leases of a node in some states, the latest issued first."""
+    wanted = sorted(states)
+    rows = tx.all(
+        f"{_LEASE} WHERE node_id = ? AND state IN ({','.join('?' * len(wanted))})"
+        " ORDER BY issued_at DESC, lease_id",
+        (node_id, *wanted),
+    )
+    return [_lease(row) for row in rows]
+
+
+def settle(tx: Transaction, lease_keys: Sequence[int], now_us: int) -> list[tuple[str, str]]:
+    """End leases that nobody acknowledged in time; return id and node of those that were pending.
+
+    When that is, the scheduler decides: it gives them more time when nobody could be heard.
+    """
+    marks = ",".join("?" * len(lease_keys))
+    ended = tx.all(
+        "UPDATE memory_tier_leases SET state = 4, pending_until = NULL, ended_at = ?"
+        f" WHERE lease_key IN ({marks}) AND state = 1 RETURNING lease_id, node_id",
+        (now_us, *lease_keys),
+    )
+    tx.emit(LeasesSettled(LeaseKind.MEMORY_TIER, list(lease_keys), []))
+    return [(lease_id, node_id) for lease_id, node_id in ended]
+
+
+def restore(tx: Transaction, now_us: int, ttl_us: int) -> list[tuple[int, int]]:
+    """Return key and deadline (lease clock) of every pending lease that ends by time.
+
+    Whether they do is settled at each start: ``ttl_us`` 0 lets none of them, and one that had no
+    deadline, or a later one than it would get now, gets one.
+    """
+    tx.run(
+        "UPDATE memory_tier_leases SET pending_until = iif(:ttl = 0, NULL,"
+        " min(coalesce(pending_until, :now + :ttl), :now + :ttl)) WHERE state = 1"
+        " AND pending_until IS NOT iif(:ttl = 0, NULL,"
+        " min(coalesce(pending_until, :now + :ttl), :now + :ttl))",
+        {"now": now_us, "ttl": ttl_us},
+    )
+    return [
+        (lease_key, until)
+        for lease_key, until in tx.all(
+            "SELECT lease_key, pending_until FROM memory_tier_leases"
+            " WHERE state = 1 AND pending_until IS NOT NULL"
+        )
+    ]
+
+
+def purge(tx: Transaction, before_us: int, limit: int) -> int:
+    """Delete up to ``limit`` leases that ended before a time; return how many."""
+    return tx.run(
+        "DELETE FROM memory_tier_leases WHERE lease_key IN (SELECT lease_key"
+        " FROM memory_tier_leases WHERE ended_at < :before ORDER BY ended_at LIMIT :limit)",
+        {"before": before_us, "limit": limit},
+    )
