@@ -21,13 +21,14 @@ class Operation:
     """A call as its client saw it; times are of one clock that all clients share.
 
     A call whose ``outcome`` nobody knows has ``ended`` for ever: it may have happened at any time
-    since it began, or not at all.
+    since it began, or not at all. Say so of a call that ``only_reads``: it saves most of the work.
     """
 
     began: float
     ended: float
     asked: Any
     outcome: Any
+    only_reads: bool = False
 
     @property
     def may_have_failed(self) -> bool:
@@ -69,10 +70,9 @@ def impossible_after(
                 continue
             first_end = min(first_end, call.ended)
             states = list(step(state, call))
-            if states != [state]:
-                ahead += ((done | 1 << number, after) for after in states)
-            elif not call.may_have_failed:
-                # It changes nothing: if there is a way on, then also one that begins with it.
+            ahead += ((done | 1 << number, after) for after in states)
+            if call.only_reads and state in states:
+                # If there is a way on, then also one that begins with it.
                 ahead = [(done | 1 << number, state)]
                 break
         open_ends += (way for way in ahead if way not in tried)

@@ -23,7 +23,7 @@ def write(began: float, ended: float, value: int) -> Operation:
 
 
 def read(began: float, ended: float, value: int) -> Operation:
-    return Operation(began, ended, ("read", None), value)
+    return Operation(began, ended, ("read", None), value, only_reads=True)
 
 
 POSSIBLE = {
@@ -37,6 +37,12 @@ POSSIBLE = {
         unknown(0, ("write", 7)),
         read(1, 2, 0),
         read(3, 4, 7),
+    ],
+    "a write of what is there already may be later, when it is not": [
+        write(0, 9, 0),
+        write(1, 2, 5),
+        read(3, 4, 5),
+        read(5, 6, 0),
     ],
     "calls that touch in time may be in either order": [write(0, 1, 5), read(1, 2, 0)],
 }
@@ -87,7 +93,7 @@ def recorded(rng: random.Random, clients: int, calls: int) -> list[Operation]:
         if asked[0] == "write":
             value = asked[1]
         lost = asked[0] == "write" and rng.random() < 0.01
-        call = Operation(began, ended, asked, value)
+        call = Operation(began, ended, asked, value, only_reads=asked[0] == "read")
         answers.append(unknown(began, asked) if lost else call)
     return answers
 
