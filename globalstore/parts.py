@@ -20,6 +20,7 @@ from globalstore.rpc import HealthService
 from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
 from globalstore.scheduling.chunks import ChunkReports
 from globalstore.scheduling.drains import Drains
+from globalstore.scheduling.groups import GroupWaiters
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
@@ -34,6 +35,7 @@ from globalstore.telemetry.capabilities import (
 )
 from globalstore.telemetry.metrics import Metrics
 from globalstore.timers.chunks import AbandonedNodes
+from globalstore.timers.groups import settle_groups
 from globalstore.timers.instances import InstanceReaper
 from globalstore.timers.keys import settle_keys
 from globalstore.timers.lease_clock import LeaseClock
@@ -118,8 +120,17 @@ class Parts:
         )
         self.sources = KnownSources()
         self.drains = Drains()
+        self.group_waiters = GroupWaiters(
+            policy.group_realization.max_waiters_per_transaction,
+            self.metrics.groups.active_waiters.set,
+        )
         self._commits = Commits(
-            self.workers, self.instances, self.sources, self.drains, self.metrics
+            self.workers,
+            self.instances,
+            self.sources,
+            self.drains,
+            self.group_waiters,
+            self.metrics,
         )
         self.store = Store(
             config.database.path,
@@ -161,6 +172,11 @@ class Parts:
             patient=False,
         )
         self.leases.add(
+            LeaseKind.GROUP,
+            partial(settle_groups, self.store, self.lease_clock, wall),
+            patient=False,
+        )
+        self.leases.add(
             LeaseKind.MEMORY_TIER, partial(settle_tier_leases, self.store, wall), patient=True
         )
         self._commits.attach(self.queues, self.expiry, self.keys, self.leases)
@@ -176,6 +192,7 @@ class Parts:
             self.drains,
             self.lanes,
             self.keys,
+            self.group_waiters,
             self.slots,
             self.metrics,
             wall,

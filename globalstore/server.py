@@ -24,6 +24,7 @@ from globalstore.db import DatabaseError, Lane, Runner
 from globalstore.http import HttpApp, serve_http
 from globalstore.parts import Parts, wall_us
 from globalstore.registry import (
+    groups,
     instances,
     keys,
     memory_tiers,
@@ -207,6 +208,10 @@ class Server(Parts):
         self.leases.restore(
             LeaseKind.KEY,
             await self.store.write(keys.restore, self.lease_clock.now_us(), lane=Lane.CONTROL),
+        )
+        self.leases.restore(
+            LeaseKind.GROUP,
+            await self.store.write(groups.restore, self.lease_clock.now_us(), lane=Lane.CONTROL),
         )
 
     def _server_info(self, listener: Listener, metrics_port: int) -> ServerInfo:

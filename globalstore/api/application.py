@@ -18,6 +18,7 @@ from globalstore.rules.refusals import Refusal
 from globalstore.rules.values import UINT32_MAX, identifier
 from globalstore.scheduling.chunks import ChunkReports
 from globalstore.scheduling.drains import Drains
+from globalstore.scheduling.groups import GroupWaiters
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
@@ -60,6 +61,7 @@ class Application:
     drains: Drains
     lanes: Lanes
     keys: KeyCache
+    group_waiters: GroupWaiters
     slots: Slots
     metrics: Metrics
     wall_us: Callable[[], int]

@@ -6,6 +6,7 @@ from globalstore.registry import events
 from globalstore.registry.memory_tiers import Sample
 from globalstore.registry.replicas import MemoryTier
 from globalstore.scheduling.drains import Drains
+from globalstore.scheduling.groups import GroupWaiters
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.sources import KnownSources
@@ -25,11 +26,13 @@ class Commits:
         instances: Instances,
         sources: KnownSources,
         drains: Drains,
+        groups: GroupWaiters,
         metrics: Metrics,
     ) -> None:
         self._workers = workers
         self._sources = sources
         self._drains = drains
+        self._groups = groups
         self._instances = instances
         self._metrics = metrics
         self._queues: SourceQueues | None = None
@@ -115,6 +118,10 @@ class Commits:
                     self._instances.ended(instance_key)
                 case events.KeyChanged(key):
                     self._keys.changed(key)
+                case events.GroupEnded(fingerprint, state):
+                    self._groups.ended(fingerprint, state)
+                case events.GroupRowsWritten(operation, table, rows):
+                    self._metrics.groups.wrote(operation, table, rows)
                 case events.LeaseGranted(kind, key, expires_at_us):
                     self._leases.granted(kind, key, expires_at_us)
                 case events.LeaseEnded(kind, key):

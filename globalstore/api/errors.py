@@ -7,6 +7,7 @@ from globalstore.rules import refusals
 _CODES: dict[type[Exception], StatusCode] = {
     refusals.InvalidArgument: StatusCode.INVALID_ARGUMENT,
     refusals.FailedPrecondition: StatusCode.FAILED_PRECONDITION,
+    refusals.PermissionDenied: StatusCode.PERMISSION_DENIED,
     refusals.NotFound: StatusCode.NOT_FOUND,
     refusals.AlreadyExists: StatusCode.ALREADY_EXISTS,
     refusals.ResourceExhausted: StatusCode.RESOURCE_EXHAUSTED,

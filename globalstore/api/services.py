@@ -11,6 +11,7 @@ from globalstore.api.artifacts import ArtifactsFace
 from globalstore.api.bindings import BindingsFace
 from globalstore.api.chunks import ChunksFace
 from globalstore.api.disk_locations import DiskLocationsFace
+from globalstore.api.groups import GroupsFace
 from globalstore.api.instances import InstancesFace
 from globalstore.api.keys import KeysFace
 from globalstore.api.memory_tiers import MemoryTiersFace
@@ -20,6 +21,7 @@ from globalstore.api.replicas import ReplicasFace
 from globalstore.api.shard_leases import ShardLeasesFace
 from globalstore.api.transport_windows import TransportWindowsFace
 from globalstore.api.transports import TransportsFace
+from globalstore.api.version_sets import VersionSetsFace
 from globalstore.api.workers import WorkersFace
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
@@ -48,9 +50,11 @@ class ArtifactCatalog(
     BindingsFace,
     DiskLocationsFace,
     KeysFace,
+    VersionSetsFace,
+    GroupsFace,
     services.ArtifactCatalogServiceServicer,
 ):
-    """What artifacts are, where they lie on disk, and the names that point at them."""
+    """What artifacts are, the names that point at them, and groups that take them up together."""
 
     def __init__(self, app: Application) -> None:
         self.app = app

@@ -42,8 +42,11 @@ _LATER = (
     "observability.tracing.",
     "registration.",
     "worker_policy.control_reducer.coalesce_window",
-    "worker_policy.group_realization.",
-    "worker_policy.key_mapping.",
+    "worker_policy.group_realization.cleanup_batch_limit",
+    "worker_policy.group_realization.expiration_scan_interval_ms",
+    "worker_policy.group_realization.max_member_reports_per_rpc",
+    "worker_policy.group_realization.max_wait_poll_interval_ms",
+    "worker_policy.group_realization.min_wait_poll_interval_ms",
     "worker_policy.memory_tiers.publish_interval",
 )
 

@@ -210,6 +210,7 @@ class LeaseKind(enum.Enum):
     SHARD_HOME = "shard_home"
     MEMORY_TIER = "memory_tier"
     KEY = "key"
+    GROUP = "group"
 
 
 @attrs.frozen
@@ -243,6 +244,23 @@ class MemoryTierSampled:
     """What a node says of its memory tiers, later than all that it said before."""
 
     sample: "Sample"
+
+
+@attrs.frozen
+class GroupEnded:
+    """The realization of a group has come to its final state, a number of the wire."""
+
+    fingerprint: bytes
+    state: int
+
+
+@attrs.frozen
+class GroupRowsWritten:
+    """An operation on groups wrote rows of a table."""
+
+    operation: str
+    table: str
+    rows: int
 
 
 @attrs.frozen

@@ -183,6 +183,16 @@ def revoke(tx: Transaction, key: str, now_us: int, clock: Clock) -> bool:
     return True
 
 
+def note_selection(tx: Transaction, key: str, generation: int, selection_hash: bytes) -> None:
+    """Note which selection a group took a generation of a key for; the first one stays."""
+    tx.run(
+        "UPDATE key_generations SET selection_hash = :hash"
+        " WHERE mapping_key = (SELECT mapping_key FROM key_mappings WHERE key = :key)"
+        " AND generation = :generation AND selection_hash = x''",
+        {"key": key, "generation": generation, "hash": selection_hash},
+    )
+
+
 def settle(tx: Transaction, mapping_keys: list[int], now_us: int, clock: Clock) -> int:
     """Look what became of keys that were to expire by now; return how many did.
 

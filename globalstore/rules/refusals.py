@@ -18,6 +18,10 @@ class FailedPrecondition(Refusal):
     """The request is well formed, but the present state forbids it."""
 
 
+class PermissionDenied(Refusal):
+    """The caller lacks the authority that the request needs."""
+
+
 class NotFound(Refusal):
     """Something that the request depends on does not exist."""
 

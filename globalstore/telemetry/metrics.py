@@ -10,6 +10,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from globalstore.telemetry.calls import CallMetrics
+from globalstore.telemetry.groups import GroupMetrics
 from globalstore.telemetry.labels import ArtifactSeries
 from globalstore.telemetry.lanes import LaneMetrics
 from globalstore.telemetry.memory_tiers import MemoryTierMetrics
@@ -45,6 +46,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.calls = CallMetrics(self.registry)
         self.lanes = LaneMetrics(self.registry)
+        self.groups = GroupMetrics(self.registry)
         self.memory_tiers = MemoryTierMetrics(self.registry)
         self._define_server()
         self._define_workers()

@@ -8,6 +8,7 @@ import trio
 from globalstore.db import Store, Transaction
 from globalstore.registry import (
     chunks,
+    groups,
     idempotency,
     instances,
     keys,
@@ -83,6 +84,7 @@ class Maintenance:
             ("instances", lambda: self._purge("instances", instances.purge, _DAY_S)),
             ("key history", lambda: self._purge("key_generations", keys.purge_history, _DAY_S)),
             ("key swaps", lambda: self._purge("key_swaps", keys.purge_swaps, _DAY_S)),
+            ("groups", lambda: self._purge("group_members", groups.purge_members, _DAY_S)),
             ("abandoned nodes", self._abandoned.forget),
             ("chunk_blocks", lambda: self._purge("chunk_blocks", chunks.purge, 0.0)),
             (

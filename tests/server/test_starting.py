@@ -39,7 +39,7 @@ def test_version_names_program_and_schema() -> None:
     done = run("--version")
     assert done.returncode == 0
     assert done.stdout.startswith("globalstore 0.")
-    assert "schema 7" in done.stdout
+    assert "schema 8" in done.stdout
 
 
 def test_a_missing_config_flag_is_a_usage_error() -> None:
