@@ -5,6 +5,7 @@ import json
 import attrs
 
 from globalstore.db import Snapshot, Transaction
+from globalstore.registry.events import GroupRowsWritten
 from globalstore.rules.groups import (
     VERSION_SET_PREFIX,
     ByteSpace,
@@ -86,6 +87,8 @@ def ensure(tx: Transaction, wanted: Manifest, described: Described, now_us: int)
         tx.run_rows(
             "INSERT INTO version_set_parts SELECT * FROM (VALUES …)", rows[start : start + _ROWS]
         )
+    tx.emit(GroupRowsWritten("register", "version_sets", 1))
+    tx.emit(GroupRowsWritten("register", "version_set_parts", len(rows)))
     return VersionSet(version_set_key, wanted.manifest_hash, wanted.kind)
 
 

@@ -9,6 +9,20 @@ OPERATIONS: Final = ("register", "begin", "report", "publish", "wait", "abort", 
 # What is done to realizations without a call: they expire, and their members are forgotten later.
 _CLEANUPS: Final = ("expire", "forget")
 
+# Who writes rows of which table.
+_WRITES: Final = (
+    ("register", "version_sets"),
+    ("register", "version_set_parts"),
+    ("begin", "group_transactions"),
+    ("join", "group_members"),
+    ("report", "group_members"),
+    ("report", "group_transactions"),
+    ("publish", "group_transactions"),
+    ("abort", "group_transactions"),
+    ("expire", "group_transactions"),
+    ("forget", "group_members"),
+)
+
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
@@ -48,6 +62,8 @@ class GroupMetrics:
             f"{name}_control_writes_total", "Rows written for groups.", ("operation", "table"),
             registry=registry,
         )  # fmt: skip
+        for operation, table in _WRITES:
+            self._control_writes.labels(operation, table)
 
     def called(self, operation: str, result: str, seconds: float) -> None:
         """Count a call that has ended."""
