@@ -3,7 +3,7 @@
 from globalstore.api.application import Application
 from globalstore.config import host_port
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.rpc import Call
+from globalstore.rpc import Call, at_once
 from globalstore.rules.refusals import Unavailable
 
 
@@ -12,12 +12,21 @@ class AdminFace:
 
     app: Application
 
+    def _well_at_once(
+        self, _: wire.HealthCheckRequest, call: Call
+    ) -> wire.HealthCheckResponse | None:
+        return None if call.draining.is_set() else self._well()
+
+    @at_once(_well_at_once)
     async def HealthCheck(  # noqa: N802
         self, input_message: wire.HealthCheckRequest, request: Call
     ) -> wire.HealthCheckResponse:
         """Answer that the server is there, and of which cluster it is."""
         if request.draining.is_set():
             raise Unavailable("the server is shutting down")
+        return self._well()
+
+    def _well(self) -> wire.HealthCheckResponse:
         return wire.HealthCheckResponse(
             status=wire.STATUS_OK, cluster_token=self.app.config.meta.cluster_token
         )

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple, cast
 
 import attrs
 from google.protobuf.message import Message
@@ -26,6 +26,9 @@ from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.workers import LiveWorker, Workers
 from globalstore.telemetry.metrics import Metrics
 from globalstore.timers.lease_clock import LeaseClock
+
+# What ``derived`` calls the digest of a worker's replicas.
+_CHECKSUM = "checksum"
 
 R = TypeVar("R")
 Arguments = TypeVarTuple("Arguments")
@@ -124,8 +127,13 @@ class Application:
     async def checksum_of(self, worker: LiveWorker) -> str:
         """Return the digest of what a worker holds; see ``rules.checksums``."""
         return await self.derived(
-            worker, "checksum", lambda: self.read(replica_lists.checksum_of_worker, worker.key)
+            worker, _CHECKSUM, lambda: self.read(replica_lists.checksum_of_worker, worker.key)
         )
+
+    def known_checksum_of(self, worker: LiveWorker) -> str | None:
+        """Return the same if it was asked for since the worker's replicas last changed."""
+        revision, checksum = worker.derived.get(_CHECKSUM, (None, None))
+        return cast("str", checksum) if revision == worker.replicas_revision else None
 
     async def derived(
         self, worker: LiveWorker, what: object, look_up: Callable[[], Awaitable[R]]

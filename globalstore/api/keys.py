@@ -11,7 +11,7 @@ from globalstore.db import Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import keys as registry
 from globalstore.registry.keys import Clock, KeyMapping, Kind
-from globalstore.rpc import Call
+from globalstore.rpc import Call, at_once
 from globalstore.rules.artifact_ids import stored
 from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.values import UINT32_MAX, identifier, required
@@ -78,16 +78,20 @@ class KeysFace:
             generation=swapped.generation,
         )
 
+    def _resolve_at_once(
+        self, message: wire.ResolveKeyMappingRequest, _: Call
+    ) -> wire.ResolveKeyMappingResponse | None:
+        known = self.app.keys.known(message.key.strip())
+        return None if known is None else cast(wire.ResolveKeyMappingResponse, self._answer(known))
+
+    @at_once(_resolve_at_once)
     async def ResolveKeyMapping(  # noqa: N802
         self, input_message: wire.ResolveKeyMappingRequest, request: Call
     ) -> wire.ResolveKeyMappingResponse:
         """Tell what a key points at; nearly always from memory."""
         key = required("key", input_message.key)
-        keys = self.app.keys
-        known = keys.known(key)
-        if known is None:
-            self.app.slots.release(request)
-            known = await keys.look_up(key)
+        self.app.slots.release(request)
+        known = await self.app.keys.look_up(key)
         return cast(wire.ResolveKeyMappingResponse, self._answer(known))
 
     async def RevokeKeyMapping(  # noqa: N802

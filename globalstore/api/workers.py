@@ -8,10 +8,17 @@ from globalstore.api.application import Application, timestamp, token
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import replica_lists, workers
 from globalstore.registry.workers import EndpointTaken, PreviousWorkerForeign, Registered
-from globalstore.rpc import Call
+from globalstore.rpc import Call, at_once
 from globalstore.rules.addresses import routable
 from globalstore.rules.refusals import InvalidArgument
-from globalstore.rules.values import TEXT_BYTES_MAX, identifier, port, required, storable
+from globalstore.rules.values import (
+    INTEGER_MAX,
+    TEXT_BYTES_MAX,
+    identifier,
+    port,
+    required,
+    storable,
+)
 from globalstore.scheduling.workers import Heartbeat, LiveWorker
 from globalstore.telemetry import add_call_fields, get_logger
 
@@ -100,6 +107,31 @@ class WorkersFace:
             node_id=asked.node_id,
         )
 
+    def _beat_at_once(
+        self, message: wire.WorkerHeartbeatRequest, _: Call
+    ) -> wire.WorkerHeartbeatResponse | None:
+        """Take in the heartbeat of a worker whose state is known, as nearly all are."""
+        worker = self.app.workers.find(message.worker_id.strip())
+        if (
+            worker is None
+            or worker.expiring is not None
+            or message.daemon_id.strip() not in {"", worker.state.daemon_id}
+            or message.state_version == 0
+            or message.registered_artifact_ids
+            or message.mem_pool_available_size > INTEGER_MAX
+        ):
+            return None
+        in_step = _is_at_version(worker, message)
+        if in_step and message.state_checksum:
+            known = self.app.known_checksum_of(worker)
+            if known is None:
+                return None
+            in_step = message.state_checksum == known
+        now_us = self.app.wall_us()
+        self.app.workers.heartbeat(worker, _heartbeat(message), now_us)
+        return self._beaten(worker, [], now_us, in_step=in_step)
+
+    @at_once(_beat_at_once)
     async def WorkerHeartbeat(  # noqa: N802
         self, input_message: wire.WorkerHeartbeatRequest, request: Call
     ) -> wire.WorkerHeartbeatResponse:
@@ -135,10 +167,14 @@ class WorkersFace:
         obsolete = await self._not_held(worker, list(input_message.registered_artifact_ids))
         in_step = (
             not obsolete
-            and not worker.state.needs_reconcile
-            and input_message.state_version == worker.state.state_version
+            and _is_at_version(worker, input_message)
             and await self._agrees(worker, input_message.state_checksum)
         )
+        return self._beaten(worker, obsolete, now_us, in_step=in_step)
+
+    def _beaten(
+        self, worker: LiveWorker, obsolete: list[str], now_us: int, *, in_step: bool
+    ) -> wire.WorkerHeartbeatResponse:
         self.app.metrics.worker_heartbeat.labels("ok" if in_step else "sync_required").inc()
         return wire.WorkerHeartbeatResponse(
             status=wire.STATUS_OK,
@@ -232,6 +268,11 @@ class WorkersFace:
             input_message.required_capability_flags, input_message.include_unavailable
         )
         return wire.ListActiveWorkersResponse(workers=map(_worker_info, found))
+
+
+def _is_at_version(worker: LiveWorker, message: wire.WorkerHeartbeatRequest) -> bool:
+    state = worker.state
+    return not state.needs_reconcile and message.state_version == state.state_version
 
 
 def _registration(message: wire.RegisterWorkerRequest) -> workers.Registration:

@@ -8,7 +8,7 @@ streams are asynchronous iterators.
 from purerpc import Cardinality, StatusCode
 
 from globalstore.rpc.call import Call
-from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor
+from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor, at_once
 from globalstore.rpc.health import HealthService, ServingStatus
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.listener import DrainReport, Listener, Statistics
@@ -38,6 +38,7 @@ __all__ = [
     "Statistics",
     "Status",
     "StatusCode",
+    "at_once",
     "reflection_services",
     "server_context",
 ]

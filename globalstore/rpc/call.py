@@ -191,6 +191,14 @@ class Call:
         self.request_ended = True
         self.arrival.set()
 
+    @property
+    def whole_request(self) -> bytes | None:
+        """The only message of a request that has arrived whole and plain; it stays where it is."""
+        if not self.request_ended or len(self._messages) != 1:
+            return None
+        payload, compressed = self._messages[0]
+        return None if compressed else payload
+
     async def receive(self) -> bytes | None:
         """The next message, serialized; None after the last.
 
@@ -200,8 +208,7 @@ class Call:
             if self.request_ended:
                 return None
             await self.arrival.wait()
-        payload, compressed = self._messages.popleft()
-        self._channel.consumed(self, len(payload))
+        payload, compressed = self.take()
         if not compressed:
             return payload
         pieces = []
@@ -209,6 +216,12 @@ class Call:
             pieces.append(piece)
             await trio.lowlevel.checkpoint()
         return b"".join(pieces)
+
+    def take(self) -> tuple[bytes, bool]:
+        """The next of the messages that wait, and whether it is compressed."""
+        payload, compressed = self._messages.popleft()
+        self._channel.consumed(self, len(payload))
+        return payload, compressed
 
     async def send(self, payload: bytes) -> None:
         """Send one serialized message; waits while the client does not keep up.

@@ -5,7 +5,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import attrs
 from google.protobuf.message import DecodeError
@@ -36,12 +36,38 @@ class CallObserver(Protocol):
         """The call has ended; ``seconds`` since its head arrived."""
 
 
+#: Makes the serialized answer to a serialized request, or None.
+AnswerAtOnce = Callable[[bytes, Call], bytes | None]
+
+
 @attrs.frozen
 class Route:
-    """A method and the handler that serves it, interceptors included."""
+    """A method and the handler that serves it, interceptors included.
+
+    ``at_once`` is tried first, if there is one; see the decorator of that name.
+    """
 
     method: Method
     handler: Handler
+    at_once: AnswerAtOnce | None = None
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def at_once(answer: Callable[[Any, Any, Call], Any]) -> Callable[[F], F]:
+    """Give a unary method that takes its call an ``answer`` for when nothing has to be waited for.
+
+    ``answer(servicer, message, call)`` returns the reply, or None, having done nothing, to let the
+    method itself serve the call. It runs without a task of its own, which is most of what a short
+    call costs, and without the interceptors: it logs nothing and takes some microseconds.
+    """
+
+    def mark(method: F) -> F:
+        method.at_once = answer  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 async def _unimplemented(call: Call) -> None:
@@ -66,7 +92,7 @@ def routes(services: Iterable[Service], interceptors: Sequence[Interceptor]) -> 
             handler = _handler(bound.method_fn, bound.signature)
             for interceptor in reversed(interceptors):
                 handler = interceptor(method, handler)
-            table[path] = Route(method, handler)
+            table[path] = Route(method, handler, _at_once(bound.method_fn, bound.signature))
     return table
 
 
@@ -96,6 +122,23 @@ def _handler(function: Any, signature: Any) -> Handler:
         Cardinality.STREAM_UNARY: stream_unary,
         Cardinality.STREAM_STREAM: stream_stream,
     }[signature.cardinality]
+
+
+def _at_once(function: Any, signature: Any) -> AnswerAtOnce | None:
+    answer = getattr(function, "at_once", None)
+    if answer is None:
+        return None
+    servicer, from_string = function.__self__, signature.request_type.FromString
+
+    def answered(payload: bytes, call: Call) -> bytes | None:
+        try:
+            message = from_string(payload)
+        except DecodeError:
+            return None
+        reply = answer(servicer, message, call)
+        return None if reply is None else reply.SerializeToString()
+
+    return answered
 
 
 async def _send_all(call: Call, messages: Any) -> None:

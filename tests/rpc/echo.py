@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from google.protobuf.wrappers_pb2 import StringValue
 
-from globalstore.rpc import Limits, Listener, ListenerOptions
+from globalstore.rpc import Limits, Listener, ListenerOptions, at_once
 from globalstore.rpc.connection import Connection
 from globalstore.rpc.dispatch import routes
 from globalstore.rpc.serving import Serving
@@ -21,7 +21,7 @@ C = purerpc.Cardinality
 NAMES = (
     "unary", "plain", "metadata", "count", "flood", "collect", "chat", "late_chat", "hang", "wait",
     "held", "stubborn", "immovable", "abort", "not_found", "fail", "fail_in_nursery",
-    "bad_metadata", "missing", "missing_stream",
+    "bad_metadata", "missing", "missing_stream", "quick",
 )  # fmt: skip
 
 
@@ -151,6 +151,20 @@ class Echo:
     async def bad_metadata(self, input_message: Any, request: Any) -> Any:
         request.trailing_metadata.append(("x", "a\nb"))
         return input_message
+
+    def _quick_at_once(self, input_message: Any, request: Any) -> Any:
+        """Answers what begins with a q, refuses an x, breaks over a !, and leaves the rest."""
+        if input_message.value.startswith("x"):
+            request.abort(purerpc.StatusCode.ABORTED, "no x")
+        if input_message.value == "!":
+            raise ValueError("a secret of the server")
+        if not input_message.value.startswith("q"):
+            return None
+        return StringValue(value="at once " + input_message.value)
+
+    @at_once(_quick_at_once)
+    async def quick(self, input_message: Any, request: Any) -> Any:
+        return StringValue(value="later " + input_message.value)
 
     async def missing(self, input_message: Any) -> Any:
         raise NotImplementedError
