@@ -2,10 +2,15 @@
 
 Daemons in one other process register with a real server and publish replicas. The server is killed
 (``kill -9``) and started again on the same file and port at once; nobody tells the daemons.
+
+Then once more with the daemons' process stopped meanwhile: they meet a server that was just
+started, and the server is measured instead of the daemons' pauses between attempts to connect.
 """
 
 import argparse
 import multiprocessing
+import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -106,8 +111,8 @@ def _run_herd(port: int, daemons: int, replicas: int, pipe: Connection) -> None:
     trio.run(_herd, port, daemons, replicas, pipe)
 
 
-def measure(daemons: int, replicas: int, down_s: float) -> list[object]:
-    """Return a row of the table."""
+def measure(daemons: int, replicas: int, down_s: float, *, unaware: bool) -> list[object]:
+    """Return a row of the table; ``unaware`` daemons are stopped while there is no server."""
     port = free_port()
     here, there = multiprocessing.get_context("spawn").Pipe()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
@@ -121,12 +126,16 @@ def measure(daemons: int, replicas: int, down_s: float) -> list[object]:
                 here.recv()
                 here.send("now")
                 here.recv()
+                assert herd.pid is not None
+                if unaware:
+                    os.kill(herd.pid, signal.SIGSTOP)
                 server.process.kill()
                 server.process.wait()
             killed = time.time()
             time.sleep(down_s)
             with global_store(file, port=port) as server:
                 started = time.time()
+                os.kill(herd.pid, signal.SIGCONT)
                 connected, whole, seconds, codes = here.recv()
                 cpu_s = server.cpu_s()
         finally:
@@ -135,6 +144,7 @@ def measure(daemons: int, replicas: int, down_s: float) -> list[object]:
                 herd.join()
     seconds.sort()
     return [
+        "unaware" if unaware else "aware",
         daemons,
         daemons * replicas,
         f"{started - killed:.1f}",
@@ -155,11 +165,13 @@ def main() -> None:
     parser.add_argument("--down-s", type=float, default=0.0, help="wait before starting again")
     arguments = parser.parse_args()
     rows = [
-        measure(arguments.daemons, arguments.replicas, arguments.down_s)
+        measure(arguments.daemons, arguments.replicas, arguments.down_s, unaware=unaware)
+        for unaware in (False, True)
         for _ in range(arguments.rounds)
     ]
     table(
         [
+            "of the outage",
             "daemons",
             "replicas",
             "killed to ready, s",
