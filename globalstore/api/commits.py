@@ -80,6 +80,8 @@ class Commits:
                     self._queues.source_freed(*space)
                 case events.SourcesListed(space, shortlist):
                     self._sources.listed(space, shortlist)
+                case events.TransportsForgotten():
+                    self._sources.rows_purged()
                 case events.GroupCounted(group, progress):
                     self._sources.group_counted(group, progress)
                 case events.ReplicaStored(artifact_id, memory_type, created, first):

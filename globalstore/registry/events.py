@@ -170,6 +170,11 @@ class TransportEnded:
 
 
 @attrs.frozen
+class TransportsForgotten:
+    """Rows of transports that had ended are gone; what was counted of them does not hold."""
+
+
+@attrs.frozen
 class SourcesListed:
     """Which free sources an artifact and view had at this point of the commit."""
 

@@ -3,7 +3,7 @@
 import enum
 
 from globalstore.db import Snapshot, Transaction
-from globalstore.registry.events import TransportEnded
+from globalstore.registry.events import TransportEnded, TransportsForgotten
 from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.refusals import InvalidArgument
 
@@ -115,11 +115,14 @@ def in_progress(tx: Snapshot) -> list[tuple[int, int]]:
 
 def purge(tx: Transaction, before_us: int, limit: int) -> int:
     """Delete up to ``limit`` transports that ended before a time; return how many."""
-    return tx.run(
+    deleted = tx.run(
         "DELETE FROM transports WHERE transport_key IN (SELECT transport_key FROM transports"
         " WHERE outcome > 0 AND completed_at < :before ORDER BY completed_at LIMIT :limit)",
         {"before": before_us, "limit": limit},
     )
+    if deleted:
+        tx.emit(TransportsForgotten())
+    return deleted
 
 
 def outcome_of(number: int) -> Outcome:
