@@ -25,6 +25,7 @@ from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.queue_order import Fairness
+from globalstore.scheduling.refusals import Refusals
 from globalstore.scheduling.sources import KnownSources
 from globalstore.scheduling.transports import Policy, SourceQueues
 from globalstore.scheduling.workers import Workers
@@ -152,7 +153,9 @@ class Parts:
             self.sources,
             queue_policy(policy.transport_scheduler),
             wall,
+            self._count_dispatch,
         )
+        self.refusals = Refusals(self.store, self.workers, self.metrics.transport_filter, wall)
         self.pulse.tell(self.workers.postpone)
         self.pulse.tell(self.instances.postpone)
         self.expiry = TransportExpiry(self.store, self.pulse, policy.effective_transport_ttl, wall)
@@ -190,6 +193,7 @@ class Parts:
             self.instances,
             self.queues,
             self.drains,
+            self.refusals,
             self.lanes,
             self.keys,
             self.group_waiters,
@@ -227,6 +231,9 @@ class Parts:
     def _worker_routable(self) -> None:
         self.sources.drop_all()
         self.queues.worker_routable()
+
+    def _count_dispatch(self, event: str) -> None:
+        self.metrics.transport_dispatch_events.labels(event).inc()
 
     def _heartbeats_written(self, asked: int, written: int) -> None:
         self.metrics.heartbeat_flush_batch_size.observe(asked)

@@ -241,6 +241,7 @@ class Server(Parts):
             "instance reaper": self.instance_reaper.run,
             "instance heartbeat writer": self.instance_heartbeats.run,
             "transport expiry": self.expiry.run,
+            "refusal reasons": self.refusals.run,
             "chunk reports": self.chunk_reports.run,
             "lease expiry": self.leases.run,
             "lease clock": partial(self.lease_clock.watch, self.store),

@@ -22,6 +22,7 @@ from globalstore.scheduling.groups import GroupWaiters
 from globalstore.scheduling.instances import Instances
 from globalstore.scheduling.keys import KeyCache
 from globalstore.scheduling.lanes import Lanes
+from globalstore.scheduling.refusals import Refusals
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.workers import LiveWorker, Workers
 from globalstore.telemetry.metrics import Metrics
@@ -62,6 +63,7 @@ class Application:
     instances: Instances
     queues: SourceQueues
     drains: Drains
+    refusals: Refusals
     lanes: Lanes
     keys: KeyCache
     group_waiters: GroupWaiters

@@ -30,6 +30,7 @@ _READS = frozenset(
         "BatchGetReplicaCounts",
         "BatchGetShardHomeLeases",
         "CheckProofCommitmentsMatch",
+        "ExplainSources",
         "GetArtifactBinding",
         "GetArtifactIndex",
         "GetArtifactIndexById",

@@ -71,6 +71,7 @@ class Commits:
                 case events.TransportGranted(transport_key):
                     self._expiry.granted(transport_key)
                     self._sources.granted(event)
+                    self._count_grant(event)
                     self._metrics.active_transports.inc()
                 case events.TransportEnded(transport_key, space):
                     self._expiry.ended(transport_key)
@@ -134,6 +135,13 @@ class Commits:
                     self._leases.settled(event)
                 case _:
                     raise TypeError(f"nobody follows {event!r}")
+
+    def _count_grant(self, event: events.TransportGranted) -> None:
+        artifact_id = event.space[0]
+        age_s = max(0, event.at_us - event.created_us) / 1_000_000 if event.is_first else None
+        self._metrics.source_granted(artifact_id, event.replica_seq, age_s)
+        if event.capped:
+            self._metrics.transport_filter(artifact_id, "capped", event.capped)
 
 
 def sampled(metrics: Metrics, sample: Sample) -> None:

@@ -11,6 +11,7 @@ from globalstore.api.artifacts import ArtifactsFace
 from globalstore.api.bindings import BindingsFace
 from globalstore.api.chunks import ChunksFace
 from globalstore.api.disk_locations import DiskLocationsFace
+from globalstore.api.explaining import ExplainingFace
 from globalstore.api.groups import GroupsFace
 from globalstore.api.instances import InstancesFace
 from globalstore.api.keys import KeysFace
@@ -23,6 +24,7 @@ from globalstore.api.transport_windows import TransportWindowsFace
 from globalstore.api.transports import TransportsFace
 from globalstore.api.version_sets import VersionSetsFace
 from globalstore.api.workers import WorkersFace
+from globalstore.gen.globalstore_admin.v1 import admin_grpc
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
 
@@ -74,8 +76,15 @@ class MemoryTiers(MemoryTiersFace, memory_tier_grpc.MemoryTierServiceServicer):
         self.app = app
 
 
+class Admin(ExplainingFace, admin_grpc.AdminServiceServicer):
+    """What operators ask."""
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+
+
 def all_services(app: Application) -> list[Any]:
-    """Return every service of the contract."""
+    """Return every service of the contract, and that of this server's operators."""
     servicers = (
         ClusterRuntime(app),
         ArtifactCatalog(app),
@@ -83,5 +92,6 @@ def all_services(app: Application) -> list[Any]:
         services.WorkflowOrchestrationServiceServicer(),
         ClusterAdmin(app),
         MemoryTiers(app),
+        Admin(app),
     )
     return [servicer.service for servicer in servicers]

@@ -65,6 +65,8 @@ class TransportsFace:
         else:
             answer = await self.app.queues.request(asked, 0)
         self._count(asked.artifact_id, answer, trio.current_time() - began)
+        if answer in {Miss.NO_SOURCE, Withdrawn.TIMED_OUT}:
+            self.app.refusals.note(asked.space)
         if isinstance(answer, Granted):
             return _granted(answer)
         if isinstance(answer, Refused):

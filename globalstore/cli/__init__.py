@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 import globalstore
-from globalstore.cli import demo, serve
+from globalstore.cli import demo, explain, serve
 
-_VERBS = {"serve": serve, "demo": demo}
+_VERBS = {"serve": serve, "demo": demo, "explain": explain}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -196,6 +196,13 @@ def parts(
     return Parts(replica_load, worker_load, recent, diffusion, above, over, score)
 
 
+def place(scoring: Scoring, source: Candidate, terms: Parts) -> tuple[float, ...]:
+    """Return by what a source is compared, but for its id, which breaks ties; the lowest wins."""
+    if scoring.mode is Mode.LEGACY:
+        return (source.tier, source.ratio, *_legacy(source)[:-1])
+    return (source.tier, terms.score, source.load, source.minus_limit, source.last_assigned_us)
+
+
 class Chosen(NamedTuple):
     """The best source, and how many were passed over because their group has enough of them."""
 

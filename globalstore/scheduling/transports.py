@@ -101,7 +101,8 @@ _PASSES_MAX = 64
 class SourceQueues:
     """All requests that wait for a source. Use as ``async with``: it owns the tasks of its passes.
 
-    ``wall_us`` tells the wall clock in microseconds.
+    ``wall_us`` tells the wall clock in microseconds; ``on_event`` hears of each step in the life of
+    a request, see DISPATCH_EVENTS of the metrics.
     """
 
     def __init__(
@@ -111,7 +112,9 @@ class SourceQueues:
         known: KnownSources,
         policy: Policy,
         wall_us: Callable[[], int],
+        on_event: Callable[[str], None] = lambda event: None,
     ) -> None:
+        self._on_event = on_event
         self._store = store
         self._workers = workers
         self._known = known
@@ -133,6 +136,11 @@ class SourceQueues:
 
     def __len__(self) -> int:
         return len(self._by_request)
+
+    @property
+    def scoring(self) -> Scoring:
+        """How sources are compared."""
+        return self._policy.scoring
 
     async def __aenter__(self) -> Self:
         self._nursery = await self._nursery_context.__aenter__()
@@ -171,15 +179,18 @@ class SourceQueues:
             return Refused(
                 f"request_id {request.request_id[:80]!r} was already used with different payload"
             )
-        elif deadline > waiter.deadline:
-            waiter.deadline = deadline
-            waiter.notify()
+        else:
+            self._on_event("joined")
+            if deadline > waiter.deadline:
+                waiter.deadline = deadline
+                waiter.notify()
         return await self._wait(waiter)
 
     def _refused(self, request: Request) -> Refused | Withdrawn | None:
         if self._stopping:
             return Withdrawn.STOPPING
         if len(self) >= self._policy.max_waiters:
+            self._on_event("rejected")
             return Withdrawn.TOO_MANY
         group = request.group
         if group is None:
@@ -208,6 +219,7 @@ class SourceQueues:
             self._by_requester.setdefault(request.requester_worker_id, set()).add(waiter)
         if request.group is not None:
             self._by_group.setdefault(request.group.key, {})[request.group.part_id] = request
+        self._on_event("enqueued")
         self._kick(queue)
         return waiter
 
@@ -233,6 +245,15 @@ class SourceQueues:
             waiter.callers -= 1
             if waiter.callers == 0 and not waiter.received:
                 self._abandoned(waiter)
+
+    def waiting(self, space: Space, requester_worker_id: str = "") -> tuple[int, int]:
+        """Return how many requests wait for an artifact and view, and how many of a requester."""
+        queue = self._queues.get(space)
+        if queue is None:
+            return 0, 0
+        of_requester = self._by_requester.get(requester_worker_id, set())
+        mine = sum(waiter.request.space == space for waiter in of_requester)
+        return len(queue.waiters) + len(queue.newcomers), mine
 
     # What happened elsewhere.
 
@@ -370,6 +391,7 @@ class SourceQueues:
         waiter.settling = False
         if waiter.callers == 0:
             self._forget(waiter)
+            self._on_event("cancelled")
         elif self._stopping:
             self._withdraw(waiter, Withdrawn.STOPPING)
         elif attempted and waiter.deadline <= trio.current_time():
@@ -383,6 +405,7 @@ class SourceQueues:
         waiter.answer = answer
         self._forget(waiter)
         waiter.notify()
+        self._on_event(_event_of(answer))
         if waiter.callers == 0:
             self._abandoned(waiter)
 
@@ -390,12 +413,14 @@ class SourceQueues:
         waiter.answer = why
         self._forget(waiter)
         waiter.notify()
+        self._on_event("stopped" if why is Withdrawn.STOPPING else "timed_out")
 
     def _abandoned(self, waiter: _Waiter) -> None:
         """Nobody is left to hear the answer: give back what was granted."""
         if waiter.answer is None:
             if not waiter.settling:
                 self._forget(waiter)
+                self._on_event("cancelled")
         elif isinstance(waiter.answer, Granted) and not waiter.answer.replayed:
             successor = self._by_request.get(waiter.request.request_id)
             if successor and successor.request.fingerprint == waiter.request.fingerprint:
@@ -415,6 +440,7 @@ class SourceQueues:
                 self._wall_us(),
                 lane=Lane.CONTROL,
             )
+            self._on_event("given_back")
         except DatabaseError:
             # Nothing is lost for good: the transport ends by its time to live.
             return
@@ -440,6 +466,18 @@ class SourceQueues:
             del parts[request.group.part_id]
             if not parts:
                 del self._by_group[request.group.key]
+
+
+def _event_of(answer: Answer | Exception) -> str:
+    match answer:
+        case Granted():
+            return "replayed" if answer.replayed else "granted"
+        case Refused():
+            return "refused"
+        case Miss():
+            return "not_found"
+        case _:
+            return "failed"
 
 
 def _groups_of(waiters: Iterable[_Waiter]) -> list[GroupKey]:

@@ -14,6 +14,7 @@ from globalstore.telemetry.groups import GroupMetrics
 from globalstore.telemetry.labels import ArtifactSeries
 from globalstore.telemetry.lanes import LaneMetrics
 from globalstore.telemetry.memory_tiers import MemoryTierMetrics
+from globalstore.telemetry.shares import SourceShares
 
 # Creation times would double the counters of a scrape; nobody asked for them.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -26,6 +27,20 @@ CAPABILITIES: Final = (
     "shard_home_eligible",
     "execution_signals_enabled",
     "node_agent_enabled",
+)
+DISPATCH_EVENTS: Final = (
+    "enqueued",
+    "joined",
+    "rejected",
+    "granted",
+    "replayed",
+    "refused",
+    "not_found",
+    "failed",
+    "timed_out",
+    "stopped",
+    "cancelled",
+    "given_back",
 )
 MEMORY_TYPES: Final = ("GPU", "RAM", "DISK")
 
@@ -216,6 +231,8 @@ class Metrics:
         self.transport_dispatch_events = self._counter(
             "tc_transport_dispatch_events_total", "Life cycle of waiting requests.", "event"
         )
+        for event in DISPATCH_EVENTS:
+            self.transport_dispatch_events.labels(event)
         self._transport_requests = self._artifact_counter(
             "tc_transport_requests_total", "Requests for a source by outcome.", "status"
         )
@@ -234,6 +251,7 @@ class Metrics:
         self._hhi = self._artifact_gauge(
             "tc_transport_source_hhi", "Sum of the squared shares of all sources."
         )
+        self._shares: dict[str, SourceShares] = {}
         self._diffusion_first_hit = self._artifact_histogram(
             "tc_transport_diffusion_first_hit_seconds",
             "Time from a source's creation to its first transfer.",
@@ -333,20 +351,23 @@ class Metrics:
         """A request was refused because no source could ever serve it."""
         self._transport_no_exportable.of(artifact_id).inc()
 
-    def source_concentration(self, artifact_id: str, top1_share: float, hhi: float) -> None:
-        """How transfers spread over sources; artifacts beyond the bound show the last one's.
+    def source_granted(self, artifact_id: str, source: int, first_use_s: float | None) -> None:
+        """A transport was granted on a source.
 
         Args:
             artifact_id: the artifact.
-            top1_share: share of the busiest source, 0 to 1.
-            hhi: sum of the squared shares, 0 to 1.
+            source: a number of the source's own. Shares are kept for artifacts that have series of
+                their own; the others show no concentration.
+            first_use_s: seconds since the source was created, if this is its first transport.
         """
-        self._top1_share.of(artifact_id).set(top1_share)
-        self._hhi.of(artifact_id).set(hhi)
-
-    def diffusion_first_hit(self, artifact_id: str, seconds: float) -> None:
-        """A source was used for the first time, ``seconds`` after it was created."""
-        self._diffusion_first_hit.of(artifact_id).observe(seconds)
+        if first_use_s is not None:
+            self._diffusion_first_hit.of(artifact_id).observe(first_use_s)
+        top1, hhi = self._top1_share.of(artifact_id), self._hhi.of(artifact_id)
+        if artifact_id in self._top1_share:
+            shares = self._shares.setdefault(artifact_id, SourceShares())
+            top1_share, squares = shares.used(source)
+            top1.set(top1_share)
+            hhi.set(squares)
 
     def labelled_artifacts(self) -> set[str]:
         """The artifacts that have series of their own in any metric.
@@ -358,6 +379,7 @@ class Metrics:
 
     def remove_artifact(self, artifact_id: str) -> None:
         """Drop every series of an artifact that has no replica any more."""
+        self._shares.pop(artifact_id, None)
         for series in self._by_artifact():
             series.remove(artifact_id)
 

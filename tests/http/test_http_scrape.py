@@ -51,8 +51,7 @@ def busy_cluster(metrics):
         for reason in FILTER_REASONS:
             metrics.transport_filter(artifact_id, reason)
         metrics.transport_no_exportable(artifact_id)
-        metrics.source_concentration(artifact_id, 0.5, 0.3)
-        metrics.diffusion_first_hit(artifact_id, 1.0)
+        metrics.source_granted(artifact_id, 1, 1.0)
     metrics.active_workers.set(200)
     for capability in CAPABILITIES:
         metrics.capability_entries.labels("worker", capability).set(200)
@@ -131,7 +130,7 @@ def test_the_text_of_all_our_metrics_is_what_the_metrics_library_writes():
     metrics = Metrics()
     assert exposition_text(metrics.registry) == generate_latest(metrics.registry)
     metrics.transport_filter("a", "saturated", 3)
-    metrics.diffusion_first_hit("a", 0.3)
+    metrics.source_granted("a", 1, 0.3)
     metrics.state_sync_seconds.observe(3)
     assert exposition_text(metrics.registry) == generate_latest(metrics.registry)
 

@@ -53,8 +53,7 @@ def touch_everything(metrics):
     metrics.transport_request("a", "success")
     metrics.transport_filter("a", "saturated")
     metrics.transport_no_exportable("a")
-    metrics.source_concentration("a", 0.5, 0.25)
-    metrics.diffusion_first_hit("a", 1)
+    metrics.source_granted("a", 1, 1.0)
 
 
 @attrs.frozen

@@ -1,0 +1,89 @@
+"""Show how each replica of an artifact would fare in the choice of a source, and why.
+
+The server is asked what a request would be told at this moment. Nothing is granted or changed.
+"""
+
+import argparse
+import json
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from tabulate import tabulate
+
+from globalstore.cli import asking
+from globalstore.gen.globalstore_admin.v1 import admin_grpc
+from globalstore.gen.globalstore_admin.v1 import admin_pb2 as admin
+
+_HEAD = (
+    "#", "replica", "worker", "address", "memory", "load", "worker load", "idle s", "load +",
+    "worker +", "recent +", "diffusion -", "score", "ruled out by",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    parser.add_argument("artifact", metavar="ARTIFACT", help="id of the artifact")
+    parser.add_argument("--view", default="", metavar="ID", help="a view instead of the canon")
+    parser.add_argument(
+        "--for", dest="requester", default="", metavar="WORKER", help="mark what this worker holds"
+    )
+    parser.add_argument(
+        "--output", choices=("table", "json"), default="table", help="default: %(default)s"
+    )
+    asking.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask and print; 0 when there was an answer, whatever it is."""
+
+    async def question(channel: Any, metadata: Any) -> None:
+        stub = admin_grpc.AdminServiceStub(channel)
+        answer = await stub.ExplainSources(
+            admin.ExplainSourcesRequest(
+                artifact_id=arguments.artifact,
+                view_id=arguments.view,
+                requester_worker_id=arguments.requester,
+            ),
+            metadata=metadata,
+        )
+        print(_json(answer) if arguments.output == "json" else _table(arguments, answer))
+
+    return asking.ask("explain", arguments, question)
+
+
+def _json(answer: admin.ExplainSourcesResponse) -> str:
+    found = MessageToDict(
+        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def _table(arguments: argparse.Namespace, answer: admin.ExplainSourcesResponse) -> str:
+    lines = [
+        f"{arguments.artifact}{f', view {arguments.view}' if arguments.view else ''}: a request"
+        f" would be told {answer.verdict!r} ({answer.mode}); {answer.waiting} waiting"
+        + (f", {answer.waiting_of_requester} of them its own" if arguments.requester else "")
+    ]
+    if answer.sources:
+        rows = [_row(source) for source in answer.sources]
+        lines += ["", tabulate(rows, _HEAD, tablefmt="plain", disable_numparse=True)]
+    if answer.is_truncated:
+        lines += ["", f"There are more; these are {len(answer.sources)} of them."]
+    return "\n".join(lines)
+
+
+def _row(source: admin.ExplainedSource) -> list[str]:
+    idle = f"{source.idle_seconds:.1f}" if source.HasField("idle_seconds") else "never"
+    terms = (source.replica_load, source.worker_load, source.recent, source.diffusion, source.score)
+    return [
+        str(source.rank or "-"),
+        source.replica_id,
+        source.worker_id + (" (own)" if source.is_own else ""),
+        f"{source.node_address}:{source.node_port}",
+        f"{source.memory_type} {source.device_id}",
+        f"{source.current_requests}/{source.max_concurrency}",
+        f"{source.worker_requests}/{source.worker_capacity}",
+        idle,
+        *(f"{term:.3f}" for term in terms),
+        ", ".join(source.reasons),
+    ]
