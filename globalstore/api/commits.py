@@ -16,6 +16,8 @@ from globalstore.telemetry.metrics import Metrics
 from globalstore.timers.leases import LeaseExpiry
 from globalstore.timers.transports import TransportExpiry
 
+_TIER_NAMES = {int(tier): tier.name for tier in MemoryTier}
+
 
 class Commits:
     """Carries the events of the registry to whoever keeps something in memory."""
@@ -93,10 +95,10 @@ class Commits:
                     self._metrics.replica_unregistered(artifact_id, memory_type)
                     self._metrics.replicas_changed(artifact_id, memory_type, -1, edge=last)
                 case events.ReplicasCounted(counts):
-                    for artifact_id, tier, change, stored, edge in counts:
-                        self._metrics.replicas_reconciled(
-                            artifact_id, MemoryTier(tier).name, change, stored, edge=edge
-                        )
+                    self._metrics.replicas_reconciled(
+                        (artifact_id, _TIER_NAMES[tier], change, stored, edge)
+                        for artifact_id, tier, change, stored, edge in counts
+                    )
                 case events.SourcesFreed(spaces):
                     self._sources.drop_many(spaces)
                     self._drains.spaces_changed(spaces)

@@ -60,13 +60,20 @@ class ArtifactSeries(Generic[M]):
             artifact_id: any text; the id "other" itself is counted as other.
             rest: values of the metric's further labels; they must come from a closed set.
         """
+        return self.own(artifact_id, *rest) or self.other(*rest)
+
+    def own(self, artifact_id: str, *rest: str) -> M | None:
+        """The series of an artifact alone, or None when there is no room for one."""
         mine = self._live.get(artifact_id)
         if mine is not None and (child := mine.get(rest)) is not None:
             return child
+        # Cheap, and nearly always enough to tell that there is no room: a character is a byte.
+        if self._bytes + self._lines * len(artifact_id) > METRIC_BYTES_MAX:
+            return None
         cost = self._cost(artifact_id, rest)
         room = mine is not None or (len(self._live) < ARTIFACTS_MAX and artifact_id != OTHER)
         if not room or self._bytes + cost > METRIC_BYTES_MAX:
-            return self.other(*rest)
+            return None
         child = self._metric.labels(artifact_id, *rest)
         self._live.setdefault(artifact_id, {})[rest] = child
         self._bytes += cost

@@ -3,7 +3,7 @@
 Label values come from closed sets, except ``artifact_id``, which ``ArtifactSeries`` bounds.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import prometheus_client
@@ -279,30 +279,52 @@ class Metrics:
         by what changes, never by counting rows. An artifact that found no room when its first
         replica came is counted as other until its last has gone.
         """
-        self.replicas.inc(change)
-        self.replicas_per_memtype.labels(memory_type).inc(change)
-        series = self._replicas_per_artifact
-        if artifact_id in series or (edge and change > 0):
-            series.of(artifact_id).inc(change)
-        else:
-            series.other().inc(change)
-        if edge and change < 0:
-            self.remove_artifact(artifact_id)
+        self._add([(artifact_id, memory_type, change, 0, edge)], {})
 
-    def replicas_reconciled(
-        self, artifact_id: str, memory_type: str, change: int, stored: int, *, edge: bool
-    ) -> None:
-        """An inventory changed an artifact's replicas of one memory type.
+    def replicas_reconciled(self, counts: Iterable[tuple[str, str, int, int, bool]]) -> None:
+        """An inventory changed how many replicas some artifacts have.
 
-        ``stored`` of them were created or updated, ``change`` is how many more there are now; for
-        ``edge`` see ``replicas_changed``.
+        Each of ``counts`` is (artifact_id, memory_type, change, stored, edge): there are ``change``
+        more of them now, and ``stored`` of them were created or updated; for ``edge`` see
+        ``replicas_changed``.
         """
-        if stored:
-            self._replica_register.of(artifact_id, memory_type).inc(stored)
-        if change < 0:
-            self._replica_unregister.of(artifact_id, memory_type).inc(-change)
-        if change:
-            self.replicas_changed(artifact_id, memory_type, change, edge=edge)
+        counts = list(counts)
+        sums: dict[Counter | Gauge, int] = {}
+        for artifact_id, memory_type, change, stored, _ in counts:
+            if stored:
+                child = self._replica_register.of(artifact_id, memory_type)
+                sums[child] = sums.get(child, 0) + stored
+            if change < 0:
+                child = self._replica_unregister.of(artifact_id, memory_type)
+                sums[child] = sums.get(child, 0) - change
+        self._add(counts, sums)
+
+    def _add(
+        self,
+        counts: list[tuple[str, str, int, int, bool]],
+        sums: dict[Counter | Gauge, int],
+    ) -> None:
+        """Add to the gauges of replicas, and ``sums`` to their series: each series once."""
+        gone = []
+        of_type = dict.fromkeys(MEMORY_TYPES, 0)
+        series = self._replicas_per_artifact
+        for artifact_id, memory_type, change, _, edge in counts:
+            if not change:
+                continue
+            of_type[memory_type] += change
+            mine = artifact_id in series or (edge and change > 0)
+            gauge = series.of(artifact_id) if mine else series.other()
+            sums[gauge] = sums.get(gauge, 0) + change
+            if edge and change < 0:
+                gone.append(artifact_id)
+        self.replicas.inc(sum(of_type.values()))
+        for memory_type, change in of_type.items():
+            if change:
+                self.replicas_per_memtype.labels(memory_type).inc(change)
+        for child, amount in sums.items():
+            child.inc(amount)
+        for artifact_id in gone:
+            self.remove_artifact(artifact_id)
 
     def restore_replicas(self, by_type: Mapping[str, int], by_artifact: Mapping[str, int]) -> None:
         """Take over what there is at start: all replicas by type, and those of some artifacts.
