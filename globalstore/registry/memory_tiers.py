@@ -150,8 +150,8 @@ def latest(tx: Snapshot, node_id: str) -> Sample | None:
 def latest_of_all(tx: Snapshot, limit: int) -> list[Sample]:
     """Return the latest sample of each node, of up to ``limit`` nodes."""
     rows = tx.all(
-        f"{_SAMPLE} AS s WHERE epoch = (SELECT max(epoch) FROM memory_tier_snapshots o"
-        " WHERE o.node_id = s.node_id) LIMIT :limit",
+        f"{_SAMPLE} JOIN (SELECT node_id, max(epoch) AS epoch FROM memory_tier_snapshots"
+        " GROUP BY node_id LIMIT :limit) USING (node_id, epoch)",
         {"limit": limit},
     )
     return [_sample(row) for row in rows]

@@ -12,6 +12,7 @@ from purerpc import StatusCode
 from serving import Serving, claim_request, replica_request, serving, worker_request
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as tier_wire
 
 MESSAGES_PER_CALL = 150
 
@@ -76,6 +77,11 @@ def scramble(rng: random.Random, message: Message, share: float) -> None:
             setattr(message, field.name, value)
 
 
+_TIER_METHODS = frozenset(
+    method.name for method in tier_wire.DESCRIPTOR.services_by_name["MemoryTierService"].methods
+)
+
+
 def base(method: str, worker_id: str) -> Message:
     """A request that would do, to be damaged a little or a lot."""
     match method:
@@ -92,13 +98,38 @@ def base(method: str, worker_id: str) -> Message:
             return claim_request()
         case "WorkerHeartbeat":
             return wire.WorkerHeartbeatRequest(worker_id=worker_id, state_version=1)
+        case "BatchUpdateChunkStates":
+            update = wire.ChunkStateUpdate(artifact_id="model", state=wire.CHUNK_STATE_HOT)
+            return wire.BatchUpdateChunkStatesRequest(node_id="node-d1", updates=[update])
+        case "QueryChunkLocations":
+            return wire.QueryChunkLocationsRequest(artifact_id="model")
+        case "AcquireShardHomeLease":
+            return wire.AcquireShardHomeLeaseRequest(holder_daemon_id="d1", ttl_ms=1000)
+        case "KeepaliveShardHomeLease":
+            return wire.KeepaliveShardHomeLeaseRequest(lease_token="0" * 32, ttl_ms=1000)
+        case "BatchKeepaliveShardHomeLeases":
+            entry = wire.ShardHomeLeaseKeepalive(lease_generation=1, lease_token="0" * 32)
+            return wire.BatchKeepaliveShardHomeLeasesRequest(leases=[entry], ttl_ms=1000)
+        case "RequestMemoryTierLease":
+            return tier_wire.RequestMemoryTierLeaseRequest(
+                node_id="n1", artifact_id="model", chunk_ids=[1]
+            )
+        case "AcknowledgeMemoryTierLease":
+            return tier_wire.AcknowledgeMemoryTierLeaseRequest(
+                artifact_id="model", chunk_ids=[1], action=tier_wire.LEASE_ACK_ACTION_ACQUIRED
+            )
+        case "PublishMemoryTierStatus":
+            status = tier_wire.MemoryTierStatus(node_id="n1")
+            return tier_wire.PublishMemoryTierStatusRequest(status=status)
         case _:
-            request: Message = getattr(wire, f"{method}Request")()
+            module = tier_wire if method in _TIER_METHODS else wire
+            request: Message = getattr(module, f"{method}Request")()
             return request
 
 
 async def code_of(store: Serving, method: str, request: Message) -> StatusCode:
     service = store.admin if method in {"HealthCheck", "GetServerInfo"} else store.runtime
+    service = store.tiers if method in _TIER_METHODS else service
     try:
         await getattr(service, method)(request)
     except purerpc.RpcFailedError as error:
@@ -125,6 +156,19 @@ async def code_of(store: Serving, method: str, request: Message) -> StatusCode:
         "BatchGetReplicaCounts",
         "RequestReplicaTransport",
         "CompleteReplicaTransport",
+        "BatchUpdateChunkStates",
+        "QueryChunkLocations",
+        "AcquireShardHomeLease",
+        "KeepaliveShardHomeLease",
+        "BatchKeepaliveShardHomeLeases",
+        "ReleaseShardHomeLease",
+        "GetShardHomeLease",
+        "BatchGetShardHomeLeases",
+        "RequestMemoryTierLease",
+        "AcknowledgeMemoryTierLease",
+        "RevokeMemoryTierLease",
+        "ListOutstandingLeases",
+        "PublishMemoryTierStatus",
         "HealthCheck",
         "GetServerInfo",
     ],
@@ -138,7 +182,7 @@ async def test_no_message_is_answered_with_an_internal_error(method: str) -> Non
         StatusCode.INVALID_ARGUMENT,
         StatusCode.FAILED_PRECONDITION,
     }
-    if method == "ReconcileWorkerState":
+    if method == "ReconcileWorkerState" or "Lease" in method:
         expected.add(StatusCode.NOT_FOUND)
     async with serving() as store:
         worker = await store.register("d1")
