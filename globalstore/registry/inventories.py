@@ -280,12 +280,9 @@ class Differences:
             changed.get("node_port", row.node_port),
         )
 
-    def additions(self) -> list[Reported]:
-        """Return the entries that no row was found for, by key."""
-        return sorted(
-            (entry for entry in self._open.values() if entry is not None),
-            key=lambda entry: entry.key,
-        )
+    def additions(self) -> Iterator[Reported]:
+        """Yield the entries that no row was found for."""
+        return (entry for entry in self._open.values() if entry is not None)
 
     def confirmation(self) -> int:
         """Return the number under which the worker's replicas are available from now on.

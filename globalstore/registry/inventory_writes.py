@@ -1,9 +1,11 @@
 """Writing what an inventory changes, a slice at a time."""
 
+import heapq
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import attrs
@@ -101,39 +103,65 @@ class Slice:
 Step = Callable[[Transaction], Changes]
 
 
+# Items that are sorted, or merged, before others get a turn: half a millisecond. A run is as long
+# as what is written in one transaction, so that a small reconcile has only one.
+_RUN = 1000
+
+
 def steps(differences: Differences, slice_: Slice, size: int) -> Iterator[Step | Changes]:
     """Yield all writes of a reconcile in the order of the answer, each of at most ``size`` rows.
 
-    Changes that need no row to be written come as they are. Removals come before updates: what is
-    updated may move to where a removed row was.
+    Changes that need no row to be written come as they are; empty ones come now and then so that
+    others get a turn. Removals come before updates: what is updated may move to where a removed row
+    was.
     """
-    for entries in _cut(differences.additions(), size):
-        yield partial(add, entries=entries, slice_=slice_)
-    for removals in _cut(sorted(differences.removals, key=_by_key), size):
-        yield partial(remove, removals=removals, slice_=slice_)
-    for updates in _cut(sorted(differences.updates, key=_by_key), size):
+    for entries in _in_order(differences.additions(), _key_of_entry, size):
+        yield partial(add, entries=entries, slice_=slice_) if entries else Changes()
+    for removals in _in_order(differences.removals, _key_of_row, size):
+        yield partial(remove, removals=removals, slice_=slice_) if removals else Changes()
+    for updates in _in_order(differences.updates, _key_of_row, size):
         if any(one.stored for one in updates):
             yield partial(update, updates=updates, slice_=slice_)
         else:
-            yield Changes(updated=list(updates))
-    for numbers in _cut(list(differences.renumbered(slice_.confirmation)), size):
+            yield Changes(updated=updates)
+    for numbers in _cut(differences.renumbered(slice_.confirmation), size):
         yield partial(_renumber, numbers=numbers)
     for seqs in _cut(differences.hidden, size):
         yield partial(_hide, seqs=seqs)
 
 
-def guarded(tx: Transaction, step: Step, slice_: Slice) -> Changes | None:
-    """Take one step of many; None when the worker was ended or registered again meanwhile."""
-    return step(tx) if slice_.holds(tx) else None
+def _key_of_entry(entry: Reported) -> tuple[Any, ...]:
+    return entry.key
 
 
-def _by_key(change: Removal | Update) -> tuple[Any, ...]:
+def _key_of_row(change: Removal | Update) -> tuple[Any, ...]:
     row = change.row
     return (row.artifact_id, row.view_id, row.node_id, row.memory_tier, row.device_id)
 
 
-def _cut(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _in_order(
+    items: Iterable[T], key: Callable[[T], tuple[Any, ...]], size: int
+) -> Iterator[list[T]]:
+    """Yield all items in order, ``size`` at a time; empty lists when others may have a turn."""
+    runs = []
+    for run in _cut(items, _RUN):
+        runs.append(sorted(run, key=key))
+        if len(runs) > 1:
+            yield []
+    merged = iter(runs[0]) if len(runs) == 1 else heapq.merge(*runs, key=key)
+    while piece := list(islice(merged, size)):
+        yield piece
+
+
+def _cut(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while piece := list(islice(rest, size)):
+        yield piece
+
+
+def guarded(tx: Transaction, step: Step, slice_: Slice) -> Changes | None:
+    """Take one step of many; None when the worker was ended or registered again meanwhile."""
+    return step(tx) if slice_.holds(tx) else None
 
 
 _INSERT = """

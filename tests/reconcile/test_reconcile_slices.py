@@ -1,5 +1,7 @@
 """ReconcileWorkerState of inventories that are too large for one transaction."""
 
+from random import Random
+
 import purerpc
 import pytest
 import trio
@@ -24,6 +26,7 @@ async def test_a_large_inventory_is_applied_and_recognised() -> None:
     async with serving() as store:
         daemon = await reconciler(store)
         held = [entry(f"a{number:05}") for number in range(MANY)]
+        Random(7).shuffle(held)
         answer = await daemon.send(*held)
         assert answer.result_kind == APPLIED
         assert kinds(answer) == {ADD: MANY}
