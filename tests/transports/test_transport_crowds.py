@@ -1,12 +1,15 @@
 """Waiters of a great many artifacts at once do not fill the database's queue."""
 
+import threading
 from collections import Counter
 
 import trio
-from serving import claim_request, serving
+import trio.testing
+from serving import claim_request, configuration, pass_time, serving
 
 from globalstore.api.transports import _request
 from globalstore.db.limits import WRITE_QUEUE_MAX
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.transports import Miss
 
 ARTIFACTS = 2 * WRITE_QUEUE_MAX
@@ -49,3 +52,50 @@ async def test_a_worker_that_comes_back_serves_those_who_wait_for_each_of_its_ar
             await store.server.store.read(lambda tx: None)
         assert await store.read("SELECT min(current_requests) FROM replicas") == [(1,)]
         assert not store.server.queues._queues
+
+
+async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    config = configuration(worker_policy={"heartbeat_timeout": "3600s"})
+    async with serving(config) as store, trio.open_nursery() as nursery:
+        worker = await store.register("d1")
+        await store.replica(worker.worker_id, max_concurrency=1)
+        held = await store.claim()
+        queues, threads = store.server.queues, threading.active_count()
+        granted: list[object] = []
+
+        async def wait(number: int) -> None:
+            group = None
+            if number % 2:
+                group = wire.TransportSchedulingGroup(
+                    group_id=f"g{number % 50}", group_kind="k", part_id=str(number), total_parts=99
+                )
+            asked = _request(claim_request(scheduling_group=group))
+            granted.append(await queues.request(asked, 36000))
+
+        for number in range(5000):
+            nursery.start_soon(wait, number)
+        while sum(w.attempted for w in queues._by_request.values()) < 5000:
+            await store.server.store.read(lambda tx: None)
+        assert threading.active_count() == threads
+
+        def operations() -> int:
+            return store.server.store.statistics().operations
+
+        # Time passes, and nothing of theirs reaches the database.
+        before = operations()
+        await pass_time(mock_clock, 50)
+        assert operations() - before <= 5  # what other parts write now and then
+        # Heartbeats cost nothing, and a completion what one pass costs.
+        before = operations()
+        for _ in range(20):
+            await store.beat(worker.worker_id)
+        assert operations() == before
+        await store.complete(held.transport_id)
+        while not granted:
+            await store.server.store.read(lambda tx: None)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(granted) == 1
+        assert operations() - before <= 3
+        nursery.cancel_scope.cancel()
