@@ -23,6 +23,9 @@ _REGISTER_TIMEOUT_S = 10.0
 _RECONCILE_TIMEOUT_S = 30.0
 _CALL_TIMEOUT_S = 10.0
 
+# How long a daemon that leaves waits for a store that is away: an orchestrator kills it soon after.
+_LEAVE_PATIENCE_S = 20.0
+
 # Pause after a registration that failed for a reason which may pass.
 _REGISTER_PAUSE_S = 1.0
 
@@ -369,12 +372,19 @@ class Daemon:
         )
         await self._outbox.deliver("CompleteReplicaTransport", lambda: request)
 
-    async def leave(self) -> None:
+    async def leave(self, patience_s: float = _LEAVE_PATIENCE_S) -> None:
         """Drain and unregister: no new readers, nothing held, gone. ``run`` then returns.
 
-        Transports in progress run to their end. Raises Unreachable or purerpc's RpcFailedError
-        when the store did not answer or refused; the worker then stays, without new readers.
+        Transports in progress run to their end. Raises Unreachable when the store did not answer
+        in time and purerpc's RpcFailedError when it refused; the worker then stays, without new
+        readers.
         """
+        with trio.move_on_after(patience_s) as patience:
+            await self._leave()
+        if patience.cancelled_caught:
+            raise Unreachable(f"no store for {patience_s:g} s; the worker will be expired")
+
+    async def _leave(self) -> None:
         async with self._turn:
             self.accepting = False
             await self._heartbeat()

@@ -13,7 +13,7 @@ import trio.testing
 from serving import Serving, configuration, refused, serving, worker_request
 
 from globalstore.config import GlobalStoreConfig
-from globalstore.daemon import Daemon, Held, Identity, OutboxFull, Source, StoreClient
+from globalstore.daemon import Daemon, Held, Identity, OutboxFull, Source, StoreClient, Unreachable
 from globalstore.daemon import outbox as outbox_module
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
@@ -256,3 +256,19 @@ async def test_a_daemon_that_leaves_takes_its_replicas_with_it(
         assert await store.active(include_unavailable=True) == []
         answer = await store.complete(source.transport_id)
         assert answer.status == wire.STATUS_OK, "the transport ran to its own end"
+
+
+async def test_a_daemon_that_leaves_does_not_wait_for_a_store_that_is_away(
+    nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
+) -> None:
+    async with site(nursery, mock_clock, port) as here:
+        async with serving(here.config):
+            await here.daemon.until_in_step()
+        mock_clock.autojump_threshold = 0.05
+        with pytest.raises(Unreachable, match="no connection"):
+            await here.daemon.leave()
+        began = trio.current_time()
+        async with here.daemon._turn:  # as long as a snapshot waits for the store
+            with pytest.raises(Unreachable, match="no store for 20 s"):
+                await here.daemon.leave()
+        assert trio.current_time() - began == pytest.approx(20)
