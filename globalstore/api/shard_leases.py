@@ -9,7 +9,7 @@ from globalstore.api.application import Application, timestamp
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import shard_leases
-from globalstore.registry.shard_leases import Lease, Renewal
+from globalstore.registry.shard_leases import Lease, Refused, Renewal
 from globalstore.rpc import Call
 from globalstore.rules.refusals import InvalidArgument, NotFound
 from globalstore.rules.values import required, signed64, unsigned64
@@ -63,7 +63,7 @@ class ShardLeasesFace:
             lane=Lane.CONTROL,
         )
         if lease is None:
-            raise NotFound(shard_leases.Refused.UNKNOWN)
+            raise NotFound(Refused.UNKNOWN.value)
         return wire.KeepaliveShardHomeLeaseResponse(lease=self._lease(lease))
 
     async def BatchKeepaliveShardHomeLeases(  # noqa: N802
@@ -79,7 +79,7 @@ class ShardLeasesFace:
             await trio.lowlevel.checkpoint()
         if not renewals:
             return wire.BatchKeepaliveShardHomeLeasesResponse()
-        outcomes = await self.app.write(
+        renewed = await self.app.write(
             request,
             shard_leases.keepalive_batch,
             renewals,
@@ -87,18 +87,23 @@ class ShardLeasesFace:
             self.app.lease_clock.now_us,
             lane=Lane.CONTROL,
         )
+        expires_at = timestamp(self.app.lease_clock.wall_us(renewed.until_us))
         response = wire.BatchKeepaliveShardHomeLeasesResponse()
-        for count, (entry, outcome) in enumerate(zip(entries, outcomes, strict=True), 1):
+        for count, (entry, outcome) in enumerate(zip(entries, renewed.outcomes, strict=True), 1):
             told = response.outcomes.add(
                 shard_id=entry.shard_id,
                 lease_generation=entry.lease_generation,
                 lease_token=entry.lease_token,
             )
-            if isinstance(outcome, Lease):
-                told.ok = True
-                told.lease.CopyFrom(self._lease(outcome))
+            if isinstance(outcome, Refused):
+                told.message = outcome.value
             else:
-                told.message = outcome
+                told.ok = True
+                told.lease.shard_id = entry.shard_id
+                told.lease.holder_daemon_id = outcome
+                told.lease.lease_token = entry.lease_token.strip()
+                told.lease.lease_generation = entry.lease_generation
+                told.lease.expires_at.CopyFrom(expires_at)
             if count % _ENTRIES_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
         return response

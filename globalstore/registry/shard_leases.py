@@ -7,7 +7,7 @@ are microseconds of the lease clock. Shard ids are signed here (see ``rules.valu
 
 import enum
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import attrs
 
@@ -15,7 +15,7 @@ from globalstore.db import Row, Snapshot, Transaction
 from globalstore.registry.events import LeaseEnded, LeaseGranted, LeaseKind, LeasesSettled
 
 Clock = Callable[[], int]
-Key = TypeVar("Key", int, str)
+Key = TypeVar("Key")
 
 # Keys that one statement names. All texts but that of the last piece are then the same, and stay
 # prepared.
@@ -45,8 +45,7 @@ class Acquired:
     held: bool
 
 
-@attrs.frozen
-class Renewal:
+class Renewal(NamedTuple):
     """One entry of a batch: all three have to be those of a live lease."""
 
     shard_id: int
@@ -177,7 +176,7 @@ def keepalive(tx: Transaction, token: str, ttl_us: int, clock: Clock) -> Lease |
     return _extend(tx, row, ttl_us, now_us)
 
 
-class Refused(enum.StrEnum):
+class Refused(enum.Enum):
     """Why an entry of a batch was left alone."""
 
     NO_TOKEN = "lease_token is required"
@@ -185,49 +184,81 @@ class Refused(enum.StrEnum):
     STALE = "stale generation: shard_id or lease_generation are not those of the lease"
 
 
+class Renewed(NamedTuple):
+    """What became of a batch: the deadline of all that was extended, and for each entry the holder
+    of its lease, or why it was left alone."""
+
+    until_us: int
+    outcomes: list[str | Refused]
+
+
 def keepalive_batch(
     tx: Transaction, renewals: Sequence[Renewal], ttl_us: int, clock: Clock
-) -> list[Lease | Refused]:
-    """Extend many live leases at one instant; for each its lease, or why it was left alone."""
+) -> Renewed:
+    """Extend many live leases at one instant.
+
+    A batch is mostly that of one holder whose leases all live: one statement for hundreds of them
+    finds out, and is all there is to do. Rows are only looked at when one of them is otherwise.
+    """
     now_us = clock()
-    rows = _rows_of(tx, renewals)
-    outcomes: list[Lease | Refused] = []
-    extended: dict[int, Row] = {}
+    holder = _holder_of(tx, renewals[0].token)
+    outcomes: list[str | Refused] = ["" if holder is None else holder[2]] * len(renewals)
+    for piece in _pieces(sorted(range(len(renewals)), key=[r[0] for r in renewals].__getitem__)):
+        entries = [renewals[number] for number in piece]
+        if holder is None or not _extend_all(tx, entries, holder, ttl_us, now_us):
+            for number, outcome in zip(
+                piece, _extend_each(tx, entries, ttl_us, now_us), strict=True
+            ):
+                outcomes[number] = outcome
+    return Renewed(now_us + ttl_us, outcomes)
+
+
+def _holder_of(tx: Snapshot, token: str) -> Row | None:
+    """Return key, number of releases and daemon of who holds a lease, live or not."""
+    return tx.one(
+        "SELECT holder_key, h.releases, daemon_id FROM shard_leases JOIN lease_holders h"
+        " USING (holder_key) WHERE lease_token = :token",
+        {"token": token},
+    )
+
+
+def _extend_all(
+    tx: Transaction, renewals: Sequence[Renewal], holder: Row, ttl_us: int, now_us: int
+) -> bool:
+    """Extend live leases of one holder; False when not all of them are, or one would be shortened.
+
+    Those that are have then been extended all the same.
+    """
+    extended = tx.run_rows(
+        "UPDATE shard_leases AS s SET ttl = ?, expires_at = ?"
+        " FROM (SELECT ? AS now, ? AS holder_key, ? AS releases) AS one, (VALUES …) AS v"
+        " WHERE s.shard_id = v.column1 AND s.generation = v.column2 AND s.lease_token = v.column3"
+        " AND s.holder_key = one.holder_key AND s.releases = one.releases"
+        " AND s.expires_at > one.now AND s.expires_at <= ?2",
+        renewals,
+        (ttl_us, now_us + ttl_us, now_us, *holder[:2]),
+    )
+    return extended == len(renewals)
+
+
+def _extend_each(
+    tx: Transaction, renewals: Sequence[Renewal], ttl_us: int, now_us: int
+) -> Iterator[str | Refused]:
+    """Extend those of some leases that are live, and tell what is wrong with the others."""
+    tokens = sorted({each.token for each in renewals})
+    rows = {
+        row[2]: row for row in tx.all(f"{_LEASE} WHERE s.lease_token IN ({_marks(tokens)})", tokens)
+    }
     for each in renewals:
         row = rows.get(each.token)
         if not each.token:
-            outcomes.append(Refused.NO_TOKEN)
+            yield Refused.NO_TOKEN
         elif row is None or not _is_active(row, now_us):
-            outcomes.append(Refused.UNKNOWN)
-        elif (row[0], row[3]) != (each.shard_id, each.generation):
-            outcomes.append(Refused.STALE)
+            yield Refused.UNKNOWN
+        elif (row[0], row[3]) != each[:2]:
+            yield Refused.STALE
         else:
-            extended[row[0]] = row
-            outcomes.append(_lease(row, expires_at_us=now_us + ttl_us))
-    for piece in _pieces(sorted(extended)):
-        tx.run(
-            f"UPDATE shard_leases SET ttl = ?, expires_at = ? WHERE shard_id IN ({_marks(piece)})",
-            (ttl_us, now_us + ttl_us, *piece),
-        )
-    for shard_id, row in extended.items():
-        if now_us + ttl_us < row[4]:
-            tx.emit(LeaseGranted(LeaseKind.SHARD_HOME, shard_id, now_us + ttl_us))
-    return outcomes
-
-
-def _rows_of(tx: Snapshot, renewals: Sequence[Renewal]) -> dict[str, Row]:
-    """Return the leases that the tokens of a batch belong to.
-
-    Shards are where the tokens are, unless an entry is wrong, and quicker to find.
-    """
-    rows: dict[str, Row] = {}
-    for shards in _pieces(sorted({each.shard_id for each in renewals})):
-        found = tx.all(f"{_LEASE} WHERE s.shard_id IN ({_marks(shards)})", shards)
-        rows.update((row[2], row) for row in found)
-    for tokens in _pieces(sorted({each.token for each in renewals} - rows.keys())):
-        found = tx.all(f"{_LEASE} WHERE s.lease_token IN ({_marks(tokens)})", tokens)
-        rows.update((row[2], row) for row in found)
-    return rows
+            yield _extend(tx, row, ttl_us, now_us).holder
 
 
 def _pieces(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:

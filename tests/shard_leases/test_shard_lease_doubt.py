@@ -50,7 +50,7 @@ async def test_a_reader_does_not_decide_what_the_writer_may_have_decided_otherwi
         assert await store.read(shard_leases.routes, [7], clock) == ([], [7])
         go_on.set()
         (route,), doubtful = await store.write(shard_leases.routes, [7], clock)
-        assert extended.is_set()
+        await extended.wait()
         assert (route.holder, route.expires_at_us, doubtful) == ("a", 2 * SECOND - 1, [])
         # Long after the end there is no doubt left, and none about what was never held.
         now[0] = 100 * SECOND
