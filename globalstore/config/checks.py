@@ -16,6 +16,9 @@ HEARTBEAT_TIMEOUT_MIN_SECONDS: Final = 0.1
 # A sweep more often than this would never let the database rest.
 SWEEP_INTERVAL_MIN_SECONDS: Final = 0.1
 
+# Leases are cut to the longest allowed; of no length, nobody would ever hold one.
+LEASE_TTL_MIN_SECONDS: Final = 0.001
+
 RATIO_SAMPLERS: Final = frozenset({"traceidratio", "parentbased_traceidratio"})
 SAMPLERS: Final = RATIO_SAMPLERS | {
     "always_on",
@@ -118,6 +121,7 @@ def _intervals(config: GlobalStoreConfig) -> Iterator[Contradiction]:
             config.database.optimize_interval,
             SWEEP_INTERVAL_MIN_SECONDS,
         ),
+        ("worker_policy.max_lease_ttl", config.worker_policy.max_lease_ttl, LEASE_TTL_MIN_SECONDS),
         ("backup.interval", config.backup.interval, SWEEP_INTERVAL_MIN_SECONDS),
         (
             "registration.sweep_interval",

@@ -256,3 +256,9 @@ def test_a_launcher_may_choose_the_addresses():
     assert GlobalStoreConfig().with_listen() == GlobalStoreConfig()
     with pytest.raises(ValueError, match="65536"):
         GlobalStoreConfig().with_listen(port=65536)
+
+
+@pytest.mark.parametrize("longest", ["0s", "0.0009s"])
+def test_a_longest_lease_of_no_length_is_an_error(tmp_path, longest):
+    [problem] = problems_of(tmp_path, nested("worker_policy.max_lease_ttl", longest))
+    assert problem.startswith("worker_policy.max_lease_ttl: expected at least 0.001s")
