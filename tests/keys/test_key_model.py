@@ -104,7 +104,7 @@ class Model:
             }
 
 
-NAMES = st.sampled_from("xy")
+NAMES = st.sampled_from("xxxy")
 TARGETS = st.sampled_from([*READY, "a", "b", "unknown"])
 STEPS = st.one_of(
     st.tuples(
@@ -115,6 +115,10 @@ STEPS = st.one_of(
         st.just("swap"), NAMES, TARGETS, st.sampled_from(["", "", "a", "b"]),
         st.sampled_from([None, None, 0, 1, 2]), st.sampled_from(["", "", "op", "op2"]),
     ),
+    st.tuples(
+        st.just("swap"), NAMES, st.sampled_from("ab"), st.just(""), st.none(), st.just("op"),
+    ),
+    st.tuples(st.just("swap"), NAMES, st.sampled_from("abc"), st.just(""), st.none(), st.just("")),
     st.tuples(st.just("resolve"), NAMES),
     st.tuples(st.just("resolve"), NAMES),
     st.tuples(st.just("revoke"), NAMES),
@@ -161,7 +165,8 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
     model = Model()
     with folder_in_memory() as folder:
         async with trio.open_nursery() as nursery:
-            host = Host(folder, nursery)
+            # Nothing is forgotten but in the steps that say so.
+            host = Host(folder, nursery, worker_policy={"cleanup_interval": "100000000s"})
             await host.start()
             for artifact_id in READY:
                 described = common.ArtifactDescriptor(
@@ -200,7 +205,7 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(steps=st.lists(STEPS, min_size=1, max_size=40))
+@given(steps=st.lists(STEPS, min_size=8, max_size=40))
 def test_any_history_of_keys(steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "disabled", True)
     clock = trio.testing.MockClock(autojump_threshold=0)
