@@ -1,9 +1,13 @@
-"""Claims of a source, by the number of replicas in the database.
+"""Claims of a source: by the size of the database, by the sources of the artifact, and in line.
 
     uv run bench/claims.py
 
-First the two operations alone, timed inside the writer; then claim and complete through gRPC. The
-databases take turns, so that whatever else the machine does falls on all of them alike.
+By the number of replicas in the database: first the two operations alone, timed inside the writer;
+then claim and complete through gRPC. The databases take turns, so that whatever else the machine
+does falls on all of them alike.
+
+By the number of replicas of the one artifact that is claimed, the same in each mode. And how long
+it takes from a completion to the answer of the next of many who wait.
 """
 
 import argparse
@@ -15,6 +19,7 @@ from pathlib import Path
 from statistics import median
 
 import attrs
+import claim_choice
 import trio
 from calls import RUNTIME, claims, heartbeats, register_worker, replica
 from measuring import Child, global_store, table
@@ -24,6 +29,7 @@ from wire_load import Load, LoadClient, call_each, call_once
 from globalstore.db import Transaction
 from globalstore.registry import replicas, transport_ends, transports
 from globalstore.registry.transports import Granted, Request, Round
+from globalstore.rules.scoring import Mode
 
 CLAIM = "RequestReplicaTransport"
 CLIENTS = 16
@@ -72,7 +78,7 @@ class Sources:
     def run(self, seconds: float) -> Load:
         """Let every worker give a sign of life, then claim and complete for a while."""
         beats = [next(heartbeats(worker_id)) for worker_id in self.workers]
-        call_each(self.port, beats[0][0], [request for _, request in beats])
+        call_each(self.port, beats[0].path, [beat.request for beat in beats])
         return self.client.run(seconds)
 
 
@@ -93,6 +99,8 @@ def quantile_ms(loads: list[Load], quantile: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
+    parser.add_argument("--sources", type=int, nargs="+", default=[1, 8, 128, 1000, 5000])
+    parser.add_argument("--waiters", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--operations", type=int, default=1000, help="of each round")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each slice through gRPC")
@@ -118,6 +126,46 @@ def main() -> None:
                 if round_number:  # the first round warms up
                     loads[count].append(load)
     _show(timed, loads)
+    _by_sources(arguments)
+    _in_line(arguments)
+
+
+def _by_sources(arguments: argparse.Namespace) -> None:
+    rows = []
+    for sources, mode in itertools.product(arguments.sources, Mode):
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+            claimed, completed = claim_choice.run_operations(
+                Path(folder) / "operations.db", mode, sources, arguments.operations
+            )
+            load = claim_choice.through_the_server(
+                Path(folder) / "server.db", mode, sources, arguments.seconds
+            )
+        rows.append(
+            [
+                f"{sources:,}",
+                mode.value,
+                _median_and_tail(claimed),
+                _median_and_tail(completed),
+                f"{len(load.latencies[CLAIM]) / load.seconds:,.0f}",
+            ]
+        )
+    print()
+    per_second = f"claim+complete/s, {CLIENTS} in flight"
+    head = ["sources", "mode", "claim µs p50 / p99", "complete µs p50 / p99", per_second]
+    table(head, rows)
+
+
+def _in_line(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        took_s = claim_choice.hand_over(
+            Path(folder) / "server.db", arguments.waiters, 4 * arguments.seconds
+        )
+    ms = [percentile(took_s, share) * 1000 for share in (0.5, 0.99)]
+    print()
+    table(
+        ["waiters", "hand-overs", "completion to next grant, ms p50 / p99"],
+        [[f"{arguments.waiters:,}", len(took_s), f"{ms[0]:.1f} / {ms[1]:.1f}"]],
+    )
 
 
 def _median_and_tail(values: list[float]) -> str:

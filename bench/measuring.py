@@ -89,15 +89,16 @@ def global_store(
     environment: dict[str, str] | None = None,
     program: Sequence[str] = ("-m", "globalstore"),
     port: int = 0,
+    sections: dict[str, Any] | None = None,
 ) -> Iterator[Child]:
     """Run the server as it is shipped, but on free ports, or a given one for gRPC.
 
-    ``program`` is what Python is told to run.
+    ``program`` is what Python is told to run, ``sections`` are further ones of the configuration.
     """
     config: dict[str, Any] = {
         "server": {"listen": {"port": port}, "metrics_port": 0},
         "database": {"db_file": str(db_file) if db_file else None},
-    }
+    } | (sections or {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         path.write_text(json.dumps(config))

@@ -27,7 +27,8 @@ def open_store(path: Path) -> Store:
     return Store(path, migrations=MIGRATIONS, options=options, on_commit=lambda _: None)
 
 
-def _registration(artifact_id: str, number: int) -> replicas.Registration:
+def registration(artifact_id: str, number: int) -> replicas.Registration:
+    """Return replica ``number`` of an artifact: its worker is the next one each time."""
     worker = number % WORKERS
     port = HOT_PORT + number // WORKERS % 1000
     return replicas.Registration(
@@ -49,34 +50,39 @@ def _registration(artifact_id: str, number: int) -> replicas.Registration:
 
 def _register(tx: Transaction, numbers: Sequence[int], now_us: int) -> None:
     for number in numbers:
-        asked = _registration(f"model-{number // PER_ARTIFACT}", number)
+        asked = registration(f"model-{number // PER_ARTIFACT}", number)
         replicas.register(tx, asked, replicas.fresh_id(), now_us)
 
 
 def _register_hot(tx: Transaction, now_us: int) -> None:
     for number in range(HOT_REPLICAS):
-        replicas.register(tx, _registration(HOT, number), replicas.fresh_id(), now_us)
+        replicas.register(tx, registration(HOT, number), replicas.fresh_id(), now_us)
+
+
+async def register_workers(store: Store, now_us: int) -> None:
+    """Begin a database and register all workers in it."""
+    await store.write(recovery.recover, "bench", now_us)
+    for number in range(WORKERS):
+        asked = workers.Registration(
+            daemon_id=f"d{number}",
+            node_id=f"n{number}",
+            node_address=f"10.0.0.{number}",
+            grpc_port=50052,
+            p2p_port=50053,
+            mem_pool_total_size=0,
+            mem_pool_available_size=0,
+            capability_flags=0,
+            is_recovery=False,
+            previous_worker_id="",
+        )
+        await store.write(workers.register, asked, frozenset(), f"worker_{number}", now_us)
 
 
 async def populate(path: Path, count: int) -> None:
     """Fill a new database with ``count`` replicas and the hot artifact."""
     now_us = time.time_ns() // 1000
     async with open_store(path) as store:
-        await store.write(recovery.recover, "bench", now_us)
-        for number in range(WORKERS):
-            asked = workers.Registration(
-                daemon_id=f"d{number}",
-                node_id=f"n{number}",
-                node_address=f"10.0.0.{number}",
-                grpc_port=50052,
-                p2p_port=50053,
-                mem_pool_total_size=0,
-                mem_pool_available_size=0,
-                capability_flags=0,
-                is_recovery=False,
-                previous_worker_id="",
-            )
-            await store.write(workers.register, asked, frozenset(), f"worker_{number}", now_us)
+        await register_workers(store, now_us)
         chunks = (range(start, min(count, start + 1000)) for start in range(0, count, 1000))
         await store.bulk_chunks(_register, chunks, now_us)
         await store.write(_register_hot, now_us)

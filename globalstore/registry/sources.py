@@ -2,7 +2,7 @@
 
 import attrs
 
-from globalstore.db import Row, Snapshot, Transaction
+from globalstore.db import Snapshot, Transaction
 from globalstore.registry import replica_lists
 from globalstore.registry.events import Shortlist, SourcesListed, Space
 from globalstore.registry.replica_lists import Replica
@@ -112,8 +112,9 @@ RETURNING seq, replica_id,
 """
 
 _LISTED = f"""
-SELECT r.memory_tier, r.last_assigned_at, r.current_requests, r.max_concurrency, r.replica_id,
-    r.updated_at, r.worker_key, r.seq, r.expires_at, i.load_sum, i.limit_sum
+SELECT r.memory_tier, r.current_requests * 1.0 / r.max_concurrency, r.last_assigned_at,
+    r.current_requests, -r.max_concurrency, r.replica_id, r.updated_at, r.worker_key, r.seq,
+    r.expires_at, i.load_sum, i.limit_sum
 FROM replicas r JOIN worker_ids i ON i.worker_key = r.worker_key
     AND i.confirmation = r.confirmation
 WHERE r.{SPACE} AND is_available = 1 AND r.current_requests < r.max_concurrency AND {EXPORTABLE}
@@ -127,22 +128,17 @@ def listed(tx: Snapshot, where: dict[str, object], routable: frozenset[int]) -> 
 
     ``where`` names artifact_key, view_id and now (µs).
     """
-    limit = SHORTLIST_MAX
+    limit = SHORTLIST_MAX + 1  # one more than is listed tells that there are more
     while True:
         rows = tx.all(_LISTED, where | {"limit": limit})
-        heard = [row for row in rows if row[6] in routable][:SHORTLIST_MAX]
-        if len(rows) < limit or len(heard) == SHORTLIST_MAX:
+        heard = [row for row in rows if row[7] in routable]
+        if len(rows) < limit or len(heard) > SHORTLIST_MAX:
             break
         limit *= 16  # the best belong to workers that are silent
-    loads = {row[6]: WorkerLoad.of(row[9], row[10]) for row in heard}
-    return Shortlist(sorted(map(_candidate, heard)), loads, len(rows) < limit)
-
-
-def _candidate(row: Row) -> Candidate:
-    tier, last, load, limit, replica_id, updated, worker_key, seq, expires = row[:9]
-    return Candidate(
-        tier, load / limit, last, load, -limit, replica_id, updated, worker_key, seq, expires
-    )
+    best = heard[:SHORTLIST_MAX]
+    loads = {row[7]: WorkerLoad.of(row[10], row[11]) for row in best}
+    candidates = [Candidate._make(row[:10]) for row in best]
+    return Shortlist(sorted(candidates), loads, len(rows) < limit and len(best) == len(heard))
 
 
 def any_held(tx: Snapshot, where: dict[str, object]) -> bool:

@@ -28,7 +28,7 @@ _GROUPS_MAX = 1024
 
 # Claims from a list that leaves sources out, before it is made anew: reading it then costs a claim
 # some microseconds, and what is left out waits for a fraction of a second.
-_CLAIMS_PER_LIST = 32
+_CLAIMS_PER_LIST = 64
 
 
 @attrs.define

@@ -15,7 +15,20 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 SCRIPTS = {
     "listener": (["--rounds=1", "--seconds=0.1"], [6]),
     "writes": (["--rounds=1", "--seconds=0.1"], [3]),
-    "claims": (["--replicas", "10", "20", "--rounds=1", "--operations=5", "--seconds=0.5"], [2]),
+    "claims": (
+        [
+            "--replicas",
+            "10",
+            "20",
+            "--rounds=1",
+            "--operations=5",
+            "--seconds=0.5",
+            "--sources",
+            "2",
+            "--waiters=5",
+        ],
+        [2, 3, 1],
+    ),
     "memory": (["--replicas=2000", "--seconds=0.1"], [1]),
     "calls": (["--rounds=1", "--seconds=0.05"], [6]),
     "keys": (["--rounds=1", "--seconds=0.05"], [5]),

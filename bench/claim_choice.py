@@ -1,0 +1,186 @@
+"""Claims of one artifact that has many sources, in each mode; and from a completion to the next.
+
+What ``claims.py`` measures besides the size of the database.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+from calls import RUNTIME, claims, heartbeats, register_worker, replica
+from measuring import global_store
+from populating import WORKERS, register_workers, registration
+from wire_load import Load, LoadClient, Slot, Wanted, call_each, call_once
+
+from globalstore.db import Store, StoreOptions, Transaction
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry import events, replicas, transport_ends, transports
+from globalstore.registry.schema import MIGRATIONS
+from globalstore.registry.transports import Granted, Request, Round
+from globalstore.rules.scoring import Mode, Scoring
+from globalstore.scheduling.sources import KnownSources
+
+ARTIFACT = "wanted"
+CLIENTS = 16
+
+# Microseconds between two claims on the clock of the database: a busy artifact.
+_PACE_US = 1000
+
+
+def follow(known: KnownSources, committed: Sequence[Any]) -> None:
+    """Tell memory of a commit, as the server does."""
+    for event in committed:
+        match event:
+            case events.TransportGranted():
+                known.granted(event)
+            case events.TransportEnded():
+                known.ended(event)
+            case events.SourcesListed(space, shortlist):
+                known.listed(space, shortlist)
+
+
+def _register(tx: Transaction, numbers: Sequence[int]) -> None:
+    for number in numbers:
+        replicas.register(tx, registration(ARTIFACT, number), replicas.fresh_id(), 1)
+
+
+def _claim(tx: Transaction, asked: Round, now_us: int) -> tuple[float, bytes]:
+    """Claim; return the microseconds it took and the transport."""
+    began = time.perf_counter()
+    (answer,) = transports.grant(tx, asked, now_us).values()
+    took_us = (time.perf_counter() - began) * 1e6
+    assert isinstance(answer, Granted)
+    return took_us, answer.transport_id
+
+
+def _complete(tx: Transaction, transport_id: bytes, now_us: int) -> float:
+    began = time.perf_counter()
+    transport_ends.complete(tx, transport_id, transport_ends.Outcome.SUCCESS, "", now_us)
+    return (time.perf_counter() - began) * 1e6
+
+
+async def operations(
+    path: Path, mode: Mode, sources: int, count: int
+) -> tuple[list[float], list[float]]:
+    """Return the microseconds of claims and of completions, a transaction each.
+
+    Some transports run all the time, so that sources and workers are not equally loaded.
+    """
+    known, claimed, completed = KnownSources(), [], []
+    options = StoreOptions(slow_operation_ms=60_000)
+    routable = frozenset(range(1, WORKERS + 1))
+    async with Store(
+        path,
+        migrations=MIGRATIONS,
+        options=options,
+        on_commit=lambda committed: follow(known, committed),
+    ) as store:
+        await register_workers(store, 1)
+        await store.bulk_chunks(
+            _register, (range(n, min(n + 1000, sources)) for n in range(0, sources, 1000))
+        )
+        running: list[bytes] = []
+        for number in range(count + count // 5):
+            now_us = (number + 1) * _PACE_US
+            request = Request(
+                ARTIFACT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, replicas.fresh_id()
+            )
+            asked = Round(
+                ranked=[request],
+                newcomers=[request],
+                routable=routable,
+                scoring=Scoring(mode),
+                shortlist=known.shortlist((ARTIFACT, "")),
+            )
+            took_us, transport_id = await store.write(_claim, asked, now_us)
+            claimed.append(took_us)
+            running.append(transport_id)
+            if len(running) > min(CLIENTS, sources):
+                completed.append(await store.write(_complete, running.pop(0), now_us))
+    return claimed[count // 5 :], completed[count // 5 :]
+
+
+def _settings(mode: Mode) -> dict[str, Any]:
+    return {"worker_policy": {"transport_scheduler": {"mode": mode.value}}}
+
+
+def _beat(port: int, workers: list[str]) -> None:
+    beats = [next(heartbeats(worker_id)) for worker_id in workers]
+    call_each(port, beats[0].path, [beat.request for beat in beats])
+
+
+def through_the_server(path: Path, mode: Mode, sources: int, seconds: float) -> Load:
+    """Claim and complete through gRPC for a while."""
+    with global_store(path, sections=_settings(mode)) as server:
+        workers = [register_worker(server.port, n) for n in range(min(WORKERS, sources))]
+        requests = [
+            replica(workers[n % WORKERS], n % WORKERS, ARTIFACT, 4, 50_000 + n // WORKERS)
+            for n in range(sources)
+        ]
+        call_each(server.port, RUNTIME + "RegisterReplica", requests)
+        slots = [claims(ARTIFACT) for _ in range(CLIENTS)]
+        with LoadClient(server.port, [slots]) as client:
+            client.run(seconds / 3)  # warms up
+            _beat(server.port, workers)
+            return client.run(seconds)
+
+
+class HandOver:
+    """One source with one slot, and so many who wait for it one after the other."""
+
+    def __init__(self) -> None:
+        self.took_s: list[float] = []
+        self._freed_at: float | None = None
+
+    def waiter(self, wait_s: float) -> Slot:
+        """Wait for the source and give it back at once, again and again."""
+        asked = wire.RequestReplicaTransportRequest(
+            artifact_id=ARTIFACT, source_node_id="requester", source_address="requester.example"
+        )
+        asked.wait_timeout_dur.FromMilliseconds(round(wait_s * 1000))
+        while True:
+            asked.request_id = str(uuid.uuid4())
+            answer = yield Wanted(RUNTIME + "RequestReplicaTransport", asked.SerializeToString())
+            granted = wire.RequestReplicaTransportResponse.FromString(answer)
+            if granted.status != wire.STATUS_OK:
+                continue
+            now = time.perf_counter()
+            if self._freed_at is not None:
+                self.took_s.append(now - self._freed_at)
+            self._freed_at = time.perf_counter()
+            yield Wanted(
+                RUNTIME + "CompleteReplicaTransport",
+                wire.CompleteReplicaTransportRequest(
+                    transport_id=granted.transport_id, outcome=1
+                ).SerializeToString(),
+            )
+
+
+def hand_over(path: Path, waiters: int, seconds: float) -> list[float]:
+    """Return the seconds from the sending of each completion to the next waiter's answer."""
+    with global_store(path) as server:
+        worker = register_worker(server.port, 0)
+        request = replica(worker, 0, ARTIFACT, 1)
+        call_once(server.port, RUNTIME + "RegisterReplica", request)
+        measured = HandOver()
+        # Waits end soon after the run; what is served then is not counted.
+        wait_s = seconds + 1
+        slots = [
+            [measured.waiter(wait_s) for _ in range(min(100, waiters - first))]
+            for first in range(0, waiters, 100)
+        ]
+        with LoadClient(server.port, slots) as client:
+            client.run(seconds)
+            counted = len(measured.took_s)
+    # While they come, and while they leave, fewer wait.
+    return measured.took_s[counted // 10 : counted - counted // 10] or measured.took_s
+
+
+def run_operations(
+    path: Path, mode: Mode, sources: int, count: int
+) -> tuple[list[float], list[float]]:
+    """As ``operations``, for callers outside trio."""
+    return trio.run(operations, path, mode, sources, count)
