@@ -116,8 +116,9 @@ def through_the_server(path: Path, mode: Mode, sources: int, seconds: float) -> 
     """Claim and complete through gRPC for a while."""
     with global_store(path, sections=_settings(mode)) as server:
         workers = [register_worker(server.port, n) for n in range(min(WORKERS, sources))]
+        limit = max(4, CLIENTS // sources)  # no claim has to wait
         requests = [
-            replica(workers[n % WORKERS], n % WORKERS, ARTIFACT, 4, 50_000 + n // WORKERS)
+            replica(workers[n % WORKERS], n % WORKERS, ARTIFACT, limit, 50_000 + n // WORKERS)
             for n in range(sources)
         ]
         call_each(server.port, RUNTIME + "RegisterReplica", requests)

@@ -15,6 +15,7 @@ import itertools
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -28,8 +29,10 @@ from wire_load import Load, LoadClient, call_each, call_once
 
 from globalstore.db import Transaction
 from globalstore.registry import replicas, transport_ends, transports
+from globalstore.registry.events import Shortlist
 from globalstore.registry.transports import Granted, Request, Round
 from globalstore.rules.scoring import Mode
+from globalstore.scheduling.sources import KnownSources
 
 CLAIM = "RequestReplicaTransport"
 CLIENTS = 16
@@ -42,14 +45,16 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
-def _claim_and_complete(tx: Transaction, number: int) -> tuple[float, float]:
+def _claim_and_complete(
+    tx: Transaction, number: int, known: Shortlist | None
+) -> tuple[float, float]:
     """Claim and complete once; return the microseconds of each."""
     request = Request(
         HOT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, replicas.fresh_id()
     )
     routable = frozenset(range(1, WORKERS + 1))
     began = time.perf_counter()
-    round_ = Round(ranked=[request], newcomers=[request], routable=routable)
+    round_ = Round(ranked=[request], newcomers=[request], routable=routable, shortlist=known)
     (answer,) = transports.grant(tx, round_, number).values()
     claimed = time.perf_counter()
     assert isinstance(answer, Granted)
@@ -61,10 +66,12 @@ async def operations(
     path: Path, count: int, numbers: "itertools.count[int]"
 ) -> list[tuple[float, float]]:
     """Open a database, warm it up, and claim and complete ``count`` times."""
-    async with open_store(path) as store:
-        for _ in range(count // 10):
-            await store.write(_claim_and_complete, next(numbers))
-        return [await store.write(_claim_and_complete, next(numbers)) for _ in range(count)]
+    known, took = KnownSources(), []
+    async with open_store(path, partial(claim_choice.follow, known)) as store:
+        for _ in range(count + count // 10):
+            shortlist = known.shortlist((HOT, ""))
+            took.append(await store.write(_claim_and_complete, next(numbers), shortlist))
+    return took[count // 10 :]
 
 
 @attrs.frozen

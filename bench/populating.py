@@ -1,8 +1,9 @@
 """A database with many replicas, made by the registry's own operations."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -21,10 +22,12 @@ HOT_PORT = 50_000  # of every one of them
 _TRANSFER = Transfer(ExportState.EXPORTABLE, 1, ("k" * 40,), (100,))
 
 
-def open_store(path: Path) -> Store:
+def open_store(
+    path: Path, on_commit: Callable[[list[Any]], None] = lambda committed: None
+) -> Store:
     """Return a store that logs nothing of its bulk work."""
     options = StoreOptions(slow_operation_ms=60_000)
-    return Store(path, migrations=MIGRATIONS, options=options, on_commit=lambda _: None)
+    return Store(path, migrations=MIGRATIONS, options=options, on_commit=on_commit)
 
 
 def registration(artifact_id: str, number: int) -> replicas.Registration:
