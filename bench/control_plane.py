@@ -1,11 +1,11 @@
 """Whether the published mix of a busy cluster is served, and how fast.
 
-16 workers: a heartbeat every 0.1 s, a snapshot of 50 replicas every 0.5 s, a refresh of a replica
-every 0.5 s (in the place of chunk syncs); 32 clients that resolve a key 20 times a second. Together
-864 calls a second. The client is that of ``wire_load``, in a process of its own: one that costs as
-much as the server would be measured instead of it. Each caller makes its calls at even times from
-a random start, the next one not before the last was answered; the time that a call takes counts
-from when it was due, and a call that was due and not made counts as not served.
+16 workers: a heartbeat every 0.1 s, a snapshot of 50 replicas every 0.5 s, the states of 64 chunks
+every 0.5 s; 32 clients that resolve a key 20 times a second. Together 864 calls a second. The
+client is that of ``wire_load``, in a process of its own: one that costs as much as the server would
+be measured instead of it. Each caller makes its calls at even times from a random start, the next
+one not before the last was answered; the time that a call takes counts from when it was due, and a
+call that was due and not made counts as not served.
 """
 
 import argparse
@@ -33,11 +33,21 @@ _WORKERS = 16
 _REPLICAS = 50
 _CLIENTS = 32
 
+# Chunks of an artifact, how many of them one sync is about, and what it says of each.
+_CHUNKS = 1000
+_CHUNKS_SYNCED = 64
+_STATES = (
+    wire.CHUNK_STATE_LOCKED_TX,
+    wire.CHUNK_STATE_COLD,
+    wire.CHUNK_STATE_EVICTED,
+    wire.CHUNK_STATE_HOT,
+)
+
 # Calls a second of each worker, or client.
 _RATES = {
     "WorkerHeartbeat": 10,
     "ReconcileWorkerState": 2,
-    "RegisterReplica": 2,
+    "BatchUpdateChunkStates": 2,
     "ResolveKeyMapping": 20,
 }
 
@@ -92,13 +102,17 @@ class _Worker:
         assert kind in {"RECONCILE_RESULT_KIND_APPLIED", "RECONCILE_RESULT_KIND_NOOP"}, kind
         self._cursor.answered(answer)
 
-    def refresh(self) -> bytes:
-        held = random.choice(self._held)
-        return wire.RegisterReplicaRequest(
-            artifact_id=held.artifact_id,
+    def chunk_sync(self) -> bytes:
+        held, first = random.choice(self._held), random.randrange(_CHUNKS)
+        return wire.BatchUpdateChunkStatesRequest(
             worker_id=self._worker_id,
-            max_concurrency=held.max_concurrency,
-            mem_info=self._inventory.memory_info(held),
+            node_id=self._identity.node_id,
+            updates=[
+                wire.ChunkStateUpdate(
+                    artifact_id=held.artifact_id, chunk_idx=chunk, state=random.choice(_STATES)
+                )
+                for chunk in range(first, first + _CHUNKS_SYNCED)
+            ],
         ).SerializeToString()
 
 
@@ -144,7 +158,7 @@ def _slots(workers: list[_Worker], times: float) -> Iterator[list[Slot]]:
         calls: list[tuple[str, Callable[[], bytes], Callable[[bytes], None] | None]] = [
             ("WorkerHeartbeat", worker.heartbeat, None),
             ("ReconcileWorkerState", worker.snapshot, worker.answered),
-            ("RegisterReplica", worker.refresh, None),
+            ("BatchUpdateChunkStates", worker.chunk_sync, None),
         ]
         yield [
             _repeat(_RATES[method] * times, _RUNTIME + method, make, answered)

@@ -35,6 +35,8 @@ SCRIPTS = {
     "switching": (["--intervals-ms", "5", "0.5", "--rounds=1", "--seconds=0.05"], [2]),
     "herd": (["--daemons=5", "--replicas=2", "--rounds=1"], [1]),
     "reconcile": (["--replicas=1200"], [5]),
+    "chunks": (["--chunks", "300", "700", "--rounds=1"], [5]),
+    "leases": (["--leases=200", "--sizes", "50", "200", "--rounds=1"], [2]),
     "control_plane": (["--times", "1", "--seconds=0.5"], [5]),
 }
 
