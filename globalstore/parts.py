@@ -27,7 +27,8 @@ from globalstore.scheduling.lanes import Lanes
 from globalstore.scheduling.queue_order import Fairness
 from globalstore.scheduling.refusals import Refusals
 from globalstore.scheduling.sources import KnownSources
-from globalstore.scheduling.transports import Policy, SourceQueues
+from globalstore.scheduling.transports import SourceQueues
+from globalstore.scheduling.waiters import Policy
 from globalstore.scheduling.workers import Workers
 from globalstore.telemetry.capabilities import (
     INSTANCE_CAPABILITIES,

@@ -8,8 +8,8 @@ from globalstore.api.application import Application
 from globalstore.api.transports import REPLY_MARGIN_S
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import replicas
-from globalstore.registry.replicas import Drain
+from globalstore.registry import replica_lifecycle, replicas
+from globalstore.registry.replica_lifecycle import Drain
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
 from globalstore.rules.values import required, uuid_bytes, uuid_text
@@ -33,7 +33,7 @@ class ReplicaLifecycleFace:
         artifact_id = looked_up("artifact_id", input_message.artifact_id)
         replica_id = uuid_bytes("replica_id", input_message.replica_id)
         found = await self.app.write(
-            request, replicas.touch, artifact_id, replica_id, self.app.wall_us()
+            request, replica_lifecycle.touch, artifact_id, replica_id, self.app.wall_us()
         )
         return wire.UpdateReplicaResponse(
             status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND,
@@ -67,7 +67,7 @@ class ReplicaLifecycleFace:
             artifact_id = looked_up("artifact_id", artifact_id)
         replica_id = uuid_bytes("replica_id", input_message.replica_id)
         found = await self.app.write(
-            request, replicas.mark_unavailable, artifact_id, replica_id, self.app.wall_us()
+            request, replica_lifecycle.mark_unavailable, artifact_id, replica_id, self.app.wall_us()
         )
         if found is None:
             return wire.MarkReplicaUnavailableResponse(status=wire.STATUS_NOT_FOUND)
@@ -88,7 +88,7 @@ class ReplicaLifecycleFace:
         patience_s = min(
             input_message.timeout_ms / 1000, max(0.0, request.time_remaining - REPLY_MARGIN_S)
         )
-        state = await self.app.read(replicas.drain, replica_id)
+        state = await self.app.read(replica_lifecycle.drain, replica_id)
         if state is not None and state.load and patience_s > 0:
             self.app.slots.release(request)
             _log.debug(
@@ -116,13 +116,13 @@ class ReplicaLifecycleFace:
         try:
             with trio.move_on_after(patience_s):
                 while True:
-                    state = await self.app.read(replicas.drain, replica_id)
+                    state = await self.app.read(replica_lifecycle.drain, replica_id)
                     if state is None or state.load == 0:
                         break
                     await waiter.changed.wait()
                     waiter.changed = trio.Event()
             if state is not None and state.load:
-                state = await self.app.read(replicas.drain, replica_id)
+                state = await self.app.read(replica_lifecycle.drain, replica_id)
         finally:
             self.app.drains.end(waiter)
         if state is None and waiter.went:

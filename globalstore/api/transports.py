@@ -17,7 +17,7 @@ from globalstore.rules.artifact_ids import looked_up
 from globalstore.rules.fingerprints import transport_request
 from globalstore.rules.refusals import InvalidArgument, Unavailable
 from globalstore.rules.values import identifier, required, storable, uuid_bytes, uuid_text
-from globalstore.scheduling.transports import Withdrawn
+from globalstore.scheduling.waiters import Withdrawn
 from globalstore.telemetry.labels import OTHER
 
 # What is kept of a caller's own deadline so that the answer still reaches it in time.

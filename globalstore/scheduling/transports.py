@@ -7,14 +7,12 @@ at a time then serves its oldest waiters in one transaction. While a pass is dec
 deadline counts once it had its turn (``attempted``): the least patient gets one try.
 """
 
-import enum
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 from typing import Self
 
-import attrs
 import trio
 
 from globalstore.db import DatabaseError, Lane, Store
@@ -29,65 +27,17 @@ from globalstore.registry.transports import (
     Round,
 )
 from globalstore.rules.scoring import Mode, Scoring
-from globalstore.scheduling.queue_order import Fairness, ranked
+from globalstore.scheduling.queue_order import ranked
 from globalstore.scheduling.sources import KnownSources
+from globalstore.scheduling.waiters import (
+    Policy,
+    Queue,
+    Waiter,
+    Withdrawn,
+    event_of,
+    groups_of,
+)
 from globalstore.scheduling.workers import Workers
-
-
-class Withdrawn(enum.Enum):
-    """Why a request ended without anybody having decided on a source."""
-
-    TIMED_OUT = "timed out"
-    TOO_MANY = "too many waiters"
-    STOPPING = "server stopping"
-
-
-@attrs.define(eq=False)
-class _Waiter:
-    """A request that waits, for one or more calls that carry it."""
-
-    request: Request
-    arrived: float
-    deadline: float
-    settling: bool = False
-    attempted: bool = False
-    callers: int = 0
-    answer: Answer | Withdrawn | Exception | None = None
-    received: bool = False
-    changed: trio.Event = attrs.Factory(trio.Event)
-
-    def notify(self) -> None:
-        self.changed.set()
-        self.changed = trio.Event()
-
-
-@attrs.define(eq=False)
-class _Queue:
-    """The waiters of one artifact and view, oldest first (dict order is arrival order).
-
-    ``newcomers`` were not looked at yet. ``untried`` when some waiter was, but had no turn: those
-    before it had used up the pass and there may be more sources.
-    """
-
-    space: Space
-    waiters: dict[str, _Waiter] = attrs.Factory(dict)
-    newcomers: dict[str, _Waiter] = attrs.Factory(dict)
-    untried: bool = False
-    kicked: bool = False
-    running: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class Policy:
-    """Bounds of the queues; see ``worker_policy.transport_scheduler`` of the configuration."""
-
-    max_waiters: int = 65536
-    scan_limit: int = 128
-    batch_limit: int = 16
-    scoring: Scoring = attrs.Factory(Scoring)
-    fairness: Fairness = attrs.Factory(Fairness)
-    relaxed_group_kinds: frozenset[str] = frozenset({"tp_version"})
-
 
 # Newcomers looked at in one pass. Each costs the writer two index look-ups, so that a burst of
 # requests for one artifact is taken in at once without holding others up.
@@ -120,12 +70,12 @@ class SourceQueues:
         self._known = known
         self._policy = policy
         self._wall_us = wall_us
-        self._queues: dict[Space, _Queue] = {}
-        self._by_request: dict[str, _Waiter] = {}
-        self._by_requester: dict[str, set[_Waiter]] = {}
+        self._queues: dict[Space, Queue] = {}
+        self._by_request: dict[str, Waiter] = {}
+        self._by_requester: dict[str, set[Waiter]] = {}
         self._by_group: dict[GroupKey, dict[str, Request]] = {}
         self._returning: dict[str, trio.Event] = {}
-        self._due: deque[_Queue] = deque()
+        self._due: deque[Queue] = deque()
         self._serving = 0
         self._stopping = False
         self._nursery_context = trio.open_nursery()
@@ -210,9 +160,9 @@ class SourceQueues:
             break
         return None
 
-    def _enqueue(self, request: Request, deadline: float) -> _Waiter:
-        waiter = _Waiter(request, trio.current_time(), deadline)
-        queue = self._queues.setdefault(request.space, _Queue(request.space))
+    def _enqueue(self, request: Request, deadline: float) -> Waiter:
+        waiter = Waiter(request, trio.current_time(), deadline)
+        queue = self._queues.setdefault(request.space, Queue(request.space))
         queue.newcomers[request.request_id] = waiter
         self._by_request[request.request_id] = waiter
         if request.requester_worker_id:
@@ -223,7 +173,7 @@ class SourceQueues:
         self._kick(queue)
         return waiter
 
-    async def _wait(self, waiter: _Waiter) -> Answer | Withdrawn:
+    async def _wait(self, waiter: Waiter) -> Answer | Withdrawn:
         waiter.callers += 1
         try:
             while waiter.answer is None:
@@ -277,7 +227,7 @@ class SourceQueues:
 
     # One pass over a queue.
 
-    def _kick(self, queue: _Queue) -> None:
+    def _kick(self, queue: Queue) -> None:
         queue.kicked = True
         if queue.running:
             return
@@ -303,7 +253,7 @@ class SourceQueues:
         finally:
             self._serving -= 1
 
-    async def _pass(self, queue: _Queue) -> None:
+    async def _pass(self, queue: Queue) -> None:
         """Offer free sources to those who are next, and take newcomers in."""
         by_group = self._policy.scoring.mode is Mode.GROUP_DISPATCH
         if by_group:
@@ -319,7 +269,7 @@ class SourceQueues:
         for waiter in asked:
             waiter.settling = True
         wall_us = self._wall_us()
-        groups = self._known.groups(_groups_of(oldest)) if by_group else {}
+        groups = self._known.groups(groups_of(oldest)) if by_group else {}
         if by_group:
             now = trio.current_time()
             oldest = ranked(oldest, groups, self._policy.fairness, now, wall_us)
@@ -342,7 +292,7 @@ class SourceQueues:
             return
         self._take_in(queue, asked, answers)
 
-    def _take_in(self, queue: _Queue, asked: list[_Waiter], answers: dict[str, Answer]) -> None:
+    def _take_in(self, queue: Queue, asked: list[Waiter], answers: dict[str, Answer]) -> None:
         """Pass the answers of one pass on, and see whether another one is needed."""
         misses = {answer for answer in answers.values() if isinstance(answer, Miss)}
         busy = Miss.BUSY in misses
@@ -366,19 +316,20 @@ class SourceQueues:
         if queue.newcomers:
             queue.kicked = True
 
-    def _kick_rest(self, queue: _Queue) -> None:
+    def _kick_rest(self, queue: Queue) -> None:
         """Go on at once with those who had no turn."""
         if queue.waiters or queue.newcomers:
             queue.kicked = True
 
-    async def _learn_groups(self, queue: _Queue) -> None:
+    async def _learn_groups(self, queue: Queue) -> None:
         """See to it that memory knows the groups of those who are next."""
         next_ones = [
             *islice(queue.waiters.values(), self._policy.scan_limit),
             *islice(queue.newcomers.values(), _NEWCOMERS_PER_PASS),
         ]
-        keys = _groups_of(next_ones)
-        unknown = [key for key in keys if key not in self._known.groups(keys)]
+        keys = groups_of(next_ones)
+        known = self._known.groups(keys)
+        unknown = [key for key in keys if key not in known]
         if unknown:
             try:
                 await self._store.write(transports.count_groups, unknown)
@@ -386,7 +337,7 @@ class SourceQueues:
                 # Unknown groups count as new ones; whether the database works, the pass will see.
                 return
 
-    def _keep(self, waiter: _Waiter, *, attempted: bool) -> None:
+    def _keep(self, waiter: Waiter, *, attempted: bool) -> None:
         """Let a waiter wait on; if it had its turn, its deadline counts from now on."""
         waiter.settling = False
         if waiter.callers == 0:
@@ -400,22 +351,22 @@ class SourceQueues:
             waiter.attempted = True
             waiter.notify()
 
-    def _settle(self, waiter: _Waiter, answer: Answer | Exception) -> None:
+    def _settle(self, waiter: Waiter, answer: Answer | Exception) -> None:
         waiter.settling = False
         waiter.answer = answer
         self._forget(waiter)
         waiter.notify()
-        self._on_event(_event_of(answer))
+        self._on_event(event_of(answer))
         if waiter.callers == 0:
             self._abandoned(waiter)
 
-    def _withdraw(self, waiter: _Waiter, why: Withdrawn) -> None:
+    def _withdraw(self, waiter: Waiter, why: Withdrawn) -> None:
         waiter.answer = why
         self._forget(waiter)
         waiter.notify()
         self._on_event("stopped" if why is Withdrawn.STOPPING else "timed_out")
 
-    def _abandoned(self, waiter: _Waiter) -> None:
+    def _abandoned(self, waiter: Waiter) -> None:
         """Nobody is left to hear the answer: give back what was granted."""
         if waiter.answer is None:
             if not waiter.settling:
@@ -447,7 +398,7 @@ class SourceQueues:
         finally:
             self._returning.pop(request_id).set()
 
-    def _forget(self, waiter: _Waiter) -> None:
+    def _forget(self, waiter: Waiter) -> None:
         request = waiter.request
         if self._by_request.pop(request.request_id, None) is None:
             return
@@ -466,20 +417,3 @@ class SourceQueues:
             del parts[request.group.part_id]
             if not parts:
                 del self._by_group[request.group.key]
-
-
-def _event_of(answer: Answer | Exception) -> str:
-    match answer:
-        case Granted():
-            return "replayed" if answer.replayed else "granted"
-        case Refused():
-            return "refused"
-        case Miss():
-            return "not_found"
-        case _:
-            return "failed"
-
-
-def _groups_of(waiters: Iterable[_Waiter]) -> list[GroupKey]:
-    groups = (waiter.request.group for waiter in waiters)
-    return list(dict.fromkeys(group.key for group in groups if group is not None))

@@ -9,7 +9,7 @@ from globalstore.cli.serve import _without_effect
 from globalstore.parts import queue_policy
 from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
 from globalstore.scheduling.queue_order import Fairness
-from globalstore.scheduling.transports import Policy
+from globalstore.scheduling.waiters import Policy
 
 
 def policy(**scheduler: Any) -> Policy:

@@ -31,7 +31,7 @@ from serving import (
 from globalstore.api.transports import _request
 from globalstore.db import Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.scheduling.transports import _Waiter
+from globalstore.scheduling.waiters import Waiter
 
 # Either granted or withdrawn, never both
 
@@ -80,13 +80,13 @@ async def test_a_caller_that_goes_in_the_instant_of_its_grant_gives_it_back(
     async with serving() as store:
         await source(store)
         with trio.CancelScope() as scope:
-            notify = _Waiter.notify
+            notify = Waiter.notify
 
-            def told_and_gone(waiter: _Waiter) -> None:
+            def told_and_gone(waiter: Waiter) -> None:
                 notify(waiter)
                 scope.cancel()
 
-            monkeypatch.setattr(_Waiter, "notify", told_and_gone)
+            monkeypatch.setattr(Waiter, "notify", told_and_gone)
             await store.server.queues.request(_request(claim_request()), 0)
         assert scope.cancelled_caught
         await until(store, lambda: nothing_waits(store))
