@@ -17,7 +17,7 @@ from globalstore.registry.events import (
     LeasesSettled,
     MemoryTierSampled,
 )
-from globalstore.rules.refusals import FailedPrecondition, NotFound
+from globalstore.rules.refusals import FailedPrecondition, NotFound, ResourceExhausted
 from globalstore.rules.values import ordered64, signed64, unordered64, unsigned64
 
 
@@ -29,6 +29,10 @@ class State(enum.IntEnum):
     REVOKING = 3
     EXPIRED = 4
 
+
+# What is listed at once, as packed here; as a message it is up to a quarter more, and has to be
+# below the 64 MiB that messages may have.
+LISTED_BYTES_MAX = 48 << 20
 
 OUTSTANDING = frozenset({State.PENDING, State.ACTIVE, State.REVOKING})
 
@@ -335,8 +339,21 @@ def _move(tx: Transaction, lease: Lease, state: State, now_us: int) -> None:
 
 
 def outstanding(tx: Snapshot, node_id: str, states: Iterable[State]) -> list[Lease]:
-    """Return the leases of a node in some states, the latest issued first."""
+    """Return the leases of a node in some states, the latest issued first.
+
+    Refuses a list that no message would hold.
+    """
     wanted = sorted(states)
+    size = tx.one(
+        "SELECT coalesce(sum(length(chunk_ids) + 200), 0) FROM memory_tier_leases"
+        f" WHERE node_id = ? AND state IN ({','.join('?' * len(wanted))})",
+        (node_id, *wanted),
+    )
+    assert size is not None
+    if size[0] > LISTED_BYTES_MAX:
+        raise ResourceExhausted(
+            f"the leases of {node_id!r} take more than {LISTED_BYTES_MAX} bytes: name some states"
+        )
     rows = tx.all(
         f"{_LEASE} WHERE node_id = ? AND state IN ({','.join('?' * len(wanted))})"
         " ORDER BY issued_at DESC, lease_id",

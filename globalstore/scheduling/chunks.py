@@ -9,6 +9,7 @@ from globalstore.db import DatabaseError, Store
 from globalstore.registry import chunks
 from globalstore.registry.chunks import Report, Unsettled
 from globalstore.rules.chunk_states import Patches
+from globalstore.rules.refusals import Unavailable
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.chunks")
@@ -34,6 +35,7 @@ class ChunkReports:
         self._in_parts = trio.CapacityLimiter(_IN_PARTS_MAX)
         self._work = trio.Event()
         self._settled = trio.Event()
+        self._failure: DatabaseError | None = None
 
     async def keep(self, said: Report, patches: Patches) -> None:
         """Store a report; when this returns it is durable, and seen as a whole.
@@ -59,13 +61,19 @@ class ChunkReports:
         await self.once_settled(lambda: self._store.read(chunks.applied, batch_key))
 
     async def once_settled(self, ask: Callable[[], Awaitable[R | Unsettled]]) -> R:
-        """Ask again, whenever reports have been applied, until none is in the way."""
+        """Ask again, whenever reports have been applied, until none is in the way.
+
+        Raises Unavailable while they cannot be applied.
+        """
         while True:
             settled = self._settled  # before asking: what is applied meanwhile must wake us
             answer = await ask()
             if not isinstance(answer, Unsettled):
                 return answer
-            await settled.wait()
+            if self._failure is None:
+                await settled.wait()
+            if self._failure is not None:
+                raise Unavailable(f"a report of chunks cannot be applied now: {self._failure}")
 
     async def run(self) -> None:
         """Apply what was accepted, and clear away what was not, until cancelled."""
@@ -74,14 +82,20 @@ class ChunkReports:
             try:
                 while await self._store.bulk(chunks.apply_part):
                     pass
-                self._settled.set()
-                self._settled = trio.Event()
+                self._tell(None)
                 await self._clear_away()
             except DatabaseError as error:
+                self._tell(error)
                 _log.limited("apply", "chunk reports not applied yet", reason=str(error))
                 await trio.sleep(_RETRY_S)
                 continue
             await self._work.wait()
+
+    def _tell(self, failure: DatabaseError | None) -> None:
+        """Wake who waits: all is applied, or cannot be."""
+        self._failure = failure
+        self._settled.set()
+        self._settled = trio.Event()
 
     def _busy(self) -> bool:
         return self._in_parts.borrowed_tokens > 0

@@ -7,14 +7,15 @@ import trio
 import trio.testing
 from chunking import COLD, HOT, entry, query, report, states, where
 from serving import Serving, configuration, eventually, pass_time, serving
-from socketless import Host
+from socketless import CallFailed, Host
 
-from globalstore.db import Store
+from globalstore.db import Full, Store, Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import chunks
 from globalstore.registry.chunks import Report
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.chunk_states import ChunkState, Patches
+from globalstore.rules.refusals import Unavailable
 from globalstore.scheduling.chunks import ChunkReports
 
 
@@ -235,3 +236,32 @@ async def test_a_scattered_report_that_is_cut_off_happened_wholly_or_not_at_all(
         assert count in {0, 1700}
         assert await store.read(lambda tx: tx.all("SELECT count(*) FROM chunk_parts")) == [(0,)]
         nursery.cancel_scope.cancel()
+
+
+async def test_nobody_waits_for_a_report_that_cannot_be_applied(
+    autojump_clock: trio.testing.MockClock,
+    tmp_path: Path,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full disk, for instance; what was accepted is applied as soon as there is room."""
+    host = Host(tmp_path, nursery)
+    await host.start()
+    reports = host.running.chunk_reports
+    apply_part, full = chunks.apply_part, [True]
+
+    def refuse(tx: Transaction) -> bool:
+        if full[0]:
+            raise Full("no space")
+        return apply_part(tx)
+
+    monkeypatch.setattr(chunks, "apply_part", refuse)
+    question = wire.QueryChunkLocationsRequest(artifact_id="a0001")
+    with pytest.raises(Unavailable, match="no space"):
+        await reports.keep(Report("n1", "w1", 1), scattered(HOT))
+    with pytest.raises(CallFailed, match="UNAVAILABLE"):
+        await host.call(question)
+    full[0] = False
+    await trio.sleep(2)
+    await host.call(question)
+    assert await host.rows("SELECT count(*) FROM chunk_blocks") == [(1700,)]

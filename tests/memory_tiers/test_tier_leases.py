@@ -27,6 +27,7 @@ from tiering import (
 
 from globalstore.api.memory_tiers import CHUNK_IDS_MAX
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
+from globalstore.registry import memory_tiers
 
 
 async def test_a_wish_is_recorded_as_it_was_said() -> None:
@@ -390,3 +391,18 @@ async def test_nothing_that_happens_to_workers_touches_the_ledger() -> None:
         await store.register("d1")
         assert await outstanding(store, node_id="node-d1") == [lease]
         assert wish().node_id == "n1"
+
+
+async def test_a_list_that_no_message_would_hold_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_tiers, "LISTED_BYTES_MAX", 1000)
+    async with serving() as store:
+        for _ in range(4):
+            await request(store)
+        assert len(await outstanding(store)) == 4
+        lease = await request(store, chunk_ids=range(100))
+        async with refused(StatusCode.RESOURCE_EXHAUSTED, "states"):
+            await outstanding(store)
+        await acknowledge(store, lease)
+        assert len(await outstanding(store, PENDING)) == 4
