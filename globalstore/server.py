@@ -27,6 +27,7 @@ from globalstore.registry import (
     groups,
     instances,
     keys,
+    memory_tier_samples,
     memory_tiers,
     recovery,
     replica_lists,
@@ -203,7 +204,7 @@ class Server(Parts):
                 lane=Lane.CONTROL,
             ),
         )
-        for sample in await self.store.read(memory_tiers.latest_of_all, NODES_MAX):
+        for sample in await self.store.read(memory_tier_samples.latest_of_all, NODES_MAX):
             sampled(self.metrics, sample)
         self.leases.restore(
             LeaseKind.KEY,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from globalstore.registry import events
-from globalstore.registry.memory_tiers import Sample
+from globalstore.registry.memory_tier_samples import Sample
 from globalstore.registry.replicas import MemoryTier
 from globalstore.scheduling.drains import Drains
 from globalstore.scheduling.groups import GroupWaiters

@@ -10,14 +10,13 @@ import trio
 from globalstore.api.application import Application
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
-from globalstore.registry import memory_tiers
+from globalstore.registry import memory_tier_samples, memory_tiers
+from globalstore.registry.memory_tier_samples import Retention, Sample
 from globalstore.registry.memory_tiers import (
     OUTSTANDING,
     Acknowledgement,
     Lease,
     Request,
-    Retention,
-    Sample,
     State,
 )
 from globalstore.rpc import Call
@@ -156,7 +155,7 @@ class MemoryTiersFace:
         policy = self.app.config.worker_policy.memory_tiers
         keep = Retention(int(policy.snapshot_retention * 10**9), policy.snapshot_max_rows)
         sample = _sample(input_message.status, self.app.wall_us() * 1000)
-        await self.app.write(request, memory_tiers.publish, sample, keep)
+        await self.app.write(request, memory_tier_samples.publish, sample, keep)
         return wire.PublishMemoryTierStatusResponse()
 
     def _lease(self, lease: Lease) -> wire.MemoryTierLease:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import attrs
 
 if TYPE_CHECKING:
-    from globalstore.registry.memory_tiers import Sample
+    from globalstore.registry.memory_tier_samples import Sample
 
 from globalstore.rules.scoring import Candidate, GroupProgress, WorkerLoad
 

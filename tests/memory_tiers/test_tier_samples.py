@@ -9,8 +9,8 @@ from socketless import EPOCH_US
 from tiering import LAST, publish
 
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
-from globalstore.registry import memory_tiers
-from globalstore.registry.memory_tiers import Sample
+from globalstore.registry import memory_tier_samples
+from globalstore.registry.memory_tier_samples import Sample
 from globalstore.telemetry.memory_tiers import NODES_MAX
 
 NOW_NS = EPOCH_US * 1000
@@ -22,7 +22,7 @@ def still() -> int:
 
 
 async def latest(store: Serving, node_id: str = "n1") -> Sample | None:
-    return await store.server.store.read(memory_tiers.latest, node_id)
+    return await store.server.store.read(memory_tier_samples.latest, node_id)
 
 
 async def epochs(store: Serving, node_id: str = "n1") -> list[int]:
