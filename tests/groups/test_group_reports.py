@@ -157,7 +157,7 @@ CHANGES: list[dict[str, Any]] = [
     {"staged": {"staging_epoch": 2}},
     {"worker_id": "w1"},
     {"materialization_attempt_id": "m2"},
-    {"source_replica_id": str(uuid.uuid4())},
+    {"source_replica_id": "0d7f1c1e-5b9c-4e57-9c1d-2f6f0a3b8c11"},
     {"source_export_generation": 9},
     {"child_transport_request_id": "c2"},
     {"expected_previous_seal_generation": 9},
