@@ -206,3 +206,40 @@ async def test_a_pass_goes_on_beyond_its_batch_while_sources_are_left(
                 await trio.sleep(0.5)
                 assert len(cluster.served) == 1 + 7
             nursery.cancel_scope.cancel()
+
+
+async def test_after_a_restart_the_progress_of_groups_still_counts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    with folder_in_memory() as folder:
+        async with trio.open_nursery() as nursery:
+            host = Host(folder, nursery, worker_policy={"heartbeat_timeout": "3600s"})
+            await host.start()
+            worker = await host.call(worker_request())
+            await host.call(replica_request(worker.worker_id))
+            before = Cluster(host, nursery)
+            # b has come further than a.
+            await before.hold("b", scheduling_group=group("b", 0))
+            await before.hold("b", scheduling_group=group("b", 1))
+            await before.hold("a", scheduling_group=group("a", 0))
+            await host.kill()
+            await host.start()
+            worker = await host.call(worker_request())
+            await host.call(replica_request(worker.worker_id))
+            cluster = Cluster(host, nursery)
+            async with trio.open_nursery() as all_of_them:
+                cluster.nursery = all_of_them
+                cluster.start("holder")
+                await trio.sleep(0.1)
+                # Both were heard of within 5 s, so the one that is nearly complete goes first; a
+                # third one, of whom nothing has arrived, precedes both.
+                cluster.start("a", scheduling_group=group("a", 1))
+                await trio.sleep(0.1)
+                cluster.start("b", scheduling_group=group("b", 2))
+                await trio.sleep(0.1)
+                cluster.start("c", scheduling_group=group("c", 0))
+            served = [name for _, name in cluster.served]
+            # After c's first part all have a success, and the least is a quarter: b, at a half, is
+            # within the floor, and its completion bias is the greater.
+            assert served == ["holder", "c", "b", "a"]
+            nursery.cancel_scope.cancel()

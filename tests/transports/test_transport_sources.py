@@ -14,7 +14,14 @@ from globalstore.registry.events import Shortlist, SourcesListed
 from globalstore.registry.replicas import MemoryTier, Place, Registration
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.registry.transports import Granted, Miss, Request, Round
-from globalstore.rules.scoring import Candidate, GroupProgress, Mode, Scoring, WorkerLoad
+from globalstore.rules.scoring import (
+    Candidate,
+    GroupProgress,
+    Mode,
+    Scoring,
+    Weights,
+    WorkerLoad,
+)
 from globalstore.rules.transfer import ExportState, Transfer
 from globalstore.scheduling.sources import KnownSources
 
@@ -365,3 +372,45 @@ async def test_claims_bring_the_list_along_and_completions_keep_it() -> None:
         assert sorted((row.seq, row.load, row.last_assigned_us) for row in found.candidates) == [
             (seq, *row) for seq, row in enumerate(await store.read(loads), start=1)
         ]
+
+
+async def test_the_parts_of_a_group_are_spread_also_within_one_pass() -> None:
+    async with registry() as it:
+        for device in range(3):
+            await it.replica(device, slots=9)
+        group = transports.Group("k", "g", 0, "p", 12, 0)
+        asked = [
+            Request(
+                "model", "", "n", "a", 0, "", f"r{n}", b"f", attrs.evolve(group, part_id=f"p{n}"),
+                replicas.fresh_id(),
+            )
+            for n in range(12)
+        ]  # fmt: skip
+        # Without its spread the pass would fill the one that can do most.
+        await it.replica(3, slots=1000)
+        round_ = Round(
+            ranked=asked,
+            newcomers=asked,
+            routable=frozenset({it.key}),
+            scoring=Scoring(weights=Weights(1, 0, 0, 0)),
+            groups={group.key: GroupProgress()},
+        )
+        answers = await it.store.write(transports.grant, round_, 10)
+        devices = [answers[each.request_id].source.place.device_id for each in asked]
+        assert sorted(devices) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+async def test_a_pass_grants_no_more_than_its_batch_and_says_nothing_of_the_rest() -> None:
+    async with registry() as it:
+        await it.replica(1, slots=9)
+        asked = [
+            Request("model", "", "n", "a", 0, "", f"r{n}", b"f", None, replicas.fresh_id())
+            for n in range(5)
+        ]
+        round_ = Round(
+            ranked=asked[:4], newcomers=asked[3:], routable=frozenset({it.key}), grants_max=2
+        )
+        answers = await it.store.write(transports.grant, round_, 10)
+        assert set(answers) == {"r0", "r1"}
+        loads = "SELECT current_requests FROM replicas"
+        assert await it.store.read(lambda tx: tx.all(loads)) == [(2,)]
