@@ -12,7 +12,7 @@ from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.scoring import Candidate, Parts, Scoring, WorkerLoad, parts, place
 from globalstore.rules.transfer import ExportState
 
-# Replicas that one look takes in: with more than these the picture does not change any more, and
+# Replicas that an explanation lists: with more than these the picture does not change any more, and
 # it costs a reader a few milliseconds.
 EXAMINED_MAX = 1000
 
