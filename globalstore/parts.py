@@ -18,7 +18,7 @@ from globalstore.registry.events import LeaseKind
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import HealthService
 from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
-from globalstore.scheduling.chunks import ChunkReports
+from globalstore.scheduling.chunks import ChunkReports, WorkerSlots
 from globalstore.scheduling.drains import Drains
 from globalstore.scheduling.groups import GroupWaiters
 from globalstore.scheduling.instances import Instances
@@ -203,6 +203,7 @@ class Parts:
             wall,
             self.lease_clock,
             self.chunk_reports,
+            WorkerSlots(self.store, self.workers),
         )
         token_file = config.server.auth.token_file
         self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None

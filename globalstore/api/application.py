@@ -16,7 +16,7 @@ from globalstore.registry.idempotency import Token
 from globalstore.rpc import Call
 from globalstore.rules.refusals import Refusal
 from globalstore.rules.values import UINT32_MAX, identifier
-from globalstore.scheduling.chunks import ChunkReports
+from globalstore.scheduling.chunks import ChunkReports, WorkerSlots
 from globalstore.scheduling.drains import Drains
 from globalstore.scheduling.groups import GroupWaiters
 from globalstore.scheduling.instances import Instances
@@ -72,6 +72,7 @@ class Application:
     wall_us: Callable[[], int]
     lease_clock: LeaseClock
     chunk_reports: ChunkReports
+    worker_slots: WorkerSlots
     info: ServerInfo | None = None
 
     @property

@@ -136,17 +136,8 @@ class ChunksFace:
         """Return the share of the slots of a node's live workers that is in use."""
         slots = 0
         for worker in workers:
-            slots += await self._slots(worker.worker_key)
+            slots += await self.app.worker_slots.of(worker.worker_key)
         return min(1.0, sum(worker.in_use for worker in workers) / slots) if slots else 0.0
-
-    async def _slots(self, worker_key: int) -> int:
-        """Return how many transports a worker may serve at once, added up once per change."""
-
-        async def add_up() -> int:
-            return await self.app.read(chunks.slots, worker_key)
-
-        live = self.app.workers.of_key(worker_key)
-        return await (add_up() if live is None else self.app.derived(live, "slots", add_up))
 
 
 async def _gathered(message: wire.BatchUpdateChunkStatesRequest) -> Patches:

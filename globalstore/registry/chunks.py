@@ -303,15 +303,15 @@ def held(
     return [Held(*row) for row in rows if row[0] in alive], workers
 
 
-def slots(tx: Snapshot, worker_key: int) -> int:
-    """Return how many transports all replicas of a worker may serve at once."""
+def slots(tx: Snapshot, worker_key: int) -> tuple[int, int]:
+    """Return how many transports a worker's replicas may serve at once, and how many they are."""
     row = tx.one(
-        "SELECT coalesce(sum(max_concurrency), 0) FROM replicas WHERE worker_key = :worker_key",
+        "SELECT coalesce(sum(max_concurrency), 0), count(*) FROM replicas"
+        " WHERE worker_key = :worker_key",
         {"worker_key": worker_key},
     )
     assert row is not None
-    total: int = row[0]
-    return total
+    return row[0], row[1]
 
 
 def distribution(tx: Snapshot, artifact_id: str) -> tuple[dict[ChunkState, int], dict[str, int]]:

@@ -9,6 +9,7 @@ from serving import Serving, eventually, pass_time, refused, serving
 
 from globalstore.api import chunks as face
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.scheduling import chunks as scheduling
 
 
 async def test_a_location_tells_whom_to_ask_and_for_what() -> None:
@@ -135,6 +136,31 @@ async def test_the_load_of_a_node_is_what_its_live_workers_serve_now() -> None:
         await store.replica(second.worker_id, "more", node="d4", max_concurrency=12)
         ratios = {each.node_id: each.node_load_ratio for each in await query(store)}
         assert ratios == {"node-d1": 3 / 16, "node-d2": 1.0, "node-d3": 0.0}
+
+
+async def test_slots_of_very_many_replicas_are_added_up_once_a_second(
+    mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduling, "REPLICAS_MANY", 2)
+    async with serving() as store:
+        worker_id = await loaded(store, "d1", slots=4, used=3)
+        await report(store, entry(1))
+
+        async def load() -> float:
+            (found,) = await query(store)
+            ratio: float = found.node_load_ratio
+            return ratio
+
+        assert await load() == 3 / 4
+        await store.replica(worker_id, "second", max_concurrency=2)
+        assert await load() == 3 / 6
+        await store.replica(worker_id, "third", max_concurrency=6)
+        assert await load() == 3 / 6
+        # What is in use is never out of date.
+        await store.claim("of-d1")
+        assert await load() == pytest.approx(4 / 6)
+        mock_clock.jump(1.1)
+        assert await load() == pytest.approx(4 / 12)
 
 
 async def test_a_load_above_the_limit_is_told_as_full() -> None:
