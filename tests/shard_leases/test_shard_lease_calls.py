@@ -20,6 +20,7 @@ from serving import pass_time, refused, serving
 from socketless import EPOCH_US
 
 from globalstore.api.shard_leases import LEASES_MAX
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 
 def still() -> int:
@@ -236,6 +237,38 @@ async def test_a_batch_extends_each_entry_for_itself(mock_clock: trio.testing.Mo
             0: extended,
             **{n: until_us(leases[n]) for n in (1, 2, 3, 5)},
         }
+
+
+async def test_a_batch_may_hold_leases_of_several_daemons_and_shorten_them(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with serving(wall=still) as store:
+        leases = [
+            (await acquire(store, shard, daemon, ttl_ms=ttl_ms)).lease
+            for shard, daemon, ttl_ms in ((1, "a", 9000), (2, "b", 100), (3, "a", 100))
+        ]
+        entries = [(lease.shard_id, 1, lease.lease_token) for lease in leases]
+        outcomes = await keep_all(store, *entries, ttl_ms=500)
+        assert [(o.ok, o.lease.holder_daemon_id) for o in outcomes] == [
+            *((True, "a"), (True, "b"), (True, "a"))
+        ]
+        assert {until_us(o.lease) for o in outcomes} == {EPOCH_US + 500_000}
+        assert {until_us(r) for r in await get_all(store, 1, 2, 3)} == {EPOCH_US + 500_000}
+        mock_clock.jump(0.5)
+        assert await get_all(store, 1, 2, 3) == []
+        assert not any(o.ok for o in await keep_all(store, *entries))
+
+
+async def test_a_batch_after_a_goodbye_extends_nothing() -> None:
+    async with serving() as store:
+        worker = await store.register("a")
+        entries = [(n, 1, (await acquire(store, n, "a")).lease.lease_token) for n in range(3)]
+        assert all(o.ok for o in await keep_all(store, *entries))
+        await store.runtime.UnregisterWorker(
+            wire.UnregisterWorkerRequest(worker_id=worker.worker_id, is_graceful_shutdown=True)
+        )
+        assert not any(o.ok for o in await keep_all(store, *entries))
+        assert await get_all(store, 0, 1, 2) == []
 
 
 async def test_a_batch_of_nothing_is_answered_with_nothing() -> None:
