@@ -112,6 +112,22 @@ def _beat(port: int, workers: list[str]) -> None:
     call_each(port, beats[0].path, [beat.request for beat in beats])
 
 
+def _register_all(port: int, requests: list[bytes]) -> None:
+    """Register replicas, some at a time."""
+    path = RUNTIME + "RegisterReplica"
+
+    def slot(share: list[bytes]) -> Slot:
+        for request in share:
+            yield Wanted(path, request)
+        while True:
+            yield Wanted(path, requests[0])  # more than its share: one that is known already
+
+    shares = [requests[first::CLIENTS] for first in range(min(CLIENTS, len(requests)))]
+    with LoadClient(port, [[slot(share) for share in shares]]) as client:
+        for _ in shares[0]:
+            client.run(0)
+
+
 def through_the_server(path: Path, mode: Mode, sources: int, seconds: float) -> Load:
     """Claim and complete through gRPC for a while."""
     with global_store(path, sections=_settings(mode)) as server:
@@ -121,11 +137,11 @@ def through_the_server(path: Path, mode: Mode, sources: int, seconds: float) -> 
             replica(workers[n % WORKERS], n % WORKERS, ARTIFACT, limit, 50_000 + n // WORKERS)
             for n in range(sources)
         ]
-        call_each(server.port, RUNTIME + "RegisterReplica", requests)
+        _register_all(server.port, requests)
         slots = [claims(ARTIFACT) for _ in range(CLIENTS)]
         with LoadClient(server.port, [slots]) as client:
+            _beat(server.port, workers)  # the registrations may have taken long
             client.run(seconds / 3)  # warms up
-            _beat(server.port, workers)
             return client.run(seconds)
 
 

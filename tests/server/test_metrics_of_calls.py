@@ -7,6 +7,7 @@ import trio.testing
 from purerpc import StatusCode
 from serving import Serving, configuration, eventually, pass_time, refused, serving
 
+from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 
@@ -72,9 +73,10 @@ async def test_requests_for_invented_artifacts_take_no_series() -> None:
 
 async def test_calls_are_counted_by_code_also_those_not_built_and_made_up() -> None:
     async with serving() as store:
+        workflow = services.WorkflowOrchestrationServiceStub(store.runtime._client.channel)
         async with refused(StatusCode.UNIMPLEMENTED):
-            await store.runtime.UpdateReplica(wire.UpdateReplicaRequest())
-        path = "/tensorcast.global_store.v1.ClusterRuntimeService/UpdateReplica"
+            await workflow.PlanPlacement(wire.PlanPlacementRequest())
+        path = "/tensorcast.global_store.v1.WorkflowOrchestrationService/PlanPlacement"
         handled = {"method": path, "code": "UNIMPLEMENTED"}
         assert value(store, "tc_grpc_server_handled_total", **handled) == 1
 
