@@ -9,6 +9,7 @@ from globalstore.api.admin import AdminFace
 from globalstore.api.application import Application
 from globalstore.api.artifacts import ArtifactsFace
 from globalstore.api.bindings import BindingsFace
+from globalstore.api.catalog_lists import CatalogListsFace
 from globalstore.api.chunks import ChunksFace
 from globalstore.api.disk_locations import DiskLocationsFace
 from globalstore.api.explaining import ExplainingFace
@@ -76,7 +77,7 @@ class MemoryTiers(MemoryTiersFace, memory_tier_grpc.MemoryTierServiceServicer):
         self.app = app
 
 
-class Admin(ExplainingFace, admin_grpc.AdminServiceServicer):
+class Admin(ExplainingFace, CatalogListsFace, admin_grpc.AdminServiceServicer):
     """What operators ask."""
 
     def __init__(self, app: Application) -> None:

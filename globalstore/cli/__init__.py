@@ -6,11 +6,11 @@ A verb's module has ``add_arguments(parser)`` and ``run(arguments)``, which retu
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import globalstore
-from globalstore.cli import demo, explain, serve
 
-_VERBS = {"serve": serve, "demo": demo, "explain": explain}
+_VERBS = ("serve", "demo", "explain", "key", "artifact")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="globalstore", description=globalstore.__doc__, allow_abbrev=False
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name, module in _VERBS.items():
+    # The others are not loaded unless somebody asks what there is: that takes as long as all else.
+    for name in (words[0],) if words[0] in _VERBS else _VERBS:
+        module = import_module(f"globalstore.cli.{name}")
         summary = (module.__doc__ or "").splitlines()[0]
         verb = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         module.add_arguments(verb)

@@ -4,13 +4,9 @@ The server is asked what a request would be told at this moment. Nothing is gran
 """
 
 import argparse
-import json
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
-from tabulate import tabulate
-
-from globalstore.cli import asking
+from globalstore.cli import asking, output
 from globalstore.gen.globalstore_admin.v1 import admin_grpc
 from globalstore.gen.globalstore_admin.v1 import admin_pb2 as admin
 
@@ -27,10 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for", dest="requester", default="", metavar="WORKER", help="mark what this worker holds"
     )
-    parser.add_argument(
-        "--output", choices=("table", "json"), default="table", help="default: %(default)s"
-    )
     asking.add_arguments(parser)
+    output.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,16 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
             ),
             metadata=metadata,
         )
-        print(_json(answer) if arguments.output == "json" else _table(arguments, answer))
+        is_json = arguments.output == "json"
+        print(output.as_json(answer) if is_json else _table(arguments, answer))
 
     return asking.ask("explain", arguments, question)
-
-
-def _json(answer: admin.ExplainSourcesResponse) -> str:
-    found = MessageToDict(
-        answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return json.dumps(found, indent=2, ensure_ascii=False)
 
 
 def _table(arguments: argparse.Namespace, answer: admin.ExplainSourcesResponse) -> str:
@@ -66,7 +54,7 @@ def _table(arguments: argparse.Namespace, answer: admin.ExplainSourcesResponse) 
     ]
     if answer.sources:
         rows = [_row(source) for source in answer.sources]
-        lines += ["", tabulate(rows, _HEAD, tablefmt="plain", disable_numparse=True)]
+        lines += ["", output.table(_HEAD, rows)]
     if answer.is_truncated:
         lines += ["", f"There are more; these are {len(answer.sources)} of them."]
     return "\n".join(lines)

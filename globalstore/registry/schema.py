@@ -246,6 +246,7 @@ CREATE TABLE key_mappings (
     created_at INTEGER NOT NULL,
     updated_at INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX key_mappings_by_target ON key_mappings (artifact_key);
 CREATE INDEX key_mappings_by_expiry ON key_mappings (expires_at) WHERE expires_at IS NOT NULL;
 
 -- Every target that a key had. ended_at is NULL while it is the key's.
@@ -459,6 +460,7 @@ CREATE TABLE artifact_bindings (
     to_artifact_id TEXT NOT NULL,
     created_at INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX artifact_bindings_by_target ON artifact_bindings (to_artifact_id);
 
 -- Where artifacts lie on the disk of this cluster; they need not be known otherwise.
 -- kind is the number of the wire. Once deleted_at is set the row never changes.

@@ -23,21 +23,46 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n globalstore_admin/v1/admin.proto\x12\x14globalstore_admin.v1\"Z\n\x15\x45xplainSourcesRequest\x12\x13\n\x0b\x61rtifact_id\x18\x01 \x01(\t\x12\x0f\n\x07view_id\x18\x02 \x01(\t\x12\x1b\n\x13requester_worker_id\x18\x03 \x01(\t\"\xb7\x03\n\x0f\x45xplainedSource\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x14\n\x0cnode_address\x18\x05 \x01(\t\x12\x11\n\tnode_port\x18\x06 \x01(\r\x12\x13\n\x0bmemory_type\x18\x07 \x01(\t\x12\x11\n\tdevice_id\x18\x08 \x01(\r\x12\x18\n\x10\x63urrent_requests\x18\t \x01(\r\x12\x17\n\x0fmax_concurrency\x18\n \x01(\r\x12\x17\n\x0fworker_requests\x18\x0b \x01(\x04\x12\x17\n\x0fworker_capacity\x18\x0c \x01(\x04\x12\x19\n\x0cidle_seconds\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0creplica_load\x18\x0e \x01(\x01\x12\x13\n\x0bworker_load\x18\x0f \x01(\x01\x12\x0e\n\x06recent\x18\x10 \x01(\x01\x12\x11\n\tdiffusion\x18\x11 \x01(\x01\x12\r\n\x05score\x18\x12 \x01(\x01\x12\x0f\n\x07reasons\x18\x13 \x03(\t\x12\x0e\n\x06is_own\x18\x14 \x01(\x08\x42\x0f\n\r_idle_seconds\"\xb4\x01\n\x16\x45xplainSourcesResponse\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0f\n\x07verdict\x18\x02 \x01(\t\x12\x36\n\x07sources\x18\x03 \x03(\x0b\x32%.globalstore_admin.v1.ExplainedSource\x12\x14\n\x0cis_truncated\x18\x04 \x01(\x08\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x1c\n\x14waiting_of_requester\x18\x06 \x01(\r2{\n\x0c\x41\x64minService\x12k\n\x0e\x45xplainSources\x12+.globalstore_admin.v1.ExplainSourcesRequest\x1a,.globalstore_admin.v1.ExplainSourcesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n globalstore_admin/v1/admin.proto\x12\x14globalstore_admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"Z\n\x15\x45xplainSourcesRequest\x12\x13\n\x0b\x61rtifact_id\x18\x01 \x01(\t\x12\x0f\n\x07view_id\x18\x02 \x01(\t\x12\x1b\n\x13requester_worker_id\x18\x03 \x01(\t\"\xb7\x03\n\x0f\x45xplainedSource\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x12\n\nreplica_id\x18\x02 \x01(\t\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12\x14\n\x0cnode_address\x18\x05 \x01(\t\x12\x11\n\tnode_port\x18\x06 \x01(\r\x12\x13\n\x0bmemory_type\x18\x07 \x01(\t\x12\x11\n\tdevice_id\x18\x08 \x01(\r\x12\x18\n\x10\x63urrent_requests\x18\t \x01(\r\x12\x17\n\x0fmax_concurrency\x18\n \x01(\r\x12\x17\n\x0fworker_requests\x18\x0b \x01(\x04\x12\x17\n\x0fworker_capacity\x18\x0c \x01(\x04\x12\x19\n\x0cidle_seconds\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0creplica_load\x18\x0e \x01(\x01\x12\x13\n\x0bworker_load\x18\x0f \x01(\x01\x12\x0e\n\x06recent\x18\x10 \x01(\x01\x12\x11\n\tdiffusion\x18\x11 \x01(\x01\x12\r\n\x05score\x18\x12 \x01(\x01\x12\x0f\n\x07reasons\x18\x13 \x03(\t\x12\x0e\n\x06is_own\x18\x14 \x01(\x08\x42\x0f\n\r_idle_seconds\"\xb4\x01\n\x16\x45xplainSourcesResponse\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x0f\n\x07verdict\x18\x02 \x01(\t\x12\x36\n\x07sources\x18\x03 \x03(\x0b\x32%.globalstore_admin.v1.ExplainedSource\x12\x14\n\x0cis_truncated\x18\x04 \x01(\x08\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x1c\n\x14waiting_of_requester\x18\x06 \x01(\r\"\xa7\x02\n\tKeyRecord\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x13\n\x0b\x61rtifact_id\x18\x02 \x01(\t\x12\x16\n\x0eversion_set_id\x18\x03 \x01(\t\x12\x0c\n\x04kind\x18\x04 \x01(\t\x12\x12\n\ngeneration\x18\x05 \x01(\x04\x12\x14\n\x0creplica_uuid\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x61\x65mon_address\x18\x07 \x01(\t\x12\x18\n\x0bttl_seconds\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x1f\n\x12\x65xpires_in_seconds\x18\t \x01(\x01H\x01\x88\x01\x01\x12.\n\nupdated_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_ttl_secondsB\x15\n\x13_expires_in_seconds\"[\n\x0fListKeysRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x16\n\x0einclude_absent\x18\x02 \x01(\x08\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\r\"U\n\x10ListKeysResponse\x12-\n\x04keys\x18\x01 \x03(\x0b\x32\x1f.globalstore_admin.v1.KeyRecord\x12\x12\n\nnext_after\x18\x02 \x01(\t\"\x1d\n\x0eShowKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\"\xc4\x01\n\rKeyGeneration\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x13\n\x0b\x61rtifact_id\x18\x02 \x01(\t\x12\x16\n\x0eversion_set_id\x18\x03 \x01(\t\x12\x16\n\x0eselection_hash\x18\x04 \x01(\x0c\x12,\n\x08\x62\x65gan_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8f\x01\n\x0fShowKeyResponse\x12,\n\x03key\x18\x01 \x01(\x0b\x32\x1f.globalstore_admin.v1.KeyRecord\x12\x38\n\x0bgenerations\x18\x02 \x03(\x0b\x32#.globalstore_admin.v1.KeyGeneration\x12\x14\n\x0cis_truncated\x18\x03 \x01(\x08\"\xdd\x02\n\x0e\x41rtifactRecord\x12\x13\n\x0b\x61rtifact_id\x18\x01 \x01(\t\x12\x0f\n\x07id_kind\x18\x02 \x01(\t\x12\x17\n\x0findex_multihash\x18\x03 \x01(\t\x12\x16\n\x0e\x64\x61ta_multihash\x18\x04 \x01(\t\x12\x16\n\x0eschema_version\x18\x05 \x01(\t\x12\x10\n\x08\x65ncoding\x18\x06 \x01(\t\x12\x12\n\ntotal_size\x18\x07 \x01(\x04\x12\x17\n\nindex_size\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x15\n\rreplica_count\x18\t \x01(\x04\x12\x17\n\x0f\x61vailable_count\x18\n \x01(\x04\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nupdated_at\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\r\n\x0b_index_size\"H\n\x14ListArtifactsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\"d\n\x15ListArtifactsResponse\x12\x37\n\tartifacts\x18\x01 \x03(\x0b\x32$.globalstore_admin.v1.ArtifactRecord\x12\x12\n\nnext_after\x18\x02 \x01(\t\"*\n\x13ShowArtifactRequest\x12\x13\n\x0b\x61rtifact_id\x18\x01 \x01(\t\"H\n\rArtifactPlace\x12\x15\n\rrelative_path\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nis_deleted\x18\x03 \x01(\x08\"\xb9\x01\n\x14ShowArtifactResponse\x12\x36\n\x08\x61rtifact\x18\x01 \x01(\x0b\x32$.globalstore_admin.v1.ArtifactRecord\x12\x11\n\tsealed_to\x18\x02 \x01(\t\x12\x13\n\x0bsealed_from\x18\x03 \x03(\t\x12\x0c\n\x04keys\x18\x04 \x03(\t\x12\x33\n\x06places\x18\x05 \x03(\x0b\x32#.globalstore_admin.v1.ArtifactPlace2\xff\x03\n\x0c\x41\x64minService\x12k\n\x0e\x45xplainSources\x12+.globalstore_admin.v1.ExplainSourcesRequest\x1a,.globalstore_admin.v1.ExplainSourcesResponse\x12Y\n\x08ListKeys\x12%.globalstore_admin.v1.ListKeysRequest\x1a&.globalstore_admin.v1.ListKeysResponse\x12V\n\x07ShowKey\x12$.globalstore_admin.v1.ShowKeyRequest\x1a%.globalstore_admin.v1.ShowKeyResponse\x12h\n\rListArtifacts\x12*.globalstore_admin.v1.ListArtifactsRequest\x1a+.globalstore_admin.v1.ListArtifactsResponse\x12\x65\n\x0cShowArtifact\x12).globalstore_admin.v1.ShowArtifactRequest\x1a*.globalstore_admin.v1.ShowArtifactResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'globalstore_admin.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPLAINSOURCESREQUEST']._serialized_start=58
-  _globals['_EXPLAINSOURCESREQUEST']._serialized_end=148
-  _globals['_EXPLAINEDSOURCE']._serialized_start=151
-  _globals['_EXPLAINEDSOURCE']._serialized_end=590
-  _globals['_EXPLAINSOURCESRESPONSE']._serialized_start=593
-  _globals['_EXPLAINSOURCESRESPONSE']._serialized_end=773
-  _globals['_ADMINSERVICE']._serialized_start=775
-  _globals['_ADMINSERVICE']._serialized_end=898
+  _globals['_EXPLAINSOURCESREQUEST']._serialized_start=91
+  _globals['_EXPLAINSOURCESREQUEST']._serialized_end=181
+  _globals['_EXPLAINEDSOURCE']._serialized_start=184
+  _globals['_EXPLAINEDSOURCE']._serialized_end=623
+  _globals['_EXPLAINSOURCESRESPONSE']._serialized_start=626
+  _globals['_EXPLAINSOURCESRESPONSE']._serialized_end=806
+  _globals['_KEYRECORD']._serialized_start=809
+  _globals['_KEYRECORD']._serialized_end=1104
+  _globals['_LISTKEYSREQUEST']._serialized_start=1106
+  _globals['_LISTKEYSREQUEST']._serialized_end=1197
+  _globals['_LISTKEYSRESPONSE']._serialized_start=1199
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1284
+  _globals['_SHOWKEYREQUEST']._serialized_start=1286
+  _globals['_SHOWKEYREQUEST']._serialized_end=1315
+  _globals['_KEYGENERATION']._serialized_start=1318
+  _globals['_KEYGENERATION']._serialized_end=1514
+  _globals['_SHOWKEYRESPONSE']._serialized_start=1517
+  _globals['_SHOWKEYRESPONSE']._serialized_end=1660
+  _globals['_ARTIFACTRECORD']._serialized_start=1663
+  _globals['_ARTIFACTRECORD']._serialized_end=2012
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=2014
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=2086
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=2088
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=2188
+  _globals['_SHOWARTIFACTREQUEST']._serialized_start=2190
+  _globals['_SHOWARTIFACTREQUEST']._serialized_end=2232
+  _globals['_ARTIFACTPLACE']._serialized_start=2234
+  _globals['_ARTIFACTPLACE']._serialized_end=2306
+  _globals['_SHOWARTIFACTRESPONSE']._serialized_start=2309
+  _globals['_SHOWARTIFACTRESPONSE']._serialized_end=2494
+  _globals['_ADMINSERVICE']._serialized_start=2497
+  _globals['_ADMINSERVICE']._serialized_end=3008
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,191 @@
+"""Look at keys of a running server, and change where they point."""
+
+import argparse
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from globalstore.cli import asking, output
+from globalstore.gen.globalstore_admin.v1 import admin_grpc
+from globalstore.gen.globalstore_admin.v1 import admin_pb2 as admin
+from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+
+# The call was answered, but not with what was wanted: no such key, or it points elsewhere.
+_NOT_DONE = 1
+
+Question = Callable[[argparse.Namespace, Any, Any], Awaitable[int]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the actions and their arguments."""
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, question: Question, summary: str, *, named: bool = True) -> Any:
+        added = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if named:
+            # Not ``key``, which is that of the client's certificate.
+            added.add_argument("name", metavar="KEY", help="name of the key")
+        asking.add_arguments(added)
+        output.add_arguments(added)
+        added.set_defaults(question=question, action=name)
+        return added
+
+    action("get", _get, "Show where a key points, and where it pointed before.")
+    setting = action("set", _set, "Point a new key at an artifact, or refresh one that does.")
+    setting.add_argument("artifact", metavar="ARTIFACT", help="id of the artifact")
+    setting.add_argument("--ttl", type=int, metavar="SECONDS", help="let it expire; 0: uncached")
+    setting.add_argument("--replica", default="", metavar="UUID", help="a hint for who resolves it")
+    setting.add_argument("--daemon", default="", metavar="ADDRESS", help="another one")
+    swapping = action("swap", _swap, "Point a key at another artifact, if the guards hold.")
+    swapping.add_argument("artifact", metavar="ARTIFACT", help="id of the new artifact")
+    swapping.add_argument(
+        "--if-artifact", default="", metavar="ID", help="only if it points there now"
+    )
+    swapping.add_argument(
+        "--if-generation", type=int, metavar="N", help="only if that is its generation now"
+    )
+    swapping.add_argument(
+        "--operation", default="", metavar="ID", help="makes it safe to try again after no answer"
+    )
+    action("revoke", _revoke, "Let a key point at nothing.")
+    listing = action("list", _list, "List keys.", named=False)
+    listing.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="of their names")
+    listing.add_argument("--all", action="store_true", help="also keys that point at nothing")
+    listing.add_argument(
+        "--limit", type=int, default=1000, metavar="N", help="keys at most; default: %(default)s"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask and print; 0 when what was wanted is so, 1 when it is not."""
+    codes = []
+
+    async def question(channel: Any, metadata: Any) -> None:
+        codes.append(await arguments.question(arguments, channel, metadata))
+
+    return asking.ask(f"key {arguments.action}", arguments, question) or codes[0]
+
+
+async def _get(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
+    stub = admin_grpc.AdminServiceStub(channel)
+    shown = await stub.ShowKey(admin.ShowKeyRequest(key=arguments.name), metadata=metadata)
+    if arguments.output == "json":
+        print(output.as_json(shown))
+    else:
+        key = shown.key
+        pairs = [
+            ("key", key.key),
+            ("points at", _target(key)),
+            ("generation", str(key.generation)),
+            ("kind", key.kind),
+            ("expires in", _expires_in(key)),
+            ("replica", key.replica_uuid),
+            ("daemon", key.daemon_address),
+            ("updated", key.updated_at.ToJsonString()),
+        ]
+        rows = [
+            (
+                str(each.generation),
+                each.artifact_id or each.version_set_id,
+                each.began_at.ToJsonString(),
+                each.ended_at.ToJsonString() if each.HasField("ended_at") else "-",
+            )
+            for each in shown.generations
+        ]
+        print(output.facts(pairs))
+        print()
+        print(output.table(("generation", "artifact", "from", "until"), rows))
+        if shown.is_truncated:
+            print("There are older ones.")
+    return 0 if shown.key.artifact_id or shown.key.version_set_id else _NOT_DONE
+
+
+async def _set(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
+    request = wire.UpsertKeyMappingRequest(
+        key=arguments.name,
+        artifact_id=arguments.artifact,
+        replica_uuid=arguments.replica,
+        daemon_address=arguments.daemon,
+    )
+    if arguments.ttl is not None:
+        request.ttl.FromSeconds(arguments.ttl)
+    stub = services.ArtifactCatalogServiceStub(channel)
+    answer = await stub.UpsertKeyMapping(request, metadata=metadata)
+    done = answer.status == wire.STATUS_OK
+    said = f"{arguments.name} points at {arguments.artifact}" if done else answer.conflict_reason
+    return _print(arguments, answer, said, done)
+
+
+async def _swap(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
+    stub = services.ArtifactCatalogServiceStub(channel)
+    answer = await stub.SwapKeyMapping(
+        wire.SwapKeyMappingRequest(
+            key=arguments.name,
+            new_artifact_id=arguments.artifact,
+            expected_artifact_id=arguments.if_artifact,
+            expected_generation=arguments.if_generation,
+            operation_id=arguments.operation,
+        ),
+        metadata=metadata,
+    )
+    done = answer.status == wire.STATUS_OK
+    if answer.artifact_id:
+        stands = f"points at {answer.artifact_id}, generation {answer.generation}"
+    else:
+        stands = "points at no artifact"
+    said = f"{arguments.name} {stands}" + ("" if done else "; nothing was changed")
+    return _print(arguments, answer, said, done)
+
+
+async def _revoke(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
+    stub = services.ArtifactCatalogServiceStub(channel)
+    answer = await stub.RevokeKeyMapping(
+        wire.RevokeKeyMappingRequest(key=arguments.name), metadata=metadata
+    )
+    done = answer.status == wire.STATUS_OK
+    said = f"{arguments.name} points at nothing" + (" now" if done else "; nothing was changed")
+    return _print(arguments, answer, said, done)
+
+
+def _print(arguments: argparse.Namespace, answer: Any, said: str, done: bool) -> int:
+    print(output.as_json(answer) if arguments.output == "json" else said)
+    return 0 if done else _NOT_DONE
+
+
+async def _list(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
+    stub = admin_grpc.AdminServiceStub(channel)
+    found: list[admin.KeyRecord] = []
+    after = ""
+    while len(found) < arguments.limit:
+        page = await stub.ListKeys(
+            admin.ListKeysRequest(
+                prefix=arguments.prefix,
+                include_absent=arguments.all,
+                after=after,
+                page_size=arguments.limit - len(found),
+            ),
+            metadata=metadata,
+        )
+        found += page.keys
+        after = page.next_after
+        if not after:
+            break
+    if arguments.output == "json":
+        print(output.as_json([output.as_dict(key) for key in found]))
+        return 0
+    rows = [
+        (key.key, _target(key), str(key.generation), key.kind, _expires_in(key) or "-")
+        for key in found
+    ]
+    print(output.table(("key", "points at", "generation", "kind", "expires in"), rows))
+    if after:
+        print(f"There are more; these are {len(found)} of them.")
+    return 0
+
+
+def _target(key: admin.KeyRecord) -> str:
+    return key.artifact_id or key.version_set_id or "nothing"
+
+
+def _expires_in(key: admin.KeyRecord) -> str:
+    return f"{key.expires_in_seconds:.1f} s" if key.HasField("expires_in_seconds") else ""
