@@ -176,8 +176,19 @@ class HandOver:
             )
 
 
-def hand_over(path: Path, waiters: int, seconds: float) -> list[float]:
-    """Return the seconds from the sending of each completion to the next waiter's answer."""
+def _paced(beats: Slot) -> Slot:
+    """Make the calls of a slot 50 times a second."""
+    due = time.perf_counter()
+    for wanted in beats:
+        due = max(due + 0.02, time.perf_counter())
+        yield wanted._replace(due=due)
+
+
+def hand_over(path: Path, waiters: int, seconds: float) -> tuple[list[float], Load]:
+    """Return the seconds from the sending of each completion to the next waiter's answer.
+
+    A worker's heartbeats go on meanwhile; they and the completions are in the load.
+    """
     with global_store(path) as server:
         worker = register_worker(server.port, 0)
         request = replica(worker, 0, ARTIFACT, 1)
@@ -189,11 +200,11 @@ def hand_over(path: Path, waiters: int, seconds: float) -> list[float]:
             [measured.waiter(wait_s) for _ in range(min(100, waiters - first))]
             for first in range(0, waiters, 100)
         ]
-        with LoadClient(server.port, slots) as client:
-            client.run(seconds)
-            counted = len(measured.took_s)
+        with LoadClient(server.port, [*slots, [_paced(heartbeats(worker))]]) as client:
+            load = client.run(seconds)
     # While they come, and while they leave, fewer wait.
-    return measured.took_s[counted // 10 : counted - counted // 10] or measured.took_s
+    edge = len(measured.took_s) // 10
+    return measured.took_s[edge : len(measured.took_s) - edge], load
 
 
 def run_operations(

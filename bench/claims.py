@@ -99,15 +99,15 @@ def taken_over(server: Child, stack: ExitStack) -> Sources:
     return Sources(server.port, workers, stack.enter_context(LoadClient(server.port, [slots])))
 
 
-def quantile_ms(loads: list[Load], quantile: float) -> float:
-    return median(load.quantile_us(CLAIM, quantile) for load in loads) / 1000
+def quantile_ms(loads: list[Load], quantile: float, method: str = CLAIM) -> float:
+    return median(load.quantile_us(method, quantile) for load in loads) / 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1000, 100_000, 1_000_000])
     parser.add_argument("--sources", type=int, nargs="+", default=[1, 8, 128, 1000, 5000])
-    parser.add_argument("--waiters", type=int, default=1000)
+    parser.add_argument("--waiters", type=int, nargs="+", default=[1000, 5000])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--operations", type=int, default=1000, help="of each round")
     parser.add_argument("--seconds", type=float, default=1.5, help="of each slice through gRPC")
@@ -163,15 +163,28 @@ def _by_sources(arguments: argparse.Namespace) -> None:
 
 
 def _in_line(arguments: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        took_s = claim_choice.hand_over(
-            Path(folder) / "server.db", arguments.waiters, 4 * arguments.seconds
-        )
-    ms = [percentile(took_s, share) * 1000 for share in (0.5, 0.99)]
+    rows = []
+    for waiters in arguments.waiters:
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+            took_s, load = claim_choice.hand_over(
+                Path(folder) / "server.db", waiters, 4 * arguments.seconds
+            )
+        ms = [percentile(took_s, share) * 1000 for share in (0.5, 0.99)]
+        others = [
+            f"{quantile_ms([load], 0.5, name):.1f} / {quantile_ms([load], 0.99, name):.1f}"
+            for name in ("CompleteReplicaTransport", "WorkerHeartbeat")
+        ]
+        rows.append([f"{waiters:,}", len(took_s), f"{ms[0]:.1f} / {ms[1]:.1f}", *others])
     print()
     table(
-        ["waiters", "hand-overs", "completion to next grant, ms p50 / p99"],
-        [[f"{arguments.waiters:,}", len(took_s), f"{ms[0]:.1f} / {ms[1]:.1f}"]],
+        [
+            "waiters",
+            "hand-overs",
+            "completion to next grant, ms p50 / p99",
+            "completion, ms p50 / p99",
+            "heartbeat, ms p50 / p99",
+        ],
+        rows,
     )
 
 

@@ -262,19 +262,21 @@ class SourceQueues:
         for waiter in newcomers:
             del queue.newcomers[waiter.request.request_id]
             queue.waiters[waiter.request.request_id] = waiter
-        oldest = list(islice(queue.waiters.values(), self._policy.scan_limit))
-        asked = list(dict.fromkeys(oldest + newcomers))
+        next_ones = list(islice(queue.waiters.values(), self._policy.scan_limit))
+        wall_us = self._wall_us()
+        groups = self._known.groups(groups_of(next_ones)) if by_group else {}
+        if by_group:
+            now = trio.current_time()
+            next_ones = ranked(next_ones, groups, self._policy.fairness, now, wall_us)
+        # No more of them can be granted in this pass.
+        next_ones = next_ones[: self._policy.batch_limit]
+        asked = list(dict.fromkeys(next_ones + newcomers))
         if not asked:
             return
         for waiter in asked:
             waiter.settling = True
-        wall_us = self._wall_us()
-        groups = self._known.groups(groups_of(oldest)) if by_group else {}
-        if by_group:
-            now = trio.current_time()
-            oldest = ranked(oldest, groups, self._policy.fairness, now, wall_us)
         asked_for = Round(
-            ranked=[waiter.request for waiter in oldest],
+            ranked=[waiter.request for waiter in next_ones],
             newcomers=[waiter.request for waiter in newcomers],
             routable=self._workers.routable(),
             grants_max=self._policy.batch_limit,
