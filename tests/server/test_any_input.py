@@ -56,7 +56,11 @@ def scramble(rng: random.Random, message: Message, share: float) -> None:
             entries = getattr(message, field.name)
             for _ in range(rng.choice([0, 1, 3, 100])):
                 name = rng.choice(TEXTS) + str(rng.randrange(100))
-                entries[name] = scalar(rng, field.message_type.fields_by_name["value"])
+                value_field = field.message_type.fields_by_name["value"]
+                if value_field.message_type is None:
+                    entries[name] = scalar(rng, value_field)
+                else:
+                    scramble(rng, entries[name], 0.5)
         elif field.is_repeated:
             items = getattr(message, field.name)
             for _ in range(rng.choice([0, 1, 3])):
