@@ -145,12 +145,23 @@ def through_the_server(path: Path, mode: Mode, sources: int, seconds: float) -> 
             return client.run(seconds)
 
 
-class HandOver:
-    """One source with one slot, and so many who wait for it one after the other."""
+class Line:
+    """One source with one slot, and so many who wait for it one after the other.
 
-    def __init__(self) -> None:
-        self.took_s: list[float] = []
+    Times are in seconds, and only those after ``since`` count: by then all wait.
+    """
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.handed_over: list[float] = []
+        self.completed: list[float] = []
+        self.heartbeats: list[float] = []
         self._freed_at: float | None = None
+
+    def _note(self, times: list[float], began: float) -> None:
+        now = time.perf_counter()
+        if began > self.since:
+            times.append(now - began)
 
     def waiter(self, wait_s: float) -> Slot:
         """Wait for the source and give it back at once, again and again."""
@@ -164,47 +175,45 @@ class HandOver:
             granted = wire.RequestReplicaTransportResponse.FromString(answer)
             if granted.status != wire.STATUS_OK:
                 continue
-            now = time.perf_counter()
             if self._freed_at is not None:
-                self.took_s.append(now - self._freed_at)
-            self._freed_at = time.perf_counter()
+                self._note(self.handed_over, self._freed_at)
+            began = self._freed_at = time.perf_counter()
             yield Wanted(
                 RUNTIME + "CompleteReplicaTransport",
                 wire.CompleteReplicaTransportRequest(
                     transport_id=granted.transport_id, outcome=1
                 ).SerializeToString(),
             )
+            self._note(self.completed, began)
+
+    def worker(self, beats: Slot) -> Slot:
+        """Say 50 times a second that the worker lives."""
+        due = time.perf_counter()
+        for wanted in beats:
+            due = max(due + 0.02, time.perf_counter())
+            yield wanted._replace(due=due)
+            self._note(self.heartbeats, due)
 
 
-def _paced(beats: Slot) -> Slot:
-    """Make the calls of a slot 50 times a second."""
-    due = time.perf_counter()
-    for wanted in beats:
-        due = max(due + 0.02, time.perf_counter())
-        yield wanted._replace(due=due)
+# Seconds that a server takes to let one request begin to wait, generously.
+_ARRIVAL_S = 0.002
 
 
-def hand_over(path: Path, waiters: int, seconds: float) -> tuple[list[float], Load]:
-    """Return the seconds from the sending of each completion to the next waiter's answer.
-
-    A worker's heartbeats go on meanwhile; they and the completions are in the load.
-    """
+def line_up(path: Path, waiters: int, seconds: float) -> Line:
+    """Let so many wait in line, for some seconds once they are there."""
     with global_store(path) as server:
         worker = register_worker(server.port, 0)
         request = replica(worker, 0, ARTIFACT, 1)
         call_once(server.port, RUNTIME + "RegisterReplica", request)
-        measured = HandOver()
-        # Waits end soon after the run; what is served then is not counted.
-        wait_s = seconds + 1
+        arrival_s = 0.5 + waiters * _ARRIVAL_S
+        line = Line(time.perf_counter() + arrival_s)
         slots = [
-            [measured.waiter(wait_s) for _ in range(min(100, waiters - first))]
+            [line.waiter(arrival_s + seconds + 1) for _ in range(min(100, waiters - first))]
             for first in range(0, waiters, 100)
         ]
-        with LoadClient(server.port, [*slots, [_paced(heartbeats(worker))]]) as client:
-            load = client.run(seconds)
-    # While they come, and while they leave, fewer wait.
-    edge = len(measured.took_s) // 10
-    return measured.took_s[edge : len(measured.took_s) - edge], load
+        with LoadClient(server.port, [*slots, [line.worker(heartbeats(worker))]]) as client:
+            client.run(arrival_s + seconds)
+    return line
 
 
 def run_operations(

@@ -99,8 +99,8 @@ def taken_over(server: Child, stack: ExitStack) -> Sources:
     return Sources(server.port, workers, stack.enter_context(LoadClient(server.port, [slots])))
 
 
-def quantile_ms(loads: list[Load], quantile: float, method: str = CLAIM) -> float:
-    return median(load.quantile_us(method, quantile) for load in loads) / 1000
+def quantile_ms(loads: list[Load], quantile: float) -> float:
+    return median(load.quantile_us(CLAIM, quantile) for load in loads) / 1000
 
 
 def main() -> None:
@@ -166,15 +166,9 @@ def _in_line(arguments: argparse.Namespace) -> None:
     rows = []
     for waiters in arguments.waiters:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-            took_s, load = claim_choice.hand_over(
-                Path(folder) / "server.db", waiters, 4 * arguments.seconds
-            )
-        ms = [percentile(took_s, share) * 1000 for share in (0.5, 0.99)]
-        others = [
-            f"{quantile_ms([load], 0.5, name):.1f} / {quantile_ms([load], 0.99, name):.1f}"
-            for name in ("CompleteReplicaTransport", "WorkerHeartbeat")
-        ]
-        rows.append([f"{waiters:,}", len(took_s), f"{ms[0]:.1f} / {ms[1]:.1f}", *others])
+            line = claim_choice.line_up(Path(folder) / "server.db", waiters, 2 * arguments.seconds)
+        times = (line.handed_over, line.completed, line.heartbeats)
+        rows.append([f"{waiters:,}", len(line.handed_over), *map(_ms, times)])
     print()
     table(
         [
@@ -186,6 +180,10 @@ def _in_line(arguments: argparse.Namespace) -> None:
         ],
         rows,
     )
+
+
+def _ms(seconds: list[float]) -> str:
+    return f"{percentile(seconds, 0.5) * 1000:.1f} / {percentile(seconds, 0.99) * 1000:.1f}"
 
 
 def _median_and_tail(values: list[float]) -> str:
