@@ -183,6 +183,8 @@ def _in_line(arguments: argparse.Namespace) -> None:
 
 
 def _ms(seconds: list[float]) -> str:
+    if not seconds:
+        return "none in time"
     return f"{percentile(seconds, 0.5) * 1000:.1f} / {percentile(seconds, 0.99) * 1000:.1f}"
 
 

@@ -44,10 +44,14 @@ SCRIPTS = {
 def tables(text: str) -> list[int]:
     """Return the number of rows below the head of each Markdown table, whose cells are all full."""
     found: list[int] = []
+    in_table = False
     for line in text.splitlines():
         if re.fullmatch(r"\|(-+:?\|)+", line):
             found.append(0)
-        elif found and line.startswith("|"):
+            in_table = True
+        elif not line.startswith("|"):
+            in_table = False
+        elif in_table:
             assert all(cell.strip() for cell in line.strip("|").split("|")), line
             found[-1] += 1
     return found
