@@ -5,8 +5,8 @@ tier of a source's memory comes before everything else.
 """
 
 import enum
-import itertools
 import math
+import operator
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -265,13 +265,18 @@ class Choice:
         return self._by_score(group)
 
     def _legacy(self) -> Chosen | None:
-        eligible = filter(self._is_eligible, self._rows)
-        first = next(eligible, None)
+        rows, routable, now_us = self._rows, self._routable, self._now_us
+        first = next((i for i, row in enumerate(rows) if self._is_eligible(row)), None)
         if first is None:
             return None
-        least = first[:2]
-        equals = itertools.takewhile(lambda row: row[:2] == least, eligible)
-        return Chosen(min((first, *equals), key=_legacy), 0)
+        tier, ratio = rows[first][:2]
+        end = bisect_right(rows, (tier, ratio, math.inf), first)
+        equals = [
+            row
+            for row in rows[first:end]
+            if row[7] in routable and row[3] < -row[4] and (row[9] is None or row[9] > now_us)
+        ]
+        return Chosen(min(equals, key=_legacy), 0)
 
     def _by_score(self, group: GroupProgress | None) -> Chosen | None:
         rows, loads, weights = self._rows, self._loads, self._scoring.weights
@@ -385,5 +390,5 @@ class _Crowding:
         return extra, self.cap is not None and granted + 1 > self.cap
 
 
-def _legacy(row: Candidate) -> tuple[int, int, int, int, bytes]:
-    return row.load, row.minus_limit, row.last_assigned_us, row.updated_us, row.replica_id
+# Among equal load ratios: load, -limit, last_assigned_us, updated_us, replica_id.
+_legacy = operator.itemgetter(3, 4, 2, 6, 5)
