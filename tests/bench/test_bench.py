@@ -33,7 +33,7 @@ SCRIPTS = {
     "calls": (["--rounds=1", "--seconds=0.05"], [6]),
     "keys": (["--rounds=1", "--seconds=0.05"], [5]),
     "switching": (["--intervals-ms", "5", "0.5", "--rounds=1", "--seconds=0.05"], [2]),
-    "herd": (["--daemons=5", "--replicas=2", "--rounds=1"], [1]),
+    "herd": (["--daemons=5", "--replicas=2", "--rounds=1"], [2]),
     "reconcile": (["--replicas=1200"], [5]),
     "chunks": (["--chunks", "300", "700", "--rounds=1"], [5]),
     "leases": (["--leases=200", "--sizes", "50", "200", "--rounds=1"], [2]),
