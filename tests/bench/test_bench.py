@@ -32,6 +32,7 @@ SCRIPTS = {
     "memory": (["--replicas=2000", "--seconds=0.1"], [1]),
     "calls": (["--rounds=1", "--seconds=0.05"], [6]),
     "keys": (["--rounds=1", "--seconds=0.05"], [5]),
+    "groups": (["--waiters", "2", "--rounds=1"], [1]),
     "switching": (["--intervals-ms", "5", "0.5", "--rounds=1", "--seconds=0.05"], [2]),
     "herd": (["--daemons=5", "--replicas=2", "--rounds=1"], [2]),
     "reconcile": (["--replicas=1200"], [5]),

@@ -28,6 +28,23 @@ async def test_a_known_key_is_resolved_without_the_database() -> None:
         assert queries(store) == before
 
 
+async def test_a_crowd_of_calls_for_a_known_key_asks_no_database_either() -> None:
+    async with serving() as store:
+        await ready(store, "a")
+        await upsert(store)
+        first = await resolve(store)
+        before, answers = queries(store), []
+
+        async def one() -> None:
+            answers.append(await resolve(store))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(200):
+                nursery.start_soon(one)
+        assert answers == [first] * 200
+        assert queries(store) == before
+
+
 async def test_a_key_that_points_at_nothing_is_known_too() -> None:
     async with serving() as store:
         await ready(store, "a", "b")
