@@ -236,6 +236,22 @@ def restore(tx: Transaction, lease_us: int) -> list[tuple[int, int]]:
     ]
 
 
+def raise_generations(tx: Transaction, by: int, now_us: int) -> None:
+    """Let every key go on ``by`` generations further, as a database does that was restored.
+
+    A copy goes back in time: what was handed out since it was made must not come again for another
+    target. Keys keep their targets, in a generation that nobody has seen.
+    """
+    tx.run("UPDATE key_generations SET ended_at = :now WHERE ended_at IS NULL", {"now": now_us})
+    tx.run("UPDATE key_mappings SET generation = generation + :by", {"by": by})
+    tx.run(
+        "INSERT INTO key_generations (mapping_key, generation, artifact_key, version_set_id,"
+        " began_at) SELECT mapping_key, generation, artifact_key, version_set_id, :now"
+        " FROM key_mappings WHERE artifact_key IS NOT NULL OR version_set_id != ''",
+        {"now": now_us},
+    )
+
+
 def purge_history(tx: Transaction, before_us: int, limit: int) -> int:
     """Forget up to ``limit`` targets that ended before a time; return how many."""
     return tx.run(

@@ -20,6 +20,10 @@ from keying import (
 )
 from serving import Serving, configuration, serving
 
+from globalstore.db import Store
+from globalstore.registry import keys
+from globalstore.registry.schema import MIGRATIONS
+
 DAY_S = 86400
 
 
@@ -222,3 +226,31 @@ async def test_a_restart_keeps_targets_hints_generations_and_tokens(tmp_path: Pa
         assert await swapped(store, "gone", operation_id="op") == (OK, "b", 0)
         await upsert(store, "gone")
         assert await target(store, "gone") == ("a", 2)
+
+
+async def test_a_restored_copy_goes_on_beyond_what_was_handed_out_since_it_was_made(
+    tmp_path: Path,
+) -> None:
+    file, copy = tmp_path / "store.db", tmp_path / "copy.db"
+    config = configuration(database={"db_file": str(file)})
+    async with serving(config) as store:
+        await ready(store, "a", "b")
+        await upsert(store, "live")
+        await upsert(store, "gone")
+        await revoke(store, "gone")
+    copy.write_bytes(file.read_bytes())
+    async with serving(config) as store:
+        assert await swapped(store, "live") == (OK, "b", 1)
+        assert await swapped(store, "gone") == (OK, "b", 1)
+    async with Store(copy, migrations=MIGRATIONS) as restored:
+        await restored.write(keys.raise_generations, 1_000_000, 1)
+    config = configuration(database={"db_file": str(copy)})
+    async with serving(config) as store:
+        assert await target(store, "live") == ("a", 1_000_000)
+        assert await target(store, "gone") is None
+        # What was right before the copy was made is no guard any more, and neither is what came.
+        for seen in (0, 1):
+            assert (await swap(store, "live", expected_generation=seen)).status == ERROR
+        assert await swapped(store, "live") == (OK, "b", 1_000_001)
+        assert await swapped(store, "gone") == (OK, "b", 1_000_001)
+        assert await history(store, "live") == [(0, "a"), (1_000_000, "a"), (1_000_001, "b")]
