@@ -7,6 +7,7 @@ import trio
 
 from globalstore.api.application import Application, Encoded
 from globalstore.api.group_calls import group_call
+from globalstore.db import Lane
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import version_sets
@@ -20,6 +21,9 @@ from globalstore.rules.values import identifier, required, storable
 
 # Sets of more parts are put together in a thread: some 20 µs a part.
 _PARTS_AT_ONCE = 32
+
+# Larger sets are written when nobody else waits: thousands of parts take the writer some 50 ms.
+_BULK_PARTS = 200
 
 # Description of a part that is kept: what a scheduler says of a rank is a small part of this.
 _METADATA_BYTES_MAX = 64 << 10
@@ -68,7 +72,12 @@ class VersionSetsFace:
         else:
             wanted = _manifest(input_message)
         registered = await self.app.write(
-            request, version_sets.register, wanted, described, self.app.wall_us()
+            request,
+            version_sets.register,
+            wanted,
+            described,
+            self.app.wall_us(),
+            lane=Lane.NORMAL if count <= _BULK_PARTS else Lane.BULK,
         )
         answer = (
             await trio.to_thread.run_sync(_answer, registered) if apart else _answer(registered)

@@ -69,12 +69,15 @@ def ensure(
         key: int = row[0]
         return key
     wanted = _complete(artifact_id, said or Description(), index)
-    if row is None:
-        merged = wanted
-    else:
-        merged = _merge(Description(row[1], row[2], row[4], row[5], row[3], row[6]), wanted)
+    before = None
+    merged = wanted
+    if row is not None:
+        before = Description(row[1], row[2], row[4], row[5], row[3], row[6])
+        merged = _merge(before, wanted)
     if index is not None:
         _store_index(tx, index, now_us)
+    if row is not None and merged == before:
+        return int(row[0])
     saved = tx.one(
         "INSERT INTO artifacts (artifact_id, id_kind, index_multihash, data_multihash,"
         " schema_version, encoding, total_size, created_at, updated_at) VALUES (:artifact_id,"

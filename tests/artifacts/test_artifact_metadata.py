@@ -175,6 +175,20 @@ async def test_the_same_request_again_is_fine_and_changes_nothing() -> None:
         assert await rows(store) == before
 
 
+async def test_only_what_changes_an_artifact_is_dated() -> None:
+    now_us = 1_700_000_000_000_000
+    times = "SELECT created_at, updated_at FROM artifacts"
+    async with serving(wall=lambda: now_us) as store:
+        began_us = now_us
+        await describe(store)
+        now_us += 1
+        await describe(store)
+        await store.replica("w", tensor_index_data=INDEX)
+        assert await store.read(times) == [(began_us, began_us)]
+        await describe(store, total_size=7)
+        assert await store.read(times) == [(began_us, now_us)]
+
+
 async def test_blank_fields_erase_nothing_and_gaps_are_filled() -> None:
     async with serving() as store:
         await describe(store, encoding="cbor", schema_version="v9", total_size=7)

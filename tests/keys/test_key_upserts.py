@@ -181,6 +181,7 @@ async def test_a_key_that_points_at_a_version_set_keeps_it() -> None:
         assert "gvs_1" in answer.conflict_reason
         answer = await swap(store, artifact_id="a")
         assert (answer.status, answer.artifact_id) == (ERROR, "")
+        assert await target(store) is None, "there is no artifact to tell"
         assert await revoke(store) == OK
 
 

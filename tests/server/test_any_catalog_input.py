@@ -1,5 +1,6 @@
 """Whatever a message of the catalog says, the answer is an answer and never INTERNAL."""
 
+import hashlib
 import random
 from typing import Any
 
@@ -17,6 +18,7 @@ from globalstore.gen.globalstore_admin.v1 import admin_pb2 as admin
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rules import multihash
+from globalstore.rules.artifact_ids import Scheme, digests_of, scheme_of
 
 EXPECTED = {
     StatusCode.OK,
@@ -100,6 +102,35 @@ async def test_no_message_is_answered_with_an_internal_error(method: str) -> Non
             assert code in EXPECTED, f"{code} for {request}"
         # And the server is as well as before.
         await ready(store, "another")
+        await check_invariants(store)
+
+
+# Every column in which an artifact id is kept.
+_IDS = """
+SELECT artifact_id FROM artifacts UNION SELECT from_artifact_id FROM artifact_bindings
+UNION SELECT to_artifact_id FROM artifact_bindings UNION SELECT artifact_id FROM disk_locations
+UNION SELECT artifact_id FROM selections
+"""
+
+
+async def check_invariants(store: Serving) -> None:
+    """What holds of the catalog at all times, as the contract lists it."""
+    for digest, data in await store.read("SELECT index_digest, index_data FROM tensor_indexes"):
+        assert hashlib.sha256(data).digest() == digest
+    described = "SELECT artifact_id, index_multihash, data_multihash FROM artifacts"
+    for artifact_id, *multihashes in await store.read(described):
+        if scheme_of(artifact_id) is Scheme.MI2:
+            assert digests_of(artifact_id) in {None, tuple(multihashes)}
+    schemes = {scheme_of(artifact_id) for (artifact_id,) in await store.read(_IDS)}
+    assert not schemes & {Scheme.MSA1, Scheme.BYTE_ARTIFACT}
+    ended = "SELECT count(*) FROM group_transactions WHERE (state >= 5) != (ended_at IS NOT NULL)"
+    assert await store.read(ended) == [(0,)]
+    incomplete = (
+        "SELECT count(*) FROM group_transactions t WHERE state = 5 AND (prepared_count !="
+        " total_parts OR prepared_count != (SELECT count(*) FROM group_members m"
+        " WHERE m.transaction_key = t.transaction_key AND is_prepared))"
+    )
+    assert await store.read(incomplete) == [(0,)]
 
 
 async def code_of(store: Serving, method: str, request: Any) -> StatusCode:
