@@ -13,6 +13,8 @@ from globalstore.api.catalog_lists import CatalogListsFace
 from globalstore.api.chunks import ChunksFace
 from globalstore.api.disk_locations import DiskLocationsFace
 from globalstore.api.explaining import ExplainingFace
+from globalstore.api.group_joins import GroupJoinsFace
+from globalstore.api.group_reports import GroupReportsFace
 from globalstore.api.groups import GroupsFace
 from globalstore.api.instances import InstancesFace
 from globalstore.api.keys import KeysFace
@@ -54,6 +56,8 @@ class ArtifactCatalog(
     DiskLocationsFace,
     KeysFace,
     VersionSetsFace,
+    GroupJoinsFace,
+    GroupReportsFace,
     GroupsFace,
     services.ArtifactCatalogServiceServicer,
 ):
