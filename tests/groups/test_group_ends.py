@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -34,6 +35,8 @@ from purerpc import RpcFailedError, StatusCode
 from serving import Serving, configuration, eventually, refused, serving
 from socketless import CallFailed, Host, folder_in_memory
 
+from globalstore.daemon.client import connection
+from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import groups
 from globalstore.registry.events import LeaseKind
@@ -210,13 +213,15 @@ async def test_the_waiters_of_one_realization_are_bounded_and_others_are_free(
 async def test_who_goes_away_leaves_room_at_once(nursery: trio.Nursery) -> None:
     async with serving(on(max_waiters_per_transaction=1)) as store:
         transaction_id = await begun(store)
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as inner:
-                waiting = Waiting(store, inner)
-                await waiting.start(transaction_id, 100)
-                # The client that gives up is one whose connection ends: here, the stream is reset.
-                scope.cancel()
+        began = trio.current_time()
+        async with (
+            trio.open_nursery() as inner,
+            connection("127.0.0.1", store.info.listen_port) as channel,
+        ):
+            other = attrs.evolve(store, catalog=services.ArtifactCatalogServiceStub(channel))
+            await Waiting(other, inner).start(transaction_id, 100)
         await eventually(lambda: len(store.server.group_waiters) == 0)
+        assert trio.current_time() - began < 20, "not by the end of the realization, after 30 s"
         await Waiting(store, nursery).start(transaction_id, 100)
 
 
