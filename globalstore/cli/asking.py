@@ -74,7 +74,7 @@ def ask(
 
     try:
         trio.run(run, strict_exception_groups=True)
-    except BaseException as error:
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:
         causes = list(_causes(error))
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
             return 130

@@ -59,8 +59,8 @@ def at_once(answer: Callable[[Any, Any, Call], Any]) -> Callable[[F], F]:
     """Give a unary method that takes its call an ``answer`` for when nothing has to be waited for.
 
     ``answer(servicer, message, call)`` returns the reply, or None, having done nothing, to let the
-    method itself serve the call. It runs without a task of its own, which is most of what a short
-    call costs, and without the interceptors: it logs nothing and takes some microseconds.
+    method itself serve the call. It runs without a task of its own and without the
+    interceptors: it logs nothing and takes some microseconds.
     """
 
     def mark(method: F) -> F:
