@@ -15,13 +15,14 @@ from measuring import global_store
 from populating import WORKERS, register_workers, registration
 from wire_load import Load, LoadClient, Slot, Wanted, call_each, call_once
 
+from globalstore.caches.sources import KnownSources
 from globalstore.db import Store, StoreOptions, Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import events, replicas, transport_ends, transports
+from globalstore.registry import signals
+from globalstore.registry.runtime import replicas, transport_ends, transports
+from globalstore.registry.runtime.transports import Granted, Request, Round
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.registry.transports import Granted, Request, Round
 from globalstore.rules.scoring import Mode, Scoring
-from globalstore.scheduling.sources import KnownSources
 
 ARTIFACT = "wanted"
 CLIENTS = 16
@@ -34,11 +35,11 @@ def follow(known: KnownSources, committed: Sequence[Any]) -> None:
     """Tell memory of a commit, as the server does."""
     for event in committed:
         match event:
-            case events.TransportGranted():
+            case signals.TransportGranted():
                 known.granted(event)
-            case events.TransportEnded():
+            case signals.TransportEnded():
                 known.ended(event)
-            case events.SourcesListed(space, shortlist):
+            case signals.SourcesListed(space, shortlist):
                 known.listed(space, shortlist)
 
 

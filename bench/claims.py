@@ -27,12 +27,12 @@ from measuring import Child, global_store, table
 from populating import HOT, HOT_PORT, HOT_REPLICAS, WORKERS, open_store, populated
 from wire_load import Load, LoadClient, call_each, call_once
 
+from globalstore.caches.sources import KnownSources
 from globalstore.db import Transaction
-from globalstore.registry import replicas, transport_ends, transports
-from globalstore.registry.events import Shortlist
-from globalstore.registry.transports import Granted, Request, Round
+from globalstore.registry.runtime import replicas, transport_ends, transports
+from globalstore.registry.runtime.transports import Granted, Request, Round
+from globalstore.registry.signals import Shortlist
 from globalstore.rules.scoring import Mode
-from globalstore.scheduling.sources import KnownSources
 
 CLAIM = "RequestReplicaTransport"
 CLIENTS = 16

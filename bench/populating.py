@@ -8,8 +8,9 @@ from typing import Any
 import trio
 
 from globalstore.db import Store, StoreOptions, Transaction
-from globalstore.registry import recovery, replicas, workers
-from globalstore.registry.replicas import MemoryTier, Place
+from globalstore.registry import recovery
+from globalstore.registry.runtime import replicas, workers
+from globalstore.registry.runtime.replicas import MemoryTier, Place
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.transfer import ExportState, Transfer
 

@@ -15,15 +15,15 @@ import trio
 import trio.testing
 
 import globalstore.config
-from globalstore.api.application import ServerInfo
-from globalstore.daemon.client import connection
+from globalstore.api.context import ServerInfo
+from globalstore.client.connection import connection
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
-from globalstore.parts import wall_us
-from globalstore.server import Server
-from globalstore.timers.pulse import TICK_S
+from globalstore.liveness.stalls import TICK_S
+from globalstore.server.components import wall_us
+from globalstore.server.lifecycle import Server
 
 KEY = "k" * 40
 

@@ -17,16 +17,16 @@ from google.protobuf.message_factory import GetMessageClass
 from purerpc import StatusCode
 from serving import configuration
 
-from globalstore import listening
-from globalstore.api.errors import status_of as map_error
+from globalstore.api.middleware.status_codes import status_of as map_error
 from globalstore.config import GlobalStoreConfig
 from globalstore.db import Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rpc import Call
 from globalstore.rpc.dispatch import Route, status_of
 from globalstore.rpc.headers import RequestHead
-from globalstore.server import Server
-from globalstore.vitals import Vitals
+from globalstore.server import grpc_listener
+from globalstore.server.gauges import Vitals
+from globalstore.server.lifecycle import Server
 
 _METHODS = [
     method for service in wire.DESCRIPTOR.services_by_name.values() for method in service.methods
@@ -86,7 +86,7 @@ class _Process(Server):
         with self.life:
             async with self.store, self.queues, trio.open_nursery() as nursery:
                 await self._recover()
-                self.listener = listening.listener(self.app, self.grpc_health, self.tokens)
+                self.listener = grpc_listener.listener(self.app, self.grpc_health, self.tokens)
                 self.routes = self.listener._serving.routes
                 self.pulse.on_second = Vitals(self, self.listener).look
                 self._start_background(nursery)

@@ -7,18 +7,12 @@ from collections.abc import Sequence
 
 import trio
 
-from globalstore.api.application import Application
+from globalstore.api.context import Application
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
 from globalstore.registry import memory_tier_samples, memory_tiers
 from globalstore.registry.memory_tier_samples import Retention, Sample
-from globalstore.registry.memory_tiers import (
-    OUTSTANDING,
-    Acknowledgement,
-    Lease,
-    Request,
-    State,
-)
+from globalstore.registry.memory_tiers import OUTSTANDING, Acknowledgement, Lease, Request, State
 from globalstore.rpc import Call
 from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.values import identifier, required

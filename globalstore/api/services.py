@@ -5,29 +5,29 @@ An RPC that no face implements yet answers UNIMPLEMENTED.
 
 from typing import Any
 
-from globalstore.api.admin import AdminFace
-from globalstore.api.application import Application
-from globalstore.api.artifacts import ArtifactsFace
-from globalstore.api.bindings import BindingsFace
-from globalstore.api.catalog_lists import CatalogListsFace
-from globalstore.api.chunks import ChunksFace
-from globalstore.api.disk_locations import DiskLocationsFace
-from globalstore.api.explaining import ExplainingFace
-from globalstore.api.group_joins import GroupJoinsFace
-from globalstore.api.group_reports import GroupReportsFace
-from globalstore.api.groups import GroupsFace
-from globalstore.api.instances import InstancesFace
-from globalstore.api.keys import KeysFace
+from globalstore.api.admin.catalog_lists import CatalogListsFace
+from globalstore.api.admin.server_info import AdminFace
+from globalstore.api.admin.source_reasons import ExplainingFace
+from globalstore.api.catalog.artifacts import ArtifactsFace
+from globalstore.api.catalog.bindings import BindingsFace
+from globalstore.api.catalog.disk_locations import DiskLocationsFace
+from globalstore.api.catalog.keys import KeysFace
+from globalstore.api.catalog.realization_joins import GroupJoinsFace
+from globalstore.api.catalog.realization_reports import GroupReportsFace
+from globalstore.api.catalog.realizations import GroupsFace
+from globalstore.api.catalog.version_sets import VersionSetsFace
+from globalstore.api.context import Application
 from globalstore.api.memory_tiers import MemoryTiersFace
-from globalstore.api.reconcile import ReconcileFace
-from globalstore.api.replica_lifecycle import ReplicaLifecycleFace
-from globalstore.api.replicas import ReplicasFace
-from globalstore.api.shard_leases import ShardLeasesFace
-from globalstore.api.transport_windows import TransportWindowsFace
-from globalstore.api.transports import TransportsFace
-from globalstore.api.version_sets import VersionSetsFace
-from globalstore.api.workers import WorkersFace
-from globalstore.gen.globalstore_admin.v1 import admin_grpc
+from globalstore.api.runtime.chunks import ChunksFace
+from globalstore.api.runtime.instances import InstancesFace
+from globalstore.api.runtime.reconcile import ReconcileFace
+from globalstore.api.runtime.replica_lifecycle import ReplicaLifecycleFace
+from globalstore.api.runtime.replicas import ReplicasFace
+from globalstore.api.runtime.shard_leases import ShardLeasesFace
+from globalstore.api.runtime.transport_windows import TransportWindowsFace
+from globalstore.api.runtime.transports import TransportsFace
+from globalstore.api.runtime.workers import WorkersFace
+from globalstore.gen.globalstore.admin.v1 import admin_grpc
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
 

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from globalstore.cli import asking, output
-from globalstore.gen.globalstore_admin.v1 import admin_grpc
-from globalstore.gen.globalstore_admin.v1 import admin_pb2 as admin
+from globalstore.cli import connecting, output
+from globalstore.gen.globalstore.admin.v1 import admin_grpc
+from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 
 Question = Callable[[argparse.Namespace, Any, Any], Awaitable[None]]
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def action(name: str, question: Question, summary: str) -> Any:
         added = actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        asking.add_arguments(added)
+        connecting.add_arguments(added)
         output.add_arguments(added)
         added.set_defaults(question=question, action=name)
         return added
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     async def question(channel: Any, metadata: Any) -> None:
         await arguments.question(arguments, channel, metadata)
 
-    return asking.ask(f"artifact {arguments.action}", arguments, question)
+    return connecting.ask(f"artifact {arguments.action}", arguments, question)
 
 
 async def _show(arguments: argparse.Namespace, channel: Any, metadata: Any) -> None:

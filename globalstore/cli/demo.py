@@ -18,9 +18,9 @@ import attrs
 import purerpc
 import trio
 
+from globalstore.client.connection import Unreachable
 from globalstore.daemon import Artifact, Daemon, Identity, Malformed, StoreClient, read_artifact
 from globalstore.daemon.bytes_server import BytesServer, TransferFailed, fetch
-from globalstore.daemon.client import Unreachable
 from globalstore.daemon.daemon import Refused, Source
 from globalstore.daemon.safetensors import write_sample
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -6,9 +6,9 @@ The server is asked what a request would be told at this moment. Nothing is gran
 import argparse
 from typing import Any
 
-from globalstore.cli import asking, output
-from globalstore.gen.globalstore_admin.v1 import admin_grpc
-from globalstore.gen.globalstore_admin.v1 import admin_pb2 as admin
+from globalstore.cli import connecting, output
+from globalstore.gen.globalstore.admin.v1 import admin_grpc
+from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 
 _HEAD = (
     "#", "replica", "worker", "address", "memory", "load", "worker load", "idle s", "load +",
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for", dest="requester", default="", metavar="WORKER", help="mark what this worker holds"
     )
-    asking.add_arguments(parser)
+    connecting.add_arguments(parser)
     output.add_arguments(parser)
 
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         is_json = arguments.output == "json"
         print(output.as_json(answer) if is_json else _table(arguments, answer))
 
-    return asking.ask("explain", arguments, question)
+    return connecting.ask("explain", arguments, question)
 
 
 def _table(arguments: argparse.Namespace, answer: admin.ExplainSourcesResponse) -> str:

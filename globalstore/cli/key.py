@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from globalstore.cli import asking, output
-from globalstore.gen.globalstore_admin.v1 import admin_grpc
-from globalstore.gen.globalstore_admin.v1 import admin_pb2 as admin
+from globalstore.cli import connecting, output
+from globalstore.gen.globalstore.admin.v1 import admin_grpc
+from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if named:
             # Not ``key``, which is that of the client's certificate.
             added.add_argument("name", metavar="KEY", help="name of the key")
-        asking.add_arguments(added)
+        connecting.add_arguments(added)
         output.add_arguments(added)
         added.set_defaults(question=question, action=name)
         return added
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     async def question(channel: Any, metadata: Any) -> None:
         codes.append(await arguments.question(arguments, channel, metadata))
 
-    return asking.ask(f"key {arguments.action}", arguments, question) or codes[0]
+    return connecting.ask(f"key {arguments.action}", arguments, question) or codes[0]
 
 
 async def _get(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:

@@ -13,13 +13,13 @@ import trio
 import globalstore
 from globalstore import config as configuration
 from globalstore import telemetry
-from globalstore.api.auth import TokenFileUnusable
+from globalstore.api.middleware.tokens import TokenFileUnusable
 from globalstore.config import ConfigError, GlobalStoreConfig
 from globalstore.db import StartRefused
-from globalstore.listening import TlsUnusable
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rpc import CannotListen, PortBusy
-from globalstore.server import Server
+from globalstore.server.grpc_listener import TlsUnusable
+from globalstore.server.lifecycle import Server
 from globalstore.telemetry import LogWriter
 
 _log = telemetry.get_logger("globalstore.server")

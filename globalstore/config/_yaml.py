@@ -5,14 +5,7 @@ import re
 import attrs
 import yaml
 
-from globalstore.config.nodes import (
-    DEPTH_MAX,
-    DocumentError,
-    Node,
-    Problem,
-    Value,
-    join_path,
-)
+from globalstore.config.nodes import DEPTH_MAX, DocumentError, Node, Problem, Value, join_path
 
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOLS = {

@@ -8,14 +8,7 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import attrs
 
-from globalstore.config.kinds import (
-    Headers,
-    Real,
-    Seconds,
-    Whole,
-    enum_short_name,
-    format_duration,
-)
+from globalstore.config.kinds import Headers, Real, Seconds, Whole, enum_short_name, format_duration
 from globalstore.config.nodes import join_path
 from globalstore.config.schema import GlobalStoreConfig, manual
 

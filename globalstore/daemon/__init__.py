@@ -8,7 +8,7 @@ its bytes between daemons. All of it knows the wire contract and nothing of the 
 
 from purerpc import RpcFailedError
 
-from globalstore.daemon.client import StoreClient, Unreachable
+from globalstore.client.connection import StoreClient, Unreachable
 from globalstore.daemon.daemon import Daemon, Refused, Source
 from globalstore.daemon.identity import Identity
 from globalstore.daemon.inventory import Held, Inventory

@@ -3,9 +3,10 @@
 import attrs
 
 from globalstore.db import Row, Snapshot
-from globalstore.registry import bindings, disk_locations, replica_lists
-from globalstore.registry.disk_locations import DiskLocation
-from globalstore.registry.keys import KeyMapping, Kind
+from globalstore.registry.catalog import bindings, disk_locations
+from globalstore.registry.catalog.disk_locations import DiskLocation
+from globalstore.registry.catalog.keys import KeyMapping, Kind
+from globalstore.registry.runtime import replica_lists
 from globalstore.rules import multihash
 
 # Rows that a page looks at: keys that were revoked are passed over, however many there are.

@@ -6,7 +6,7 @@ Numbers are as on the wire here, unsigned; times are nanoseconds since 1970.
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry.events import MemoryTierSampled
+from globalstore.registry.signals import MemoryTierSampled
 from globalstore.rules.values import ordered64, signed64, unordered64, unsigned64
 
 

@@ -10,12 +10,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry.events import (
-    LeaseEnded,
-    LeaseGranted,
-    LeaseKind,
-    LeasesSettled,
-)
+from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesSettled
 from globalstore.rules.refusals import FailedPrecondition, NotFound, ResourceExhausted
 from globalstore.rules.values import ordered64, signed64, unordered64, unsigned64
 

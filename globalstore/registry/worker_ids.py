@@ -8,7 +8,7 @@ takes a number that was never in use; a worker that confirms what it had goes ba
 import attrs
 
 from globalstore.db import Transaction
-from globalstore.registry.events import WorkerReplicasChanged
+from globalstore.registry.signals import WorkerReplicasChanged
 
 # The worker of replicas that are gone but still serve transports.
 NOBODY = 0

@@ -9,11 +9,9 @@ from purerpc import Cardinality, StatusCode
 
 from globalstore.rpc.call import Call
 from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor, at_once
-from globalstore.rpc.health import HealthService, ServingStatus
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.listener import DrainReport, Listener, Statistics
 from globalstore.rpc.method import Method
-from globalstore.rpc.reflection import reflection_services
 from globalstore.rpc.serving import ListenerOptions
 from globalstore.rpc.sockets import CannotListen, PortBusy
 from globalstore.rpc.status import Abort, Status
@@ -27,18 +25,15 @@ __all__ = [
     "Cardinality",
     "DrainReport",
     "Handler",
-    "HealthService",
     "Interceptor",
     "Limits",
     "Listener",
     "ListenerOptions",
     "Method",
     "PortBusy",
-    "ServingStatus",
     "Statistics",
     "Status",
     "StatusCode",
     "at_once",
-    "reflection_services",
     "server_context",
 ]

@@ -23,8 +23,8 @@ from globalstore.rpc.events import (
     StreamReset,
 )
 from globalstore.rpc.headers import RequestHead
+from globalstore.rpc.keepalive import Patrol
 from globalstore.rpc.method import UNKNOWN
-from globalstore.rpc.patrol import Patrol
 from globalstore.rpc.serving import Serving
 from globalstore.rpc.status import DRAINING, OK, Status
 from globalstore.rpc.wakeup import Wakeup

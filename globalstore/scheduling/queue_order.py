@@ -5,8 +5,8 @@ from typing import Protocol, TypeVar
 
 import attrs
 
-from globalstore.registry.events import GroupKey
-from globalstore.registry.transports import Request
+from globalstore.registry.runtime.transports import Request
+from globalstore.registry.signals import GroupKey
 from globalstore.rules.scoring import GroupProgress
 
 # Multiples of the ageing threshold after which nobody who came later goes first.

@@ -15,29 +15,15 @@ from typing import Self
 
 import trio
 
+from globalstore.caches.sources import KnownSources
 from globalstore.db import DatabaseError, Lane, Store
-from globalstore.registry import transport_ends, transports
-from globalstore.registry.events import GroupKey, Space
-from globalstore.registry.transports import (
-    Answer,
-    Granted,
-    Miss,
-    Refused,
-    Request,
-    Round,
-)
+from globalstore.liveness.workers import Workers
+from globalstore.registry.runtime import transport_ends, transports
+from globalstore.registry.runtime.transports import Answer, Granted, Miss, Refused, Request, Round
+from globalstore.registry.signals import GroupKey, Space
 from globalstore.rules.scoring import Mode, Scoring
 from globalstore.scheduling.queue_order import ranked
-from globalstore.scheduling.sources import KnownSources
-from globalstore.scheduling.waiters import (
-    Policy,
-    Queue,
-    Waiter,
-    Withdrawn,
-    event_of,
-    groups_of,
-)
-from globalstore.scheduling.workers import Workers
+from globalstore.scheduling.waiters import Policy, Queue, Waiter, Withdrawn, event_of, groups_of
 
 # Newcomers looked at in one pass. Each costs the writer two index look-ups, so that a burst of
 # requests for one artifact is taken in at once without holding others up.

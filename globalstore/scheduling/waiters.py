@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import attrs
 import trio
 
-from globalstore.registry.events import GroupKey, Space
-from globalstore.registry.transports import Answer, Granted, Miss, Refused, Request
+from globalstore.registry.runtime.transports import Answer, Granted, Miss, Refused, Request
+from globalstore.registry.signals import GroupKey, Space
 from globalstore.rules.scoring import Scoring
 from globalstore.scheduling.queue_order import Fairness
 

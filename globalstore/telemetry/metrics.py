@@ -10,10 +10,10 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from globalstore.telemetry.calls import CallMetrics
-from globalstore.telemetry.groups import GroupMetrics
+from globalstore.telemetry.daemon_locks import LaneMetrics
 from globalstore.telemetry.labels import ArtifactSeries
-from globalstore.telemetry.lanes import LaneMetrics
 from globalstore.telemetry.memory_tiers import MemoryTierMetrics
+from globalstore.telemetry.realizations import GroupMetrics
 from globalstore.telemetry.shares import SourceShares
 
 # Creation times would double the counters of a scrape; nobody asked for them.

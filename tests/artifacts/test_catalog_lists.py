@@ -9,8 +9,8 @@ from keying import ready, revoke, swap, upsert
 from purerpc import StatusCode
 from serving import Serving, refused, serving
 
-from globalstore.gen.globalstore_admin.v1 import admin_grpc
-from globalstore.gen.globalstore_admin.v1 import admin_pb2 as admin
+from globalstore.gen.globalstore.admin.v1 import admin_grpc
+from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.registry import catalog_lists
 
 NOW_US = 1_700_000_000_000_000
@@ -95,7 +95,7 @@ async def test_all_of_a_key_is_shown(mock_clock: trio.testing.MockClock) -> None
 
 
 async def test_only_the_latest_of_many_targets_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    from globalstore.api import catalog_lists as api
+    from globalstore.api.admin import catalog_lists as api
 
     for module in (catalog_lists, api):
         monkeypatch.setattr(module, "ENTRIES_MAX", 2)

@@ -11,12 +11,12 @@ from socketless import CallFailed, Host
 
 from globalstore.db import Full, Store, Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import chunks
-from globalstore.registry.chunks import Report
+from globalstore.registry.runtime import chunks
+from globalstore.registry.runtime.chunks import Report
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.chunk_states import ChunkState, Patches
 from globalstore.rules.refusals import Unavailable
-from globalstore.scheduling.chunks import ChunkReports
+from globalstore.waiting.chunk_reports import ChunkReports
 
 
 async def goodbye(store: Serving, worker_id: str, graceful: bool = True) -> None:

@@ -7,9 +7,9 @@ from chunking import COLD, COPIED_GPU, HOT, LOCKED_TX, entry, query, report, sta
 from purerpc import StatusCode
 from serving import Serving, eventually, pass_time, refused, serving
 
-from globalstore.api import chunks as face
+from globalstore.api.runtime import chunks as face
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.scheduling import chunks as scheduling
+from globalstore.waiting import chunk_reports as scheduling
 
 
 async def test_a_location_tells_whom_to_ask_and_for_what() -> None:

@@ -7,7 +7,7 @@ from chunking import COLD, COPIED_GPU, EVICTED, HOT, LOCKED_TX, entry, query, re
 from purerpc import StatusCode
 from serving import refused, serving
 
-from globalstore.api.chunks import UPDATES_MAX
+from globalstore.api.runtime.chunks import UPDATES_MAX
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 

@@ -13,7 +13,7 @@ from globalstore.daemon.bytes_server import BytesServer, TransferFailed, fetch
 from globalstore.daemon.daemon import Refused
 from globalstore.daemon.safetensors import write_sample
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.server import Server
+from globalstore.server.lifecycle import Server
 
 IDENTITY = Identity("d1", "node-1", "d1.example", 50052, 50053, pool_bytes=100)
 

@@ -9,14 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from globalstore.db import (
-    Closed,
-    Lane,
-    OutcomeUnknown,
-    Site,
-    Store,
-    StoreOptions,
-)
+from globalstore.db import Closed, Lane, OutcomeUnknown, Site, Store, StoreOptions
 
 SEED = 20_240_611
 

@@ -11,16 +11,7 @@ import ledger
 import pytest
 import trio
 
-from globalstore.db import (
-    Busy,
-    Closed,
-    Damaged,
-    IoFailed,
-    Observers,
-    Site,
-    Store,
-    StoreOptions,
-)
+from globalstore.db import Busy, Closed, Damaged, IoFailed, Observers, Site, Store, StoreOptions
 from globalstore.db.wal import Log
 
 SEED = 44_100

@@ -6,14 +6,7 @@ import attrs
 import ledger
 import pytest
 
-from globalstore.db import (
-    Migration,
-    MigrationFailed,
-    Store,
-    StoreOptions,
-    Transaction,
-    limits,
-)
+from globalstore.db import Migration, MigrationFailed, Store, StoreOptions, Transaction, limits
 from globalstore.db.backup import Unsound, count_rows, verify
 
 

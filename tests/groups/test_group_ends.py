@@ -35,11 +35,11 @@ from purerpc import RpcFailedError, StatusCode
 from serving import Serving, configuration, eventually, refused, serving
 from socketless import CallFailed, Host, folder_in_memory
 
-from globalstore.daemon.client import connection
+from globalstore.client.connection import connection
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import groups
-from globalstore.registry.events import LeaseKind
+from globalstore.registry.catalog import realizations
+from globalstore.registry.signals import LeaseKind
 
 INVALID, FAILED = StatusCode.INVALID_ARGUMENT, StatusCode.FAILED_PRECONDITION
 UNKNOWN = f"grt_{'0' * 64}"
@@ -483,11 +483,11 @@ async def test_many_members_are_forgotten_in_pieces() -> None:
             await abort(store, answer.transaction_id)
         gone, left = [], 21
         while left:
-            gone.append(await store.server.store.write(groups.purge_members, NOW_US + 1, 5))
+            gone.append(await store.server.store.write(realizations.purge_members, NOW_US + 1, 5))
             [(left,)] = await store.read("SELECT count(*) FROM group_members")
             assert len(gone) < 10
         assert all(each >= 5 for each in gone[:-1])
-        assert await store.server.store.write(groups.purge_members, NOW_US + 1, 5) <= 1
+        assert await store.server.store.write(realizations.purge_members, NOW_US + 1, 5) <= 1
         assert await store.read("SELECT DISTINCT has_members FROM group_transactions") == [(0,)]
 
 

@@ -15,7 +15,7 @@ from purerpc import StatusCode
 from socketless import CallFailed, Host, folder_in_memory
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.rules import groups
+from globalstore.rules import realizations
 
 FAILED, EXISTS = StatusCode.FAILED_PRECONDITION, StatusCode.ALREADY_EXISTS
 MISSING = StatusCode.NOT_FOUND
@@ -190,9 +190,9 @@ STEPS = st.one_of(
 def transaction_id(epoch: int, version: str) -> str:
     """The id that a slot's realization has, known before it begins."""
     encoded = b"\x0a\x01" + version.encode()
-    chosen = groups.Selection(encoded, version, "", groups.computed_hash(encoded), b"")
-    version_set = groups.same_for_all(chosen, PARTS)
-    fingerprint = groups.transaction_fingerprint(
+    chosen = realizations.Selection(encoded, version, "", realizations.computed_hash(encoded), b"")
+    version_set = realizations.same_for_all(chosen, PARTS)
+    fingerprint = realizations.transaction_fingerprint(
         group_kind="tp_serving", group_id="g1", epoch=epoch, required_part_ids=list(PARTS),
         manifest_hash=version_set.manifest_hash, kind=version_set.kind, key_generation=None,
     )  # fmt: skip

@@ -28,8 +28,8 @@ from grouping import (
 from purerpc import RpcFailedError, StatusCode
 from serving import configuration, serving
 
-from globalstore.registry.groups import State
-from globalstore.scheduling.groups import GroupWaiters
+from globalstore.registry.catalog.realizations import State
+from globalstore.waiting.realizations import GroupWaiters
 
 CLIENTS = 40
 FAILED, EXISTS = StatusCode.FAILED_PRECONDITION, StatusCode.ALREADY_EXISTS

@@ -15,10 +15,10 @@ from serving import Serving, configuration, eventually, pass_time, refused, serv
 
 from globalstore.db import Full, Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import instances as registry
-from globalstore.registry.events import InstanceState
-from globalstore.scheduling.instances import Instances
-from globalstore.timers.maintenance import _DAY_S
+from globalstore.liveness.instances import Instances
+from globalstore.maintenance.retention import _DAY_S
+from globalstore.registry.runtime import instances as registry
+from globalstore.registry.signals import InstanceState
 
 NOW_US = 1_700_000_000_000_000
 POLICY = {"heartbeat_timeout": "10s"}  # grace 1 s: 4 flush intervals of a 40th of it

@@ -10,9 +10,9 @@ import trio.testing
 from instancing import NODE_AGENT, SIGNALS, beat, ids, listed, register, unregister
 from serving import Serving, configuration, pass_time, serving
 
-from globalstore.api import instances as api
+from globalstore.api.runtime import instances as api
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import instances as registry
+from globalstore.registry.runtime import instances as registry
 
 NOW_US = 1_700_000_000_000_000
 MANY = 10_000

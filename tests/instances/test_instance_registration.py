@@ -8,7 +8,7 @@ from purerpc import StatusCode
 from serving import configuration, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.scheduling import instances as scheduling
+from globalstore.liveness import instances as scheduling
 
 NOW_US = 1_700_000_000_123_456
 

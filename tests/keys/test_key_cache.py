@@ -8,9 +8,9 @@ import trio.testing
 from keying import NOT_FOUND, OK, ready, resolve, revoke, swap, target, upsert
 from serving import Serving, serving
 
+from globalstore.caches.keys import KeyCache
 from globalstore.db import DatabaseError, IoFailed
-from globalstore.registry.keys import KeyMapping, Kind
-from globalstore.scheduling.keys import KeyCache
+from globalstore.registry.catalog.keys import KeyMapping, Kind
 
 
 def queries(store: Serving) -> int:

@@ -21,7 +21,7 @@ from keying import (
 from serving import Serving, configuration, serving
 
 from globalstore.db import Store
-from globalstore.registry import keys
+from globalstore.registry.catalog import keys
 from globalstore.registry.schema import MIGRATIONS
 
 DAY_S = 86400

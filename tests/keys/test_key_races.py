@@ -10,7 +10,7 @@ from keying import ERROR, OK, history, ready, resolve, revoke, swap, target, ups
 from linearizability import Operation, assert_linearizable
 from serving import Serving, serving
 
-from globalstore.daemon.client import connection
+from globalstore.client.connection import connection
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -13,10 +13,10 @@ from socketless import EPOCH_US, Host
 
 from globalstore.db import Full
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry.events import LeaseKind, LeasesSettled
-from globalstore.timers.lease_clock import LeaseClock
-from globalstore.timers.leases import LeaseExpiry
-from globalstore.timers.pulse import TICK_S, Pulse
+from globalstore.leases.clock import LeaseClock
+from globalstore.leases.expiry import LeaseExpiry
+from globalstore.liveness.stalls import TICK_S, Pulse
+from globalstore.registry.signals import LeaseKind, LeasesSettled
 
 SECOND = 1_000_000
 KIND = LeaseKind.SHARD_HOME

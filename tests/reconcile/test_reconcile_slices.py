@@ -9,8 +9,8 @@ from reconciling import ADD, APPLIED, NOOP, REMOVE, RETRY_LATER, UPDATE, entry, 
 from serving import configuration, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import inventory_writes, workers
-from globalstore.registry.reconcile import WHOLE_MAX
+from globalstore.registry.runtime import inventory_writes, workers
+from globalstore.registry.runtime.reconcile import WHOLE_MAX
 
 MANY = WHOLE_MAX + 250
 

@@ -4,9 +4,9 @@ import purerpc
 import pytest
 import trio
 
+from globalstore.api.standard.health import HealthService, ServingStatus
 from globalstore.gen.grpc.health.v1.health_grpc import HealthStub
 from globalstore.gen.grpc.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from globalstore.rpc import HealthService, ServingStatus
 
 from .echo import dial, listening
 from .wire import head, message

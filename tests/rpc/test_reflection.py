@@ -5,11 +5,12 @@ import pytest
 from google.protobuf.compiler import plugin_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
+from globalstore.api.standard.health import HealthService
+from globalstore.api.standard.reflection import reflection_services
 from globalstore.gen.grpc.reflection.v1 import reflection_grpc as grpc_v1
 from globalstore.gen.grpc.reflection.v1 import reflection_pb2 as v1
 from globalstore.gen.grpc.reflection.v1alpha import reflection_grpc as grpc_v1alpha
 from globalstore.gen.grpc.reflection.v1alpha import reflection_pb2 as v1alpha
-from globalstore.rpc import HealthService, reflection_services
 
 from .echo import listening
 

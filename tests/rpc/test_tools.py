@@ -17,13 +17,9 @@ import subprocess
 import pytest
 import trio
 
-from globalstore.rpc import (
-    HealthService,
-    ListenerOptions,
-    ServingStatus,
-    reflection_services,
-    server_context,
-)
+from globalstore.api.standard.health import HealthService, ServingStatus
+from globalstore.api.standard.reflection import reflection_services
+from globalstore.rpc import ListenerOptions, server_context
 
 from .certificates import issue
 from .echo import Echo, listening

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from globalstore.rules import groups
-from globalstore.rules.groups import (
+from globalstore.rules import realizations
+from globalstore.rules.realizations import (
     CANONICAL_SPACE,
     TRANSACTION_PREFIX,
     VERSION_SET_PREFIX,
@@ -36,11 +36,11 @@ MEMBER = "fc8b24579c3aa188496771717470885f4bc6739ae67d4af3257aa3b5b50f3067"
 def chosen(
     encoded: bytes = ENCODED, artifact_id: str = "aid-shared", view_id: str = ""
 ) -> Selection:
-    return Selection(encoded, artifact_id, view_id, groups.computed_hash(encoded), b"")
+    return Selection(encoded, artifact_id, view_id, realizations.computed_hash(encoded), b"")
 
 
 def test_the_vectors_of_the_contract() -> None:
-    assert groups.computed_hash(ENCODED).hex() == SELECTION_HASH
+    assert realizations.computed_hash(ENCODED).hex() == SELECTION_HASH
     version_set = same_for_all(chosen(), ["1", "0"])
     assert version_set.version_set_id == SET_ID
     fingerprint = transaction_fingerprint(

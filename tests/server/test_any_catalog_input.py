@@ -13,8 +13,8 @@ from purerpc import StatusCode
 from serving import Serving, configuration, serving
 from test_any_input import MESSAGES_PER_CALL, scramble
 
-from globalstore.gen.globalstore_admin.v1 import admin_grpc
-from globalstore.gen.globalstore_admin.v1 import admin_pb2 as admin
+from globalstore.gen.globalstore.admin.v1 import admin_grpc
+from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rules import multihash

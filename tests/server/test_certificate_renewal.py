@@ -11,8 +11,8 @@ import trio.testing
 from rpc.certificates import KeyPair, issue
 from serving import configuration, eventually
 
-from globalstore.certificates import LOOK_S
-from globalstore.server import Server
+from globalstore.server.certificates import LOOK_S
+from globalstore.server.lifecycle import Server
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from rpc.certificates import KeyPair, issue
 from serving import worker_request
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.listening import TlsUnusable, certificate_expiry
+from globalstore.server.grpc_listener import TlsUnusable, certificate_expiry
 
 
 def tls(pair: KeyPair, ca: KeyPair | None = None) -> dict[str, Any]:

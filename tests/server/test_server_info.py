@@ -11,11 +11,11 @@ import trio
 from serving import configuration, serving
 
 import globalstore
+from globalstore.client.connection import connection
 from globalstore.config.advertise import route_address
-from globalstore.daemon.client import connection
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.server import Server
+from globalstore.server.lifecycle import Server
 
 
 async def info_of(server: dict[str, Any], dial: str) -> Any:

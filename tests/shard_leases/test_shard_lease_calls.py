@@ -19,7 +19,7 @@ from purerpc import StatusCode
 from serving import pass_time, refused, serving
 from socketless import EPOCH_US
 
-from globalstore.api.shard_leases import LEASES_MAX
+from globalstore.api.runtime.shard_leases import LEASES_MAX
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 

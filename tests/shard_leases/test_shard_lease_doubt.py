@@ -9,7 +9,7 @@ from purerpc import StatusCode
 from serving import configuration, refused, serving
 
 from globalstore.db import Site, Store
-from globalstore.registry import shard_leases
+from globalstore.registry.runtime import shard_leases
 from globalstore.registry.schema import MIGRATIONS
 
 SECOND = 1_000_000

@@ -12,7 +12,7 @@ from simulated_daemons import Daemon
 from socketless import Host, folder_in_memory
 from witness import Witness
 
-from globalstore.registry import replicas
+from globalstore.registry.runtime import replicas
 
 # How often everything is inspected, in simulated seconds.
 INSPECT_S = 5.0

@@ -3,7 +3,7 @@
 import pytest
 import trio.testing
 
-from globalstore.timers.clock import ClockWatch
+from globalstore.leases.wall_clock import ClockWatch
 
 
 @pytest.mark.parametrize("step_s", [-3600.0, 0.75, 86400.0])

@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from globalstore.timers.pulse import Pulse
+from globalstore.liveness.stalls import Pulse
 
 
 async def test_lateness_is_published_once_a_second(

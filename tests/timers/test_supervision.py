@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from globalstore.timers.supervision import keep_running
+from globalstore.maintenance.supervision import keep_running
 
 
 class Task:

@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 import pytest
 
-from globalstore.registry.transports import Group, Request
+from globalstore.registry.runtime.transports import Group, Request
 from globalstore.rules.scoring import GroupProgress
 from globalstore.scheduling.queue_order import Fairness, ranked, ratio
 

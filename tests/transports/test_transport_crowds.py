@@ -7,10 +7,10 @@ import trio
 import trio.testing
 from serving import claim_request, configuration, pass_time, serving
 
-from globalstore.api.transports import _request
+from globalstore.api.runtime.transports import _request
 from globalstore.db.limits import WRITE_QUEUE_MAX
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry.transports import Miss
+from globalstore.registry.runtime.transports import Miss
 
 ARTIFACTS = 2 * WRITE_QUEUE_MAX
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from globalstore.db import Snapshot, Store, Transaction
-from globalstore.registry import replicas, worker_ids
-from globalstore.registry.replicas import MemoryTier, Place, Registration
+from globalstore.registry import worker_ids
+from globalstore.registry.runtime import replicas
+from globalstore.registry.runtime.replicas import MemoryTier, Place, Registration
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.transfer import ExportState, Transfer
@@ -80,7 +81,7 @@ async def test_a_source_is_listed_in_the_order_of_its_index() -> None:
         await store.write(register, 0, "a", 4)
 
         def plan(tx: Snapshot) -> list[str]:
-            from globalstore.registry.sources import _LISTED
+            from globalstore.registry.runtime.sources import _LISTED
 
             where = {"artifact_key": 1, "view_id": "", "now": 1, "limit": 9}
             return [row[3] for row in tx.all(f"EXPLAIN QUERY PLAN {_LISTED}", where)]

@@ -10,25 +10,23 @@ from typing import Any
 import attrs
 import pytest
 
+from globalstore.caches.sources import KnownSources
 from globalstore.db import Runner, Snapshot, Store, Transaction
-from globalstore.registry import (
-    events,
-    recovery,
+from globalstore.registry import recovery, signals, worker_ids
+from globalstore.registry.runtime import (
     replica_lists,
     replicas,
     sources,
     transport_ends,
     transports,
-    worker_ids,
     workers,
 )
-from globalstore.registry.replicas import MemoryTier, Place, Registration
+from globalstore.registry.runtime.replicas import MemoryTier, Place, Registration
+from globalstore.registry.runtime.transport_ends import Outcome
+from globalstore.registry.runtime.transports import Granted, Group, Miss, Refused, Request, Round
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.registry.transport_ends import Outcome
-from globalstore.registry.transports import Granted, Group, Miss, Refused, Request, Round
 from globalstore.rules.scoring import Choice, GroupProgress, Mode, Scoring
 from globalstore.rules.transfer import ExportState, Transfer
-from globalstore.scheduling.sources import KnownSources
 
 READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
 STEPS = 400
@@ -339,19 +337,19 @@ def follow(known: KnownSources, committed: list[Any]) -> None:
     """Tell memory of a commit, as the server does."""
     for event in committed:
         match event:
-            case events.SourceFreed(artifact_id, view_id):
+            case signals.SourceFreed(artifact_id, view_id):
                 known.drop((artifact_id, view_id))
-            case events.WorkerReplicasChanged(worker_key):
+            case signals.WorkerReplicasChanged(worker_key):
                 known.worker_changed(worker_key)
-            case events.WorkerRegistered():
+            case signals.WorkerRegistered():
                 known.drop_all()
-            case events.TransportGranted():
+            case signals.TransportGranted():
                 known.granted(event)
-            case events.TransportEnded():
+            case signals.TransportEnded():
                 known.ended(event)
-            case events.SourcesListed(space, shortlist):
+            case signals.SourcesListed(space, shortlist):
                 known.listed(space, shortlist)
-            case events.GroupCounted(group, progress):
+            case signals.GroupCounted(group, progress):
                 known.group_counted(group, progress)
 
 

@@ -10,10 +10,11 @@ from claiming import LOADS, OK, TIMED_OUT, parked, source, start, until
 from serving import memory_info, serving
 
 from globalstore.db import Runner, Store
-from globalstore.registry import replicas, transports, worker_ids
-from globalstore.registry.replicas import MemoryTier, Place, Registration
+from globalstore.registry import worker_ids
+from globalstore.registry.runtime import replicas, transports
+from globalstore.registry.runtime.replicas import MemoryTier, Place, Registration
+from globalstore.registry.runtime.transports import Granted, Miss, Request, Round
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.registry.transports import Granted, Miss, Request, Round
 from globalstore.rules.scoring import Mode, Scoring
 from globalstore.rules.transfer import ExportState, Transfer
 

@@ -6,10 +6,10 @@ import pytest
 from serving import configuration, serving
 
 from globalstore.cli.serve import _without_effect
-from globalstore.parts import queue_policy
 from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
 from globalstore.scheduling.queue_order import Fairness
 from globalstore.scheduling.waiters import Policy
+from globalstore.server.components import queue_policy
 
 
 def policy(**scheduler: Any) -> Policy:

@@ -28,7 +28,7 @@ from serving import (
     serving,
 )
 
-from globalstore.api.transports import _request
+from globalstore.api.runtime.transports import _request
 from globalstore.db import Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.scheduling.waiters import Waiter

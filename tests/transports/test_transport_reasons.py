@@ -12,8 +12,8 @@ from claiming import parked, source, start, until
 from purerpc import StatusCode
 from serving import Serving, configuration, memory_info, pass_time, refused, serving
 
-from globalstore.gen.globalstore_admin.v1 import admin_grpc
-from globalstore.gen.globalstore_admin.v1 import admin_pb2 as admin
+from globalstore.gen.globalstore.admin.v1 import admin_grpc
+from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.telemetry.shares import SourceShares
 

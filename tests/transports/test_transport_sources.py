@@ -8,22 +8,16 @@ import attrs
 import pytest
 from serving import configuration, memory_info, serving
 
+from globalstore.caches.sources import KnownSources
 from globalstore.db import Runner, Store
-from globalstore.registry import events, replicas, sources, transport_ends, transports, worker_ids
-from globalstore.registry.events import Shortlist, SourcesListed
-from globalstore.registry.replicas import MemoryTier, Place, Registration
+from globalstore.registry import signals, worker_ids
+from globalstore.registry.runtime import replicas, sources, transport_ends, transports
+from globalstore.registry.runtime.replicas import MemoryTier, Place, Registration
+from globalstore.registry.runtime.transports import Granted, Miss, Request, Round
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.registry.transports import Granted, Miss, Request, Round
-from globalstore.rules.scoring import (
-    Candidate,
-    GroupProgress,
-    Mode,
-    Scoring,
-    Weights,
-    WorkerLoad,
-)
+from globalstore.registry.signals import Shortlist, SourcesListed
+from globalstore.rules.scoring import Candidate, GroupProgress, Mode, Scoring, Weights, WorkerLoad
 from globalstore.rules.transfer import ExportState, Transfer
-from globalstore.scheduling.sources import KnownSources
 
 READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
 SPACE = ("model", "")
@@ -189,13 +183,13 @@ def shortlist(*rows: Candidate, complete: bool = True) -> Shortlist:
     return Shortlist(sorted(rows), loads, complete)
 
 
-def granted(seq: int, worker: int = 1, space: events.Space = SPACE, **fields: Any) -> Any:
+def granted(seq: int, worker: int = 1, space: signals.Space = SPACE, **fields: Any) -> Any:
     values = {
         "transport_key": 1, "space": space, "group": None, "replica_id": bytes([seq]),
         "replica_seq": seq, "worker_key": worker, "created_us": 0, "is_first": False, "capped": 0,
         "at_us": 5,
     }  # fmt: skip
-    return events.TransportGranted(**values | fields)
+    return signals.TransportGranted(**values | fields)
 
 
 def ended(seq: int | None, worker: int | None = 1, **fields: Any) -> Any:
@@ -203,7 +197,7 @@ def ended(seq: int | None, worker: int | None = 1, **fields: Any) -> Any:
         "transport_key": 1, "space": SPACE, "group": None, "succeeded": False,
         "replica_seq": seq, "load": 0, "worker_key": worker, "at_us": 9,
     }  # fmt: skip
-    return events.TransportEnded(**values | fields)
+    return signals.TransportEnded(**values | fields)
 
 
 def test_grants_and_ends_keep_the_list_and_the_loads_of_workers() -> None:

@@ -10,7 +10,7 @@ from socketless import folder_in_memory
 from worker_programs import Program
 from worker_steps import Step, program
 
-from globalstore.registry import reconcile
+from globalstore.registry.runtime import reconcile
 
 STEPS = 100
 

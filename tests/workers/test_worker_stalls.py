@@ -26,7 +26,7 @@ from serving import (
 )
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.scheduling.workers import Heartbeat
+from globalstore.liveness.workers import Heartbeat
 
 DAY_US = 86_400 * 10**6
 NOW_US = 1_700_000_000_000_000

@@ -1,0 +1,174 @@
+"""ListKeys, ShowKey, ListArtifacts, ShowArtifact: what operators ask of the catalog."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import trio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from globalstore.api.context import Application, timestamp
+from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
+from globalstore.registry import catalog_lists
+from globalstore.registry.catalog.disk_locations import DiskLocation
+from globalstore.registry.catalog_lists import ENTRIES_MAX, Artifact, Generation, Key
+from globalstore.rpc import Call
+from globalstore.rules.artifact_ids import looked_up
+from globalstore.rules.refusals import NotFound
+from globalstore.rules.values import identifier, required
+
+_PAGE_SIZE = 100
+# A page of this many artifacts is about 300 kB, well below what common clients accept.
+_PAGE_SIZE_MAX = 1000
+
+# Records that are made before other calls get a turn: less than a millisecond of the event loop.
+_RECORDS_PER_TURN = 50
+
+_ID_KINDS = {1: "MI2", 2: "CGID"}
+_PLACE_KINDS = {1: "MANAGED", 2: "IMPORTED"}
+
+Entry = TypeVar("Entry")
+
+
+class CatalogListsFace:
+    """What operators ask about keys and artifacts."""
+
+    app: Application
+
+    async def ListKeys(  # noqa: N802
+        self, input_message: admin.ListKeysRequest, request: Call
+    ) -> admin.ListKeysResponse:
+        """List keys page by page."""
+        lease_us = self.app.lease_clock.now_us()
+        keys, next_after = await self.app.read(
+            catalog_lists.list_keys,
+            identifier("prefix", input_message.prefix),
+            identifier("after", input_message.after),
+            _page_size(input_message.page_size),
+            input_message.include_absent,
+            lease_us,
+        )
+        response = admin.ListKeysResponse(next_after=next_after)
+        await _extend(response.keys, keys, lambda key: _key(key, lease_us))
+        return response
+
+    async def ShowKey(  # noqa: N802
+        self, input_message: admin.ShowKeyRequest, request: Call
+    ) -> admin.ShowKeyResponse:
+        """Show a key and its targets, the latest first."""
+        name = required("key", input_message.key)
+        lease_us = self.app.lease_clock.now_us()
+        shown = await self.app.read(catalog_lists.show_key, name, lease_us)
+        if shown is None:
+            raise NotFound(f"there never was a key {name[:80]!r}")
+        key, generations = shown
+        response = admin.ShowKeyResponse(
+            key=_key(key, lease_us), is_truncated=len(generations) > ENTRIES_MAX
+        )
+        await _extend(response.generations, generations[:ENTRIES_MAX], _generation)
+        return response
+
+    async def ListArtifacts(  # noqa: N802
+        self, input_message: admin.ListArtifactsRequest, request: Call
+    ) -> admin.ListArtifactsResponse:
+        """List artifacts page by page."""
+        artifacts, next_after = await self.app.read(
+            catalog_lists.list_artifacts,
+            identifier("prefix", input_message.prefix),
+            identifier("after", input_message.after),
+            _page_size(input_message.page_size),
+        )
+        response = admin.ListArtifactsResponse(next_after=next_after)
+        await _extend(response.artifacts, artifacts, _artifact)
+        return response
+
+    async def ShowArtifact(  # noqa: N802
+        self, input_message: admin.ShowArtifactRequest, request: Call
+    ) -> admin.ShowArtifactResponse:
+        """Show an artifact and what points at it."""
+        artifact_id = looked_up("artifact_id", input_message.artifact_id)
+        about = await self.app.read(
+            catalog_lists.show_artifact, artifact_id, self.app.lease_clock.now_us()
+        )
+        found = about.artifact
+        if found is None and not (about.sealed_to or about.sealed_from or about.places):
+            raise NotFound(f"nothing is known of an artifact {artifact_id[:120]!r}")
+        response = admin.ShowArtifactResponse(
+            artifact=(
+                admin.ArtifactRecord(artifact_id=artifact_id) if found is None else _artifact(found)
+            ),
+            sealed_to=about.sealed_to,
+            sealed_from=about.sealed_from,
+            keys=about.keys,
+        )
+        await _extend(response.places, about.places, _place)
+        return response
+
+
+def _page_size(asked: int) -> int:
+    return min(asked or _PAGE_SIZE, _PAGE_SIZE_MAX)
+
+
+async def _extend(messages: Any, entries: Sequence[Entry], message: Callable[[Entry], Any]) -> None:
+    for start in range(0, len(entries), _RECORDS_PER_TURN):
+        messages.extend(map(message, entries[start : start + _RECORDS_PER_TURN]))
+        await trio.lowlevel.checkpoint()
+
+
+def _key(key: Key, lease_us: int) -> admin.KeyRecord:
+    record = admin.KeyRecord(
+        key=key.key,
+        kind=key.kind.name,
+        generation=key.generation,
+        updated_at=timestamp(key.updated_at_us),
+    )
+    mapping = key.mapping
+    if mapping is not None:
+        record.artifact_id = mapping.artifact_id
+        record.version_set_id = mapping.version_set_id
+        record.replica_uuid = mapping.replica_uuid
+        record.daemon_address = mapping.daemon_address
+        if mapping.ttl_s is not None:
+            record.ttl_seconds = mapping.ttl_s
+        if mapping.expires_at_us is not None:
+            record.expires_in_seconds = (mapping.expires_at_us - lease_us) / 1_000_000
+    return record
+
+
+def _generation(generation: Generation) -> admin.KeyGeneration:
+    return admin.KeyGeneration(
+        generation=generation.generation,
+        artifact_id=generation.artifact_id,
+        version_set_id=generation.version_set_id,
+        selection_hash=generation.selection_hash,
+        began_at=timestamp(generation.began_at_us),
+        ended_at=_timestamp(generation.ended_at_us),
+    )
+
+
+def _timestamp(us: int | None) -> Timestamp | None:
+    return None if us is None else timestamp(us)
+
+
+def _artifact(artifact: Artifact) -> admin.ArtifactRecord:
+    return admin.ArtifactRecord(
+        artifact_id=artifact.artifact_id,
+        id_kind=_ID_KINDS.get(artifact.id_kind, ""),
+        index_multihash=artifact.index_multihash,
+        data_multihash=artifact.data_multihash,
+        schema_version=artifact.schema_version,
+        encoding=artifact.encoding,
+        total_size=artifact.total_size,
+        index_size=artifact.index_size,
+        replica_count=artifact.replica_count,
+        available_count=artifact.available_count,
+        created_at=timestamp(artifact.created_at_us),
+        updated_at=timestamp(artifact.updated_at_us),
+    )
+
+
+def _place(place: DiskLocation) -> admin.ArtifactPlace:
+    return admin.ArtifactPlace(
+        relative_path=place.relative_path,
+        kind=_PLACE_KINDS[place.kind],
+        is_deleted=place.deleted_at_us is not None,
+    )

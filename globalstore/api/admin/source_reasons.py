@@ -1,0 +1,89 @@
+"""ExplainSources: how each replica would fare in the choice of a source."""
+
+import trio
+
+from globalstore.api.context import Application
+from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
+from globalstore.registry.runtime import source_reasons
+from globalstore.registry.runtime.source_reasons import Audience, Explained, Reason
+from globalstore.rpc import Call
+from globalstore.rules.artifact_ids import looked_up
+from globalstore.rules.scoring import Mode
+from globalstore.rules.values import identifier, uuid_text
+
+# Reasons that do not keep a replica from ever being a source.
+_PASSING = frozenset(Reason) - {Reason.PRESENCE_ONLY, Reason.EXPIRED}
+
+# Records that are made before other calls get a turn: less than a millisecond of the event loop.
+_RECORDS_PER_TURN = 50
+
+
+class ExplainingFace:
+    """What operators ask about the choice of sources."""
+
+    app: Application
+
+    async def ExplainSources(  # noqa: N802
+        self, input_message: admin.ExplainSourcesRequest, request: Call
+    ) -> admin.ExplainSourcesResponse:
+        """Say of every replica how it would fare, or what rules it out."""
+        artifact_id = looked_up("artifact_id", input_message.artifact_id)
+        view_id = identifier("view_id", input_message.view_id)
+        requester = identifier("requester_worker_id", input_message.requester_worker_id)
+        scoring, now_us = self.app.queues.scoring, self.app.wall_us()
+        by = Audience(scoring, self.app.workers.fresh(), self.app.workers.routable(), now_us)
+        explained, is_truncated = await self.app.read(
+            source_reasons.explain, artifact_id, view_id, source_reasons.EXAMINED_MAX, by
+        )
+        waiting, of_requester = self.app.queues.waiting((artifact_id, view_id), requester)
+        response = admin.ExplainSourcesResponse(
+            mode=scoring.mode.value,
+            verdict=_verdict(explained),
+            is_truncated=is_truncated,
+            waiting=waiting,
+            waiting_of_requester=of_requester,
+        )
+        for start in range(0, len(explained), _RECORDS_PER_TURN):
+            response.sources.extend(
+                _message(each, by, requester)
+                for each in explained[start : start + _RECORDS_PER_TURN]
+            )
+            await trio.lowlevel.checkpoint()
+        return response
+
+
+def _message(explained: Explained, by: Audience, requester: str) -> admin.ExplainedSource:
+    each, terms = explained.examined, explained.terms
+    idle_s = None
+    if each.last_assigned_us:
+        idle_s = max(0, by.now_us - each.last_assigned_us) / 1_000_000
+    return admin.ExplainedSource(
+        rank=explained.rank,
+        replica_id=uuid_text(each.replica_id),
+        worker_id=each.worker_id,
+        node_id=each.node_id,
+        node_address=each.node_address,
+        node_port=each.node_port,
+        memory_type=each.memory_type,
+        device_id=each.device_id,
+        current_requests=each.load,
+        max_concurrency=max(each.limit, each.load),
+        worker_requests=each.worker_load,
+        worker_capacity=each.worker_limit,
+        idle_seconds=idle_s,
+        replica_load=terms.replica_load,
+        worker_load=terms.worker_load,
+        recent=terms.recent,
+        diffusion=terms.diffusion,
+        score=terms.replica_load if by.scoring.mode is Mode.LEGACY else terms.score,
+        reasons=[reason.value for reason in explained.reasons],
+        is_own=bool(requester) and each.worker_id == requester,
+    )
+
+
+def _verdict(explained: list[Explained]) -> str:
+    if not explained:
+        return "no replica"
+    if explained[0].rank:
+        return "granted"
+    return "busy" if any(_PASSING.issuperset(each.reasons) for each in explained) else "no source"

@@ -1,0 +1,124 @@
+"""UpsertArtifactMetadata, GetArtifactIndex, GetArtifactIndexById."""
+
+import hashlib
+import re
+
+import trio
+
+from globalstore.api.context import Application
+from globalstore.db import Lane, Transaction
+from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry import artifacts
+from globalstore.registry.artifacts import INDEX_ENCODING, Description, TensorIndex
+from globalstore.rpc import Call
+from globalstore.rules import descriptors, multihash, tensor_index
+from globalstore.rules.artifact_ids import Scheme, described, digests_of, looked_up, scheme_of
+from globalstore.rules.refusals import FailedPrecondition, InvalidArgument
+from globalstore.rules.values import identifier, required, storable
+
+# An index of this many bytes is hashed and parsed in half a millisecond; longer ones in a thread.
+_CHECKED_AT_ONCE_BYTES = 32 << 10
+
+# Longer indexes are written when nobody else waits: 1 MiB takes the writer some milliseconds.
+_BULK_BYTES = 1 << 20
+
+_INDEX_KEY = re.compile(r"[0-9a-f]{64}")
+
+
+class ArtifactsFace:
+    """The calls by which artifacts are described, and their indexes read."""
+
+    app: Application
+
+    async def UpsertArtifactMetadata(  # noqa: N802
+        self, input_message: wire.UpsertArtifactMetadataRequest, request: Call
+    ) -> wire.UpsertArtifactMetadataResponse:
+        """Store what an artifact is, with its index; nothing said before is erased."""
+        if not input_message.HasField("descriptor"):
+            raise InvalidArgument("descriptor is required")
+        said, data = input_message.descriptor, input_message.canonical_index_data
+        # Asked for before anything about them is judged.
+        required("descriptor.artifact_id", said.artifact_id)
+        required("descriptor.index_multihash", said.index_multihash)
+        if not data:
+            raise InvalidArgument("canonical_index_data is required")
+        if len(data) <= _CHECKED_AT_ONCE_BYTES:
+            artifact_id, description = _described(said, data)
+        else:
+            self.app.slots.release(request)
+            artifact_id, description = await trio.to_thread.run_sync(_described, said, data)
+        index = TensorIndex(data, description.encoding, description.schema_version)
+        now_us = self.app.wall_us()
+
+        def store(tx: Transaction) -> None:
+            artifacts.ensure(tx, artifact_id, description, index, now_us)
+
+        lane = Lane.NORMAL if len(data) <= _BULK_BYTES else Lane.BULK
+        await self.app.write(request, store, lane=lane)
+        return wire.UpsertArtifactMetadataResponse(status=wire.STATUS_OK)
+
+    async def GetArtifactIndex(  # noqa: N802
+        self, input_message: wire.GetArtifactIndexRequest, request: Call
+    ) -> wire.GetArtifactIndexResponse:
+        """Return the index with a digest."""
+        key = required("tensor_index_key", input_message.tensor_index_key)
+        if not _INDEX_KEY.fullmatch(key):
+            return wire.GetArtifactIndexResponse(status=wire.STATUS_NOT_FOUND)
+        index = await self.app.read(artifacts.index_of_key, bytes.fromhex(key))
+        if index is None:
+            return wire.GetArtifactIndexResponse(status=wire.STATUS_NOT_FOUND)
+        return wire.GetArtifactIndexResponse(
+            status=wire.STATUS_OK,
+            tensor_index_data=index.data,
+            encoding=index.encoding,
+            schema_version=index.schema_version,
+        )
+
+    async def GetArtifactIndexById(  # noqa: N802
+        self, input_message: wire.GetArtifactIndexByIdRequest, request: Call
+    ) -> wire.GetArtifactIndexByIdResponse:
+        """Return the index of an artifact; a sealed assembly is not followed to its target."""
+        artifact_id = looked_up("artifact_id", input_message.artifact_id)
+        index = await self.app.read(artifacts.index_of_artifact, artifact_id)
+        if index is None:
+            return wire.GetArtifactIndexByIdResponse(status=wire.STATUS_NOT_FOUND)
+        return wire.GetArtifactIndexByIdResponse(
+            status=wire.STATUS_OK,
+            tensor_index_data=index.data,
+            encoding=index.encoding,
+            schema_version=index.schema_version,
+        )
+
+
+def _described(said: common.ArtifactDescriptor, data: bytes) -> tuple[str, Description]:
+    """Return the id and what is said of it, judged in the order of the contract."""
+    artifact_id = described("descriptor.artifact_id", said.artifact_id)
+    index_multihash = said.index_multihash.strip()
+    data_multihash = identifier("descriptor.data_multihash", said.data_multihash)
+    digest = multihash.decode("descriptor.index_multihash", index_multihash)
+    if hashlib.sha256(data).digest() != digest:
+        raise FailedPrecondition(
+            "descriptor.index_multihash is not the SHA-256 of canonical_index_data"
+        )
+    of_id = digests_of(artifact_id)
+    if of_id is not None:
+        if index_multihash != of_id[0]:
+            raise FailedPrecondition("descriptor.index_multihash is not that of the artifact id")
+        if data_multihash not in {"", of_id[1]}:
+            raise FailedPrecondition("descriptor.data_multihash is not that of the artifact id")
+    elif data_multihash:
+        multihash.decode("descriptor.data_multihash", data_multihash)
+    encoding = identifier("descriptor.encoding", said.encoding)
+    if encoding in {"", INDEX_ENCODING}:
+        tensor_index.check_object("canonical_index_data", data)
+    if data_multihash and scheme_of(artifact_id) is Scheme.CGID:
+        raise InvalidArgument("descriptor.data_multihash is set, but a cgid id has none")
+    return artifact_id, Description(
+        index_multihash,
+        data_multihash,
+        identifier("descriptor.schema_version", said.schema_version),
+        encoding,
+        storable("descriptor.total_size", said.total_size),
+        descriptors.id_kind(artifact_id, said.id_kind),
+    )

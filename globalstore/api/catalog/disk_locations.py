@@ -1,0 +1,85 @@
+"""UpsertArtifactDiskLocation, ListArtifactDiskLocations."""
+
+import trio
+
+from globalstore.api.context import Application, timestamp
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry.catalog import disk_locations
+from globalstore.registry.catalog.disk_locations import DiskLocation
+from globalstore.rpc import Call
+from globalstore.rules.artifact_ids import stored
+from globalstore.rules.paths import relative_path
+from globalstore.rules.refusals import InvalidArgument
+from globalstore.rules.values import required
+
+_KINDS: dict[int, wire.DiskLocationKind] = {
+    wire.DISK_LOCATION_KIND_UNSPECIFIED: wire.DISK_LOCATION_KIND_MANAGED,
+    wire.DISK_LOCATION_KIND_MANAGED: wire.DISK_LOCATION_KIND_MANAGED,
+    wire.DISK_LOCATION_KIND_IMPORTED: wire.DISK_LOCATION_KIND_IMPORTED,
+}
+
+# Locations that are made into messages before other calls get a turn: less than a millisecond.
+_LOCATIONS_PER_TURN = 100
+
+
+class DiskLocationsFace:
+    """The calls by which everybody learns what lies on the shared disk."""
+
+    app: Application
+
+    async def UpsertArtifactDiskLocation(  # noqa: N802
+        self, input_message: wire.UpsertArtifactDiskLocationRequest, request: Call
+    ) -> wire.UpsertArtifactDiskLocationResponse:
+        """Record where an artifact lies, or that it does no longer, which is for good."""
+        kind = _KINDS.get(input_message.kind)
+        artifact_id = stored("artifact_id", input_message.artifact_id)
+        cluster_id = required("cluster_id", input_message.cluster_id)
+        path = relative_path("relative_path", input_message.relative_path)
+        if kind is None:
+            raise InvalidArgument(
+                f"kind is {input_message.kind}, expected MANAGED, IMPORTED or unspecified"
+            )
+        await self.app.write(
+            request,
+            disk_locations.upsert,
+            artifact_id,
+            cluster_id,
+            path,
+            kind,
+            input_message.is_deleted,
+            self.app.wall_us(),
+        )
+        return wire.UpsertArtifactDiskLocationResponse(status=wire.STATUS_OK)
+
+    async def ListArtifactDiskLocations(  # noqa: N802
+        self, input_message: wire.ListArtifactDiskLocationsRequest, request: Call
+    ) -> wire.ListArtifactDiskLocationsResponse:
+        """List where an artifact lies; an unknown one lies nowhere."""
+        artifact_id = stored("artifact_id", input_message.artifact_id)
+        cluster_id, found = await self.app.read(
+            disk_locations.locations, artifact_id, input_message.include_deleted
+        )
+        response = wire.ListArtifactDiskLocationsResponse(status=wire.STATUS_OK)
+        for start in range(0, len(found), _LOCATIONS_PER_TURN):
+            response.locations.extend(
+                _message(artifact_id, cluster_id, location)
+                for location in found[start : start + _LOCATIONS_PER_TURN]
+            )
+            await trio.lowlevel.checkpoint()
+        return response
+
+
+def _message(
+    artifact_id: str, cluster_id: str, location: DiskLocation
+) -> wire.ArtifactDiskLocation:
+    deleted_at_us = location.deleted_at_us
+    return wire.ArtifactDiskLocation(
+        artifact_id=artifact_id,
+        cluster_id=cluster_id,
+        relative_path=location.relative_path,
+        kind=_KINDS[location.kind],
+        created_at=timestamp(location.created_at_us),
+        updated_at=timestamp(location.updated_at_us),
+        is_deleted=deleted_at_us is not None,
+        deleted_at=None if deleted_at_us is None else timestamp(deleted_at_us),
+    )

@@ -1,0 +1,128 @@
+"""What all calls about groups have in common: a switch, measures, names and states."""
+
+import re
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import trio
+
+from globalstore.api.context import Application
+from globalstore.config.kinds import GroupPublishAuthorityMode
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry.catalog.realization_joins import Identity
+from globalstore.registry.catalog.realizations import MemberState, State
+from globalstore.rules.realizations import TRANSACTION_PREFIX, digest_of
+from globalstore.rules.refusals import FailedPrecondition, InvalidArgument, NotFound, Refusal
+from globalstore.rules.values import identifier
+
+_RESULTS = {
+    wire.STATUS_OK: "ok",
+    wire.STATUS_NOT_FOUND: "not_found",
+    wire.STATUS_TIMED_OUT: "timed_out",
+    wire.STATUS_ERROR: "failed",
+}
+
+
+# Digests that clients send: several times the longest in use.
+_HASH_BYTES_MAX = 1024
+
+STATES: dict[State, wire.GroupRealizationState] = {
+    State.PREPARING: wire.GROUP_REALIZATION_STATE_PREPARING,
+    State.READY_TO_PUBLISH: wire.GROUP_REALIZATION_STATE_READY_TO_PUBLISH,
+    State.PUBLISHED: wire.GROUP_REALIZATION_STATE_PUBLISHED,
+    State.ABORTED: wire.GROUP_REALIZATION_STATE_ABORTED,
+    State.EXPIRED: wire.GROUP_REALIZATION_STATE_EXPIRED,
+}
+MEMBER_STATES: dict[MemberState, wire.GroupRealizationMemberState] = {
+    MemberState.JOINED: wire.GROUP_REALIZATION_MEMBER_STATE_JOINED,
+    MemberState.PREPARED: wire.GROUP_REALIZATION_MEMBER_STATE_PREPARED,
+    MemberState.PUBLISHED: wire.GROUP_REALIZATION_MEMBER_STATE_PUBLISHED,
+    MemberState.FAILED: wire.GROUP_REALIZATION_MEMBER_STATE_FAILED,
+    MemberState.CANCELLED: wire.GROUP_REALIZATION_MEMBER_STATE_CANCELLED,
+    MemberState.EXPIRED: wire.GROUP_REALIZATION_MEMBER_STATE_EXPIRED,
+}
+
+
+class _Face(Protocol):
+    app: Application
+
+
+F = TypeVar("F", bound=_Face)
+A = TypeVar("A")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Handler = Callable[Concatenate[F, P], Coroutine[Any, Any, A]]
+
+
+def group_call(operation: str) -> Callable[[Handler[F, P, A]], Handler[F, P, A]]:
+    """Refuse a call while groups are switched off, and count and time it under a name."""
+
+    def decorate(handler: Handler[F, P, A]) -> Handler[F, P, A]:
+        @wraps(handler)
+        async def call(face: F, /, *args: P.args, **kwargs: P.kwargs) -> A:
+            began, result = trio.current_time(), "error"
+            try:
+                if not face.app.config.worker_policy.group_realization.enabled:
+                    raise FailedPrecondition(
+                        "group realization is switched off; set"
+                        " worker_policy.group_realization.enabled"
+                    )
+                answer = await handler(face, *args, **kwargs)
+                result = _RESULTS[getattr(answer, "status", wire.STATUS_OK)]
+                return answer
+            except Refusal as refused:
+                result = _snake(type(refused).__name__)
+                raise
+            finally:
+                face.app.metrics.groups.called(operation, result, trio.current_time() - began)
+
+        return call
+
+    return decorate
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+def told(outcome: R | Refusal) -> R:
+    """Raise what an operation has refused with after keeping what it wrote."""
+    if isinstance(outcome, Refusal):
+        raise outcome
+    return outcome
+
+
+def fingerprint_of(transaction_id: str) -> bytes:
+    """Return the fingerprint that a transaction id is made of. Raises NotFound."""
+    fingerprint = digest_of(TRANSACTION_PREFIX, transaction_id)
+    if fingerprint is None:
+        raise NotFound(f"no group realization {transaction_id[:80]!r}")
+    return fingerprint
+
+
+def digest(field: str, value: bytes) -> bytes:
+    """Return a digest that a client sent, if it is one by its length."""
+    if len(value) > _HASH_BYTES_MAX:
+        raise InvalidArgument(f"{field} is longer than {_HASH_BYTES_MAX} bytes")
+    return value
+
+
+def identity_of(
+    message: wire.BeginOrJoinGroupRealizationRequest | wire.ReportGroupRealizationPreparedRequest,
+) -> Identity:
+    """Return who a request says that its sender is."""
+    return Identity(
+        identifier("daemon_id", message.daemon_id),
+        identifier("daemon_session_id", message.daemon_session_id),
+        identifier("worker_id", message.worker_id),
+    )
+
+
+def is_explicit(app: Application) -> bool:
+    """Tell whether groups are published by somebody with authority, not by themselves."""
+    return (
+        app.config.worker_policy.group_realization.publish_authority_mode
+        is GroupPublishAuthorityMode.GROUP_PUBLISH_AUTHORITY_MODE_COORDINATOR_EXPLICIT
+    )

@@ -1,0 +1,240 @@
+"""PublishGroupRealization, WaitGroupRealizationPublished, and the ends and looks beside them."""
+
+import json
+from collections.abc import Iterable
+from typing import cast
+
+import trio
+
+from globalstore.api.catalog import version_sets
+from globalstore.api.catalog.realization_calls import (
+    MEMBER_STATES,
+    STATES,
+    fingerprint_of,
+    group_call,
+    is_explicit,
+    told,
+)
+from globalstore.api.context import Application, Encoded
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry.catalog import realizations
+from globalstore.registry.catalog.realizations import Group, Member, MemberState, State
+from globalstore.rpc import Call
+from globalstore.rules.realizations import TRANSACTION_PREFIX, digest_of
+from globalstore.rules.refusals import NotFound, PermissionDenied, ResourceExhausted
+from globalstore.rules.values import identifier, required
+
+# What is kept of a caller's own deadline so that the answer still reaches it in time.
+_REPLY_MARGIN_S = 0.05
+
+# Free text is kept as sent, up to here: the end of a long trace says little more.
+_DETAIL_CHARACTERS_MAX = 4096
+
+# Members that are made into messages before other calls get a turn: less than a millisecond.
+_MEMBERS_PER_TURN = 50
+
+_WAITED = {
+    state: Encoded(
+        wire.WaitGroupRealizationPublishedResponse(
+            status=wire.STATUS_OK
+            if state is State.PUBLISHED
+            else wire.STATUS_ERROR
+            if state.is_final
+            else wire.STATUS_TIMED_OUT,
+            state=STATES[state],
+        )
+    )
+    for state in State
+}
+
+
+class GroupsFace:
+    """The calls by which a group is published or aborted, and everybody learns of it."""
+
+    app: Application
+
+    @group_call("publish")
+    async def PublishGroupRealization(  # noqa: N802
+        self, input_message: wire.PublishGroupRealizationRequest, request: Call
+    ) -> wire.PublishGroupRealizationResponse:
+        """Publish a group that is ready."""
+        transaction_id = required("transaction_id", input_message.transaction_id)
+        if is_explicit(self.app):
+            # What would allow it is a live operation lease; this server grants none yet.
+            raise PermissionDenied(
+                "authority: publishing needs a live operation lease of kind"
+                f" group_realization_publish whose target is {transaction_id[:80]}"
+            )
+        fingerprint, app = fingerprint_of(transaction_id), self.app
+        group = told(
+            await app.write(
+                request, realizations.publish, fingerprint, app.wall_us(), app.lease_clock.now_us
+            )
+        )
+        return wire.PublishGroupRealizationResponse(
+            status=wire.STATUS_OK, state=STATES[group.state]
+        )
+
+    @group_call("wait")
+    async def WaitGroupRealizationPublished(  # noqa: N802
+        self, input_message: wire.WaitGroupRealizationPublishedRequest, request: Call
+    ) -> wire.WaitGroupRealizationPublishedResponse:
+        """Wait until a realization has ended, or the caller's deadline passes."""
+        fingerprint = fingerprint_of(required("transaction_id", input_message.transaction_id))
+        deadline_us = input_message.deadline_unix_nanos // 1000
+        patience_s = min(
+            (deadline_us - self.app.wall_us()) / 1_000_000,
+            max(0.0, request.time_remaining - _REPLY_MARGIN_S),
+        )
+        self.app.slots.release(request)
+        polls = self.app.metrics.groups.waiter_polls
+        try:
+            state = await self._wait(request, fingerprint, patience_s)
+        except (NotFound, ResourceExhausted) as refused:
+            polls.labels("not_found" if isinstance(refused, NotFound) else "rejected").inc()
+            raise
+        polls.labels(state.name.lower() if state.is_final else "timed_out").inc()
+        return cast(wire.WaitGroupRealizationPublishedResponse, _WAITED[state])
+
+    async def _wait(self, request: Call, fingerprint: bytes, patience_s: float) -> State:
+        if patience_s <= 0:
+            return await self._state(request, fingerprint)
+        with self.app.group_waiters.waiting(fingerprint) as crowd:
+            state = await self._state(request, fingerprint)
+            if state.is_final:
+                return state
+            with request.only_waiting(), trio.move_on_after(patience_s):
+                await crowd.ended.wait()
+            if crowd.state is not None:
+                return State(crowd.state)
+            return await self._state(request, fingerprint)
+
+    async def _state(self, request: Call, fingerprint: bytes) -> State:
+        group = await self.app.read(realizations.find, fingerprint)
+        if group is None:
+            raise NotFound(f"no group realization {TRANSACTION_PREFIX}{fingerprint.hex()}")
+        if group.is_due(self.app.lease_clock.now_us()):
+            group = await self._observe(request, fingerprint)
+        return group.state
+
+    async def _observe(self, request: Call, fingerprint: bytes) -> Group:
+        app = self.app
+        return told(
+            await app.write(
+                request, realizations.observe, fingerprint, app.wall_us(), app.lease_clock.now_us
+            )
+        )
+
+    @group_call("abort")
+    async def AbortGroupRealization(  # noqa: N802
+        self, input_message: wire.AbortGroupRealizationRequest, request: Call
+    ) -> wire.AbortGroupRealizationResponse:
+        """End a realization without publishing it."""
+        fingerprint = fingerprint_of(required("transaction_id", input_message.transaction_id))
+        code, app = identifier("failure_code", input_message.failure_code), self.app
+        detail = input_message.failure_detail[:_DETAIL_CHARACTERS_MAX]
+        group = told(
+            await app.write(
+                request,
+                realizations.abort,
+                fingerprint,
+                code,
+                detail,
+                app.wall_us(),
+                app.lease_clock.now_us,
+            )
+        )
+        return wire.AbortGroupRealizationResponse(status=wire.STATUS_OK, state=STATES[group.state])
+
+    @group_call("get")
+    async def GetGroupRealization(  # noqa: N802
+        self, input_message: wire.GetGroupRealizationRequest, request: Call
+    ) -> wire.GetGroupRealizationResponse:
+        """Show a realization with its members."""
+        transaction_id = required("transaction_id", input_message.transaction_id)
+        fingerprint = digest_of(TRANSACTION_PREFIX, transaction_id)
+        shown = None if fingerprint is None else await self.app.read(realizations.show, fingerprint)
+        if fingerprint is None or shown is None:
+            return wire.GetGroupRealizationResponse(status=wire.STATUS_NOT_FOUND)
+        group, members = shown
+        if group.is_due(self.app.lease_clock.now_us()):
+            group = await self._observe(request, fingerprint)
+        response = _shown(group, members)
+        response.publish_authority_mode = (
+            "COORDINATOR_EXPLICIT" if is_explicit(self.app) else "AUTO_WHEN_READY"
+        )
+        reasons = _reasons(group)
+        for start in range(0, len(members), _MEMBERS_PER_TURN):
+            response.members.extend(
+                _member(group, member, reasons.get(member.part_id, ""))
+                for member in members[start : start + _MEMBERS_PER_TURN]
+            )
+            await trio.lowlevel.checkpoint()
+        return response
+
+
+def _shown(group: Group, members: Iterable[Member]) -> wire.GetGroupRealizationResponse:
+    there = {MemberState.PREPARED, MemberState.PUBLISHED}
+    present = {
+        member.part_id
+        for member in members
+        if group.member_state(is_prepared=member.is_prepared) in there
+    }
+    if group.state is State.PUBLISHED:
+        present.update(group.required_part_ids)  # also when its members are forgotten
+    return wire.GetGroupRealizationResponse(
+        status=wire.STATUS_OK,
+        transaction_id=group.transaction_id,
+        version_set=version_sets.reference(group.version_set.manifest_hash),
+        realization_kind=version_sets.KINDS[group.version_set.kind],
+        state=STATES[group.state],
+        required_part_ids=group.required_part_ids,
+        missing_part_ids=[part for part in group.required_part_ids if part not in present],
+        group_kind=group.group_kind,
+        group_id=group.group_id,
+        epoch=group.epoch,
+        total_parts=len(group.required_part_ids),
+        prepared_count=group.count(MemberState.PREPARED),
+        failed_count=group.count(MemberState.FAILED),
+        published_count=group.count(MemberState.PUBLISHED),
+        failure_code=group.failure_code,
+        failure_detail=group.failure_detail,
+        deadline_unix_nanos=group.deadline_unix_nanos,
+    )
+
+
+def _reasons(group: Group) -> dict[str, str]:
+    """Return why the sources of parts were refused, by part."""
+    if not group.is_fenced:
+        return {}
+    return {each["part_id"]: each["reason"] for each in json.loads(group.failure_detail)}
+
+
+def _member(group: Group, member: Member, reason: str) -> wire.GroupRealizationMemberDiagnostic:
+    state = group.member_state(is_prepared=member.is_prepared)
+    shown = wire.GroupRealizationMemberDiagnostic(
+        part_id=member.part_id,
+        state=MEMBER_STATES[state],
+        daemon_id=member.daemon_id,
+        daemon_session_id=member.daemon_session_id,
+        worker_id=member.worker_id,
+        materialization_attempt_id=member.materialization_attempt_id,
+        source_replica_id=member.source_replica_id,
+        source_export_generation=member.source_export_generation,
+        child_transport_request_id=member.child_transport_request_id,
+        failure_code=group.failure_code,
+        failure_detail=reason,
+        member_fingerprint=member.fingerprint,
+    )
+    if member.is_prepared:
+        shown.staged_value.CopyFrom(
+            wire.StagedBindingValueRef(
+                daemon_id=member.staged_daemon_id,
+                daemon_session_id=member.staged_session_id,
+                binding_id=member.staged_binding_id,
+                binding_value_id=member.staged_binding_value_id,
+                staging_token=member.staging_token,
+                staging_epoch=member.staging_epoch,
+            )
+        )
+    return shown

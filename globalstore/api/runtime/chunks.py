@@ -1,0 +1,223 @@
+"""BatchUpdateChunkStates, QueryChunkLocations."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import groupby
+
+import attrs
+import trio
+
+from globalstore.api.context import Application
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry.runtime import chunks
+from globalstore.registry.runtime.chunks import Held, NodeWorker, Report
+from globalstore.rpc import Call
+from globalstore.rules.chunk_states import BLOCK_CHUNKS, ChunkState, Patches
+from globalstore.rules.refusals import InvalidArgument, Refusal, ResourceExhausted
+from globalstore.rules.values import identifier, required
+
+# Entries of one report, as the contract has it.
+UPDATES_MAX = 100_000
+
+# Locations in one answer, some 20 MB: an artifact of 20 000 chunks on a dozen nodes. Of more, the
+# caller asks for some chunks at a time.
+LOCATIONS_MAX = 250_000
+
+# Indices in one question: as many as there can be locations.
+INDICES_MAX = 250_000
+
+# Entries that are looked at before other calls get a turn: about a millisecond each time.
+_ENTRIES_PER_TURN = 250
+_LOCATIONS_PER_TURN = 100
+_INDICES_PER_TURN = 10_000
+
+# The order in which sources of a chunk are preferred.
+_PREFERENCE: dict[int, int] = {
+    ChunkState.HOT: 0,
+    ChunkState.LOCKED_TX: 1,
+    ChunkState.COPIED_GPU: 2,
+    ChunkState.COLD: 3,
+}
+
+
+@attrs.frozen
+class _Source:
+    """What one worker's node has of one block, and how it ranks among others."""
+
+    block: int
+    accepting: bool
+    load: float
+    held: Held
+    worker: NodeWorker
+
+    @property
+    def rank(self) -> tuple[object, ...]:
+        held = self.held
+        return (
+            self.block,
+            not self.accepting,
+            self.load,
+            held.node_id,
+            held.device_uuid,
+            held.replica,
+        )
+
+
+class ChunksFace:
+    """The calls of the chunk directory."""
+
+    app: Application
+
+    async def BatchUpdateChunkStates(  # noqa: N802
+        self, input_message: wire.BatchUpdateChunkStatesRequest, request: Call
+    ) -> wire.BatchUpdateChunkStatesResponse:
+        """Record what a node has, all entries or none."""
+        count = len(input_message.updates)
+        if count:
+            patches = await _gathered(input_message)
+            said = Report(
+                required("node_id", input_message.node_id),
+                identifier("worker_id", input_message.worker_id),
+                self.app.wall_us(),
+            )
+            self.app.slots.release(request)
+            await self.app.chunk_reports.keep(said, patches)
+        return wire.BatchUpdateChunkStatesResponse(status=wire.STATUS_OK, updates_applied=count)
+
+    async def QueryChunkLocations(  # noqa: N802
+        self, input_message: wire.QueryChunkLocationsRequest, request: Call
+    ) -> wire.QueryChunkLocationsResponse:
+        """List where chunks of an artifact are, the best source of each first."""
+        artifact_id = required("artifact_id", input_message.artifact_id)
+        wanted = await _wanted(input_message)
+        blocks = (min(wanted) // BLOCK_CHUNKS, max(wanted) // BLOCK_CHUNKS) if wanted else None
+        self.app.slots.release(request)
+        held, workers = await self.app.chunk_reports.once_settled(
+            lambda: self.app.read(chunks.held, artifact_id, blocks, self.app.workers.fresh())
+        )
+        response = wire.QueryChunkLocationsResponse(status=wire.STATUS_OK)
+        located = _located(await self._sources(held, workers), wanted)
+        for count, (chunk_idx, state, source) in enumerate(located, 1):
+            if count > LOCATIONS_MAX:
+                raise ResourceExhausted(
+                    f"more than {LOCATIONS_MAX} locations: name some of the chunks in chunk_indices"
+                )
+            response.locations.add(
+                chunk_idx=chunk_idx,
+                node_id=source.held.node_id,
+                node_address=source.worker.node_address,
+                p2p_port=source.worker.p2p_port,
+                state=wire.ChunkState.ValueType(state),
+                node_load_ratio=source.load,
+                device_uuid=source.held.device_uuid,
+                replica=source.held.replica,
+            )
+            if count % _LOCATIONS_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        return response
+
+    async def _sources(self, held: list[Held], workers: list[NodeWorker]) -> list[_Source]:
+        """Return what can be told of blocks, in the order of the answer but for their states."""
+        by_node: dict[str, list[NodeWorker]] = defaultdict(list)
+        for worker in workers:
+            by_node[worker.node_id].append(worker)
+        loads = {node_id: await self._load(there) for node_id, there in by_node.items()}
+        routable = self.app.workers.routable()
+        sources = []
+        for each in held:
+            there = by_node[each.node_id]
+            # Who reported it, or else who registered last.
+            worker = next((w for w in there if w.worker_key == each.worker_key), there[0])
+            accepting = worker.worker_key in routable
+            sources.append(_Source(each.block, accepting, loads[each.node_id], each, worker))
+        return sorted(sources, key=lambda source: source.rank)
+
+    async def _load(self, workers: list[NodeWorker]) -> float:
+        """Return the share of the slots of a node's live workers that is in use."""
+        slots = 0
+        for worker in workers:
+            slots += await self.app.worker_slots.of(worker.worker_key)
+        return min(1.0, sum(worker.in_use for worker in workers) / slots) if slots else 0.0
+
+
+async def _gathered(message: wire.BatchUpdateChunkStatesRequest) -> Patches:
+    """Check every entry of a report, a turn's worth at a time; the first wrong one refuses all."""
+    updates = message.updates
+    if len(updates) > UPDATES_MAX:
+        raise InvalidArgument(f"updates has {len(updates)} entries, expected at most {UPDATES_MAX}")
+    patches = Patches()
+    names = _Names()
+    for start in range(0, len(updates), _ENTRIES_PER_TURN):
+        for index, entry in enumerate(updates[start : start + _ENTRIES_PER_TURN], start):
+            try:
+                patches.add(
+                    names.artifact_id(entry.artifact_id),
+                    names.device_uuid(entry.device_uuid),
+                    entry.replica,
+                    entry.chunk_idx,
+                    _state(entry.state),
+                )
+            except Refusal as refused:
+                raise type(refused)(f"updates[{index}].{refused}") from None
+        await trio.lowlevel.checkpoint()
+    return patches
+
+
+class _Names:
+    """Checks names; one after the other they are mostly the same."""
+
+    def __init__(self) -> None:
+        self._artifact_id = self._device_uuid = ("", "")
+
+    def artifact_id(self, said: str) -> str:
+        if not said or said != self._artifact_id[0]:
+            self._artifact_id = said, required("artifact_id", said)
+        return self._artifact_id[1]
+
+    def device_uuid(self, said: str) -> str:
+        if said != self._device_uuid[0]:
+            self._device_uuid = said, identifier("device_uuid", said)
+        return self._device_uuid[1]
+
+
+_STATES = frozenset(ChunkState)
+
+
+def _state(number: int) -> int:
+    if number not in _STATES:
+        raise InvalidArgument(
+            f"state is {number}, expected LOCKED_TX, COPIED_GPU, COLD, EVICTED or HOT"
+        )
+    return number
+
+
+async def _wanted(message: wire.QueryChunkLocationsRequest) -> set[int]:
+    """Return the chunks that are asked for; empty means all of them."""
+    indices = message.chunk_indices
+    if len(indices) > INDICES_MAX:
+        raise InvalidArgument(
+            f"chunk_indices has {len(indices)} entries, expected at most {INDICES_MAX}"
+        )
+    wanted: set[int] = set()
+    for start in range(0, len(indices), _INDICES_PER_TURN):
+        wanted.update(indices[start : start + _INDICES_PER_TURN])
+        await trio.lowlevel.checkpoint()
+    return wanted
+
+
+def _located(sources: list[_Source], wanted: set[int]) -> Iterator[tuple[int, int, _Source]]:
+    """Yield chunk, state and source of each location, in the order of the answer."""
+    for block, group in groupby(sources, key=lambda source: source.block):
+        there = list(group)
+        first = block * BLOCK_CHUNKS
+        for offset in range(max(len(source.held.states) for source in there)):
+            if wanted and first + offset not in wanted:
+                continue
+            found = [
+                (not source.accepting, _PREFERENCE[state], order)
+                for order, source in enumerate(there)
+                if offset < len(source.held.states) and (state := source.held.states[offset])
+            ]
+            for _, _, order in sorted(found):
+                source = there[order]
+                yield first + offset, source.held.states[offset], source

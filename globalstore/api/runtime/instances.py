@@ -1,0 +1,242 @@
+"""RegisterInstance, InstanceHeartbeat, UnregisterInstance, ListActiveInstances."""
+
+import json
+from collections.abc import Mapping
+from itertools import islice
+from typing import cast
+
+import trio
+
+from globalstore.api.context import Application, timestamp
+from globalstore.db import Snapshot
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.liveness.instances import (
+    ACTIVE_MAX,
+    Instances,
+    LiveInstance,
+    RollCall,
+    said,
+    unheard,
+)
+from globalstore.registry.runtime import instances as registry
+from globalstore.rpc import Call
+from globalstore.rules.refusals import InvalidArgument, ResourceExhausted
+from globalstore.rules.values import TEXT_BYTES_MAX, identifier, required
+from globalstore.telemetry import add_call_fields, get_logger
+
+_log = get_logger("globalstore.instances")
+
+_NODE_AGENT = 1 << wire.INSTANCE_CAPABILITY_FLAG_NODE_AGENT_ENABLED
+
+# What hosts a node agent unless the instance says otherwise.
+_NODE_AGENT_HOST_KIND = "node_agent_grpc"
+
+# Labels of one instance, and the bytes of their names and values together: several times what
+# orchestrators put on a process, and little enough that a list of thousands is still a message.
+_LABELS_MAX = 64
+_LABEL_BYTES_MAX = 4096
+
+# Ended instances of one list: a day of a cluster whose every engine restarts now and then.
+_ENDED_LISTED_MAX = 10_000
+
+# Instances of a list that are made and serialized before other calls get a turn: some 0.3 ms.
+_INSTANCES_PER_TURN = 25
+
+
+class InstancesFace:
+    """The calls by which an engine process says that it is there."""
+
+    app: Application
+
+    async def RegisterInstance(  # noqa: N802
+        self, input_message: wire.RegisterInstanceRequest, request: Call
+    ) -> wire.RegisterInstanceResponse:
+        """Make an instance active and replace all that was known of it."""
+        asked = _registration(input_message)
+        instances = self.app.instances
+        if len(instances) >= ACTIVE_MAX and instances.find(asked.instance_id) is None:
+            raise ResourceExhausted(
+                f"{ACTIVE_MAX} instances are active already; unregister those that are gone"
+            )
+        state = await self.app.write(request, registry.register, asked, self.app.wall_us())
+        _log.info("instance registered", **_who(instances, unheard(state)))
+        return wire.RegisterInstanceResponse(
+            status=wire.STATUS_OK,
+            instance_id=state.instance_id,
+            heartbeat_interval_ms=self.app.heartbeat_interval_ms,
+        )
+
+    async def InstanceHeartbeat(  # noqa: N802
+        self, input_message: wire.InstanceHeartbeatRequest, request: Call
+    ) -> wire.InstanceHeartbeatResponse:
+        """Keep an instance alive; one that is unknown or has ended must register."""
+        instance_id = required("instance_id", input_message.instance_id)
+        # Absent and empty both mean the worker of the daemon, whatever was named before.
+        named_worker_id = identifier("worker_id", input_message.worker_id)
+        flags = (
+            input_message.capability_flags if input_message.HasField("capability_flags") else None
+        )
+        add_call_fields(instance_id=instance_id)
+        instance = await self.app.instances.settled(instance_id)
+        if instance is None:
+            _log.limited(
+                f"heartbeat of {instance_id[:80]}",
+                "heartbeat of an unknown instance",
+                instance_id=instance_id,
+            )
+            return wire.InstanceHeartbeatResponse(status=wire.STATUS_NOT_FOUND)
+        if flags is not None and flags & _NODE_AGENT and not instance.state.execution_endpoint:
+            raise InvalidArgument(
+                "capability_flags has NODE_AGENT_ENABLED, but the instance was registered without"
+                " an execution_endpoint; register it with one"
+            )
+        self.app.instances.heartbeat(instance, named_worker_id, flags, self.app.wall_us())
+        return wire.InstanceHeartbeatResponse(status=wire.STATUS_OK)
+
+    async def UnregisterInstance(  # noqa: N802
+        self, input_message: wire.UnregisterInstanceRequest, request: Call
+    ) -> wire.UnregisterInstanceResponse:
+        """End an instance on its own order."""
+        instance_id = required("instance_id", input_message.instance_id)
+        instances = self.app.instances
+        instance = instances.find(instance_id)
+        heard = [] if instance is None else [said(instance)]
+        state = await self.app.write(
+            request, registry.unregister, instance_id, heard, self.app.wall_us()
+        )
+        if state is None:
+            return wire.UnregisterInstanceResponse(status=wire.STATUS_NOT_FOUND)
+        _log.info(
+            "instance unregistered",
+            **_who(instances, unheard(state)),
+            graceful=input_message.is_graceful_shutdown,
+        )
+        return wire.UnregisterInstanceResponse(status=wire.STATUS_OK)
+
+    async def ListActiveInstances(  # noqa: N802
+        self, input_message: wire.ListActiveInstancesRequest, request: Call
+    ) -> wire.ListActiveInstancesResponse:
+        """List instances as they are at one instant, the latest heartbeat first."""
+        flags = input_message.required_capability_flags
+        instances = self.app.instances
+        if input_message.include_unavailable:
+            with instances.noting_ended() as noted:
+                ended = await self.app.read(_ended, flags)
+                call = instances.roll_call(self.app.wall_us())
+            # Active when the ended ones were read, and not any more: in neither of the two.
+            since = {instance.key: instance for instance in noted if instance.key not in ended}
+            ordered = call.latest_first(ended.values(), sorted(since.values(), key=call.order))
+        else:
+            call = instances.roll_call(self.app.wall_us())
+            ordered = call.latest_first()
+        parts = []
+        while turn := list(islice(ordered, _INSTANCES_PER_TURN)):
+            part = wire.ListActiveInstancesResponse()
+            for instance in turn:
+                if instance.capability_flags & flags == flags:
+                    _show(part.instances.add(), instance, call, self._status(call, instance))
+            parts.append(part.SerializeToString())
+            await trio.lowlevel.checkpoint()
+        return cast(wire.ListActiveInstancesResponse, _Serialized(parts))
+
+    def _status(self, call: RollCall, instance: LiveInstance) -> wire.ConnectionStatus:
+        silent_s, timeout_s = call.silent_s(instance), self.app.instances.timeout_s
+        if silent_s <= timeout_s:
+            return wire.CONNECTION_STATUS_CONNECTED
+        if silent_s <= 2 * timeout_s:
+            return wire.CONNECTION_STATUS_RECONNECTING
+        return wire.CONNECTION_STATUS_DISCONNECTED
+
+
+class _Serialized:
+    """A long list that was serialized part by part.
+
+    Messages of one type that are joined are one message with the repeated fields of all.
+    """
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = parts
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        return b"".join(self._parts)
+
+
+def _ended(tx: Snapshot, flags: int) -> dict[int, LiveInstance]:
+    """Return the ended instances of a list; made by the reader, so that no call waits for it."""
+    found = registry.ended(tx, flags, _ENDED_LISTED_MAX)
+    return {state.instance_key: unheard(state) for state in found}
+
+
+def _registration(message: wire.RegisterInstanceRequest) -> registry.Registration:
+    flags = message.capability_flags
+    endpoint = identifier("execution_endpoint", message.execution_endpoint)
+    host_kind = identifier("execution_host_kind", message.execution_host_kind)
+    asked = registry.Registration(
+        instance_id=required("instance_id", message.instance_id),
+        daemon_id=required("daemon_id", message.daemon_id),
+        named_worker_id=identifier("worker_id", message.worker_id),
+        engine=required("engine", message.engine),
+        signals_endpoint=_unchecked("signals_endpoint", message.signals_endpoint),
+        labels_json=_labels_json(message.labels),
+        execution_endpoint=endpoint,
+        execution_host_kind=_host_kind(host_kind, flags),
+        capability_flags=flags,
+    )
+    if flags & _NODE_AGENT and not endpoint:
+        raise InvalidArgument(
+            "execution_endpoint is required with NODE_AGENT_ENABLED in capability_flags"
+        )
+    return asked
+
+
+def _unchecked(field: str, value: str) -> str:
+    """Return a text of which only the length is anybody's business."""
+    value = value.strip()
+    if len(value.encode()) > TEXT_BYTES_MAX:
+        raise InvalidArgument(f"{field} is longer than {TEXT_BYTES_MAX} bytes")
+    return value
+
+
+def _host_kind(host_kind: str, flags: int) -> str:
+    return host_kind or (_NODE_AGENT_HOST_KIND if flags & _NODE_AGENT else "")
+
+
+def _labels_json(labels: Mapping[str, str]) -> str:
+    if len(labels) > _LABELS_MAX:
+        raise InvalidArgument(f"labels has {len(labels)} entries, expected at most {_LABELS_MAX}")
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in labels.items())
+    if size > _LABEL_BYTES_MAX:
+        raise InvalidArgument(f"labels has {size} bytes, expected at most {_LABEL_BYTES_MAX}")
+    return json.dumps(dict(labels), ensure_ascii=False, sort_keys=True)
+
+
+def _who(instances: Instances, instance: LiveInstance) -> dict[str, str]:
+    state = instance.state
+    return {
+        "instance_id": state.instance_id,
+        "daemon_id": state.daemon_id,
+        "worker_id": instances.worker_id(state.daemon_id, instance.named_worker_id),
+        "engine": state.engine,
+    }
+
+
+def _show(
+    info: wire.ListActiveInstancesResponse.InstanceInfo,
+    instance: LiveInstance,
+    call: RollCall,
+    status: wire.ConnectionStatus,
+) -> None:
+    """Fill in the entry of an instance."""
+    state = instance.state
+    info.instance_id = state.instance_id
+    info.daemon_id = state.daemon_id
+    info.worker_id = call.worker_id(instance)
+    info.engine = state.engine
+    info.signals_endpoint = state.signals_endpoint
+    info.last_heartbeat_ts.CopyFrom(timestamp(instance.last_heartbeat_us))
+    info.labels.update(json.loads(state.labels_json))
+    info.status = status
+    info.capability_flags = instance.capability_flags
+    info.execution_endpoint = state.execution_endpoint
+    # A heartbeat may have set the flag since the instance registered.
+    info.execution_host_kind = _host_kind(state.execution_host_kind, instance.capability_flags)

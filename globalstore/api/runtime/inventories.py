@@ -1,0 +1,108 @@
+"""Inventories as messages: read and checked, and what became of them written into the answer."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import attrs
+import trio
+
+from globalstore.api.runtime import memory_info
+from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry.runtime.inventories import Held, Reported
+from globalstore.registry.runtime.inventory_writes import Changes
+from globalstore.rules.refusals import Refusal
+
+T = TypeVar("T")
+
+# Entries that are looked at before other calls get a turn: about a millisecond each time.
+ENTRIES_PER_TURN = 50
+
+
+# Fingerprinted before other calls get a turn. An entry costs a tenth of what checking it does.
+_ENTRIES_HASHED_PER_TURN = 250
+
+
+@attrs.define
+class Inventory:
+    """The inventory of a request, checked when that is first needed.
+
+    ``complete`` ones remove what they do not list. One with the ``fingerprint`` of an inventory
+    that was accepted says the same about the same replicas, and is as well-formed as that was.
+    """
+
+    complete: bool
+    fingerprint: int
+    _said: Sequence[common.ReplicaInfo]
+    _node_id: str
+    _entries: list[Reported] | None = None
+
+    @property
+    def is_empty_snapshot(self) -> bool:
+        return self.complete and not self._said
+
+    async def entries(self) -> list[Reported]:
+        """Return all entries, checked; the first wrong one refuses them all."""
+        if self._entries is None:
+            self._entries = await _checked(self._said, self._node_id)
+        return self._entries
+
+
+async def inventory_of(message: wire.ReconcileWorkerStateRequest, node_id: str) -> Inventory:
+    """Return the inventory of a request; ``node_id`` is the worker's, of entries that name none."""
+    fingerprint = hash(node_id)
+    for chunk in in_chunks(message.inventory, _ENTRIES_HASHED_PER_TURN):
+        fingerprint = hash((fingerprint, *map(_said_by, chunk)))
+        await trio.lowlevel.checkpoint()
+    complete = (
+        len(message.inventory) > 0 or message.request_kind == wire.RECONCILE_REQUEST_KIND_SNAPSHOT
+    )
+    return Inventory(complete, fingerprint, message.inventory, node_id)
+
+
+def _said_by(entry: common.ReplicaInfo) -> tuple[object, ...]:
+    """Return all that an entry says of its replica.
+
+    When it was taken and how many requests are running are no part of that.
+    """
+    said = entry.ref.SerializeToString(), entry.memory_info.SerializeToString()
+    if not entry.HasField("stats"):
+        return said
+    return *said, entry.stats.is_available, entry.stats.max_concurrency
+
+
+async def _checked(said: Sequence[common.ReplicaInfo], node_id: str) -> list[Reported]:
+    entries = []
+    for index, entry in enumerate(said):
+        try:
+            entries.append(memory_info.reported(entry, node_id))
+        except Refusal as refused:
+            raise type(refused)(f"inventory[{index}].{refused}") from None
+        if index % ENTRIES_PER_TURN == 0:
+            await trio.lowlevel.checkpoint()
+    return entries
+
+
+def in_chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
+    """Cut a sequence into pieces of at most ``size``."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+async def list_changes(
+    changes: Changes, into: wire.ReconcileWorkerStateResponse, writer: memory_info.InfoWriter
+) -> None:
+    """Add changes to an answer, a turn's worth at a time."""
+    for count, (kind, row, reason) in enumerate(_each(changes), 1):
+        change = into.state_changes.add(type=kind, reason=reason)
+        writer.write(change.replica_info, row)
+        if count % ENTRIES_PER_TURN == 0:
+            await trio.lowlevel.checkpoint()
+
+
+def _each(changes: Changes) -> Iterator[tuple[wire.StateChange.ChangeType, Held, str]]:
+    for row in changes.added:
+        yield wire.StateChange.CHANGE_TYPE_ADD_REPLICA, row, "reported and not recorded"
+    for row in changes.removed:
+        yield wire.StateChange.CHANGE_TYPE_REMOVE_REPLICA, row, "recorded and not reported"
+    for one in changes.updated:
+        yield wire.StateChange.CHANGE_TYPE_UPDATE_REPLICA, one.row, ", ".join(one.fields)

@@ -1,0 +1,442 @@
+"""ReconcileWorkerState: the daemon's inventory is the truth, and the rows of its worker follow."""
+
+from collections.abc import AsyncIterator, Sequence
+
+import attrs
+import trio
+
+from globalstore import db
+from globalstore.api.context import Application
+from globalstore.api.runtime import memory_info
+from globalstore.api.runtime.inventories import (
+    ENTRIES_PER_TURN,
+    Inventory,
+    in_chunks,
+    inventory_of,
+    list_changes,
+)
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.liveness.daemon_locks import LaneFull
+from globalstore.liveness.workers import LiveWorker
+from globalstore.registry.runtime import inventories, inventory_writes, reconcile
+from globalstore.registry.runtime.inventories import Differences, Held, Reported
+from globalstore.registry.runtime.inventory_writes import Changes, Claim, Slice
+from globalstore.registry.runtime.reconcile import Accepted
+from globalstore.rpc import Call
+from globalstore.rules.checksums import EMPTY
+from globalstore.rules.refusals import NotFound, Refusal
+from globalstore.rules.values import TEXT_BYTES_MAX
+from globalstore.telemetry import add_call_fields, get_logger
+
+_log = get_logger("globalstore.reconcile")
+
+# Rows kept although not listed that the log names one by one.
+_KEPT_LOGGED = 20
+
+# Rows that one query of a long comparison reads: some milliseconds of a reader.
+_ROWS_READ = 500
+
+# Rows that one transaction of a long reconcile writes: some 20 ms of the writer, on a slow or busy
+# machine twice that.
+_ROWS_WRITTEN = 800
+
+# Slices that are written before the changes of an earlier one are listed in the answer.
+_SLICES_AHEAD = 4
+
+# How long a reconcile in slices goes on although its caller has gone. Several times what 100 000
+# rows take. A server that stops waits for it: shorter than any supervisor's patience.
+_GOES_ON_S = 15.0
+
+# How often a claim is looked at again when the worker was ended or registered again meanwhile.
+_DECISIONS_MAX = 3
+
+_GAP_RETRY_MS = 100
+_OVERLOAD_RETRY_MS = 500
+
+
+class ReconcileFace:
+    """The call by which a daemon says all that it holds."""
+
+    app: Application
+
+    async def ReconcileWorkerState(  # noqa: N802
+        self, input_message: wire.ReconcileWorkerStateRequest, request: Call
+    ) -> wire.ReconcileWorkerStateResponse:
+        """Bring the rows of a worker in line with its inventory, in the order of its requests."""
+        metrics = self.app.metrics
+        began = trio.current_time()
+        result = wire.RECONCILE_RESULT_KIND_FATAL
+        outcome = "success"
+        try:
+            answer = await self._reconcile(input_message, request)
+            result = answer.result_kind
+        except Exception as error:
+            outcome = "success" if isinstance(error, Refusal) else "error"
+            raise
+        finally:
+            metrics.state_sync.labels(outcome).inc()
+            metrics.state_sync_seconds.observe(trio.current_time() - began)
+            metrics.reconcile_result.labels(wire.ReconcileResultKind.Name(result)).inc()
+        return answer
+
+    async def _reconcile(
+        self, message: wire.ReconcileWorkerStateRequest, call: Call
+    ) -> wire.ReconcileWorkerStateResponse:
+        worker_id = message.worker_id.strip()
+        add_call_fields(worker_id=worker_id)
+        worker = self._active(worker_id)
+        inventory = await inventory_of(message, worker.state.node_id)
+        if worker.confirmed is None or worker.confirmed[0] != inventory.fingerprint:
+            await inventory.entries()  # whatever is wrong with it comes before all else
+        try:
+            async with self.app.lanes.turn(worker.state.daemon_id, "reconcile"):
+                for _ in range(_DECISIONS_MAX):
+                    worker = self._active(worker_id)
+                    answer = await self._decide(worker, message, inventory, call)
+                    if answer is not None:
+                        return answer
+        except (LaneFull, db.QueueFull) as error:
+            return await self._retry_later(
+                worker, message, _OVERLOAD_RETRY_MS, "overloaded", str(error)
+            )
+        except db.Busy as error:
+            self._conflict("reconcile_tx_conflict_exhausted")
+            return await self._retry_later(
+                worker, message, _OVERLOAD_RETRY_MS, "tx_conflict_exhausted", str(error)
+            )
+        return await self._retry_later(
+            worker, message, _GAP_RETRY_MS, "tx_conflict_exhausted", "the worker keeps changing"
+        )
+
+    def _active(self, worker_id: str) -> LiveWorker:
+        worker = self.app.workers.find(worker_id)
+        if worker is None:
+            _log.limited(
+                f"reconcile of {worker_id[:80]}",
+                "reconcile of an unknown worker",
+                worker_id=worker_id[:TEXT_BYTES_MAX],
+            )
+            raise NotFound(f"worker_id {worker_id[:80]!r} is not an active worker: register again")
+        return worker
+
+    async def _decide(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        inventory: Inventory,
+        call: Call,
+    ) -> wire.ReconcileWorkerStateResponse | None:
+        """Answer a request by the first rule that fits; None when the worker changed meanwhile."""
+        state = worker.state
+        if message.daemon_id.strip() not in {"", state.daemon_id}:
+            return await self._rebase(worker, message, "daemon_mismatch", "of another daemon")
+        if message.generation < state.generation:
+            return await self._stale(worker, message, "generation_stale")
+        if message.generation > state.generation:
+            return await self._rebase(worker, message, "generation_future", "future generation")
+        if message.request_seq == state.request_seq:
+            return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
+        if message.request_seq < state.request_seq:
+            return await self._stale(worker, message, "request_stale")
+        if message.request_seq > state.request_seq + 1:
+            return await self._gap(worker, message)
+        if inventory.is_empty_snapshot and await self._is_contradicted(worker):
+            return await self._retry_later(
+                worker,
+                message,
+                self.app.heartbeat_interval_ms,
+                "contradicted_snapshot",
+                "an empty snapshot, but the worker's heartbeat affirms what it holds",
+            )
+        return await self._accept(worker, message, inventory, call)
+
+    # Answers that change nothing.
+
+    async def _answer(
+        self, worker: LiveWorker, kind: wire.ReconcileResultKind
+    ) -> wire.ReconcileWorkerStateResponse:
+        checksum = await self.app.checksum_of(worker)
+        return wire.ReconcileWorkerStateResponse(
+            result_kind=kind,
+            new_state_version=worker.state.state_version,
+            new_state_checksum=checksum,
+        )
+
+    def _conflict(self, scope: str) -> None:
+        self.app.metrics.control_plane_conflicts.labels(scope).inc()
+
+    def _log_refused(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        kind: wire.ReconcileResultKind,
+        reason: str,
+    ) -> None:
+        _log.limited(
+            f"reconcile {worker.state.worker_id} {reason}",
+            "reconcile not applied",
+            result_kind=wire.ReconcileResultKind.Name(kind),
+            reason=reason,
+            worker_id=worker.state.worker_id,
+            daemon_id=worker.state.daemon_id,
+            generation=message.generation,
+            seq=message.request_seq,
+            inventory=len(message.inventory),
+        )
+
+    async def _stale(
+        self, worker: LiveWorker, message: wire.ReconcileWorkerStateRequest, scope: str
+    ) -> wire.ReconcileWorkerStateResponse:
+        self._conflict(f"reconcile_{scope}")
+        kind = wire.RECONCILE_RESULT_KIND_IGNORED_STALE
+        self._log_refused(worker, message, kind, scope)
+        return await self._answer(worker, kind)
+
+    async def _retry_later(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        after_ms: int,
+        label: str,
+        reason: str,
+    ) -> wire.ReconcileWorkerStateResponse:
+        self.app.metrics.reconcile_retry_later.labels(label).inc()
+        kind = wire.RECONCILE_RESULT_KIND_RETRY_LATER
+        self._log_refused(worker, message, kind, reason)
+        answer = await self._answer(worker, kind)
+        answer.retry_after_ms = after_ms
+        return answer
+
+    async def _gap(
+        self, worker: LiveWorker, message: wire.ReconcileWorkerStateRequest
+    ) -> wire.ReconcileWorkerStateResponse:
+        """Ask for the request that is missing; after a while, for a new registration."""
+        now = trio.current_time()
+        if worker.gap_since is None:
+            worker.gap_since = now
+        self._conflict("reconcile_request_gap")
+        if now - worker.gap_since > self.app.workers.timeout_s:
+            return await self._rebase(worker, message, None, "a request is missing for too long")
+        reason = f"request_seq {worker.state.request_seq + 1} is missing"
+        return await self._retry_later(worker, message, _GAP_RETRY_MS, "request_seq_gap", reason)
+
+    async def _rebase(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        scope: str | None,
+        reason: str,
+    ) -> wire.ReconcileWorkerStateResponse:
+        if scope is not None:
+            self._conflict(f"reconcile_{scope}")
+        kind = wire.RECONCILE_RESULT_KIND_REBASE_REQUIRED
+        self._log_refused(worker, message, kind, reason)
+        answer = await self._answer(worker, kind)
+        writer = memory_info.InfoWriter()
+        async for piece in self._rows(worker.key):
+            for row in piece:
+                writer.write(answer.expected_replicas.add(), row)
+        return answer
+
+    async def _is_contradicted(self, worker: LiveWorker) -> bool:
+        """Tell whether the latest heartbeat affirms replicas that an empty snapshot denies."""
+        if not worker.accepting or worker.key not in self.app.workers.fresh():
+            return False
+        if worker.said_checksum in {"", EMPTY}:
+            return False
+        return worker.said_checksum == await self.app.checksum_of(worker)
+
+    # Acceptance.
+
+    async def _accept(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        inventory: Inventory,
+        call: Call,
+    ) -> wire.ReconcileWorkerStateResponse | None:
+        state = worker.state
+        claim = Claim(worker.key, state.worker_id, state.generation, message.request_seq)
+        if not inventory.complete or self._is_unchanged(worker, inventory):
+            moved = await self.app.write(
+                call, reconcile.accept, claim, None, False, inventory.complete
+            )
+            return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP) if moved else None
+        entries = await inventory.entries()
+        small = len(entries) <= reconcile.WHOLE_MAX and await self.app.read(
+            reconcile.is_small, worker.key
+        )
+        listed = wire.ReconcileWorkerStateResponse()
+        carry_out = self._whole if small else self._in_slices
+        accepted = await carry_out(worker, claim, entries, listed, call)
+        if accepted is None:
+            return None
+        self._note(worker, message, inventory, accepted)
+        if not accepted.changes:
+            return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
+        # A change of the confirmation number makes sources of rows that nobody wrote.
+        self.app.queues.worker_routable()
+        answer = await self._answer(worker, wire.RECONCILE_RESULT_KIND_APPLIED)
+        listed.MergeFrom(answer)
+        return listed
+
+    def _is_unchanged(self, worker: LiveWorker, inventory: Inventory) -> bool:
+        return not worker.state.needs_reconcile and worker.confirmed == (
+            inventory.fingerprint,
+            worker.replicas_revision,
+        )
+
+    async def _whole(
+        self,
+        live: LiveWorker,
+        claim: Claim,
+        entries: list[Reported],
+        listed: wire.ReconcileWorkerStateResponse,
+        call: Call,
+    ) -> Accepted | None:
+        """Carry a reconcile out in one transaction; ``listed`` gets its changes."""
+        accepted = await self.app.write(
+            call,
+            reconcile.whole,
+            claim,
+            entries,
+            self.app.workers.fresh(),
+            self.app.wall_us(),
+        )
+        if accepted is None:
+            return None
+        revision = live.accepted_revision
+        await list_changes(accepted.changes, listed, memory_info.InfoWriter())
+        return attrs.evolve(accepted, revision=revision)
+
+    async def _in_slices(
+        self,
+        live: LiveWorker,
+        claim: Claim,
+        entries: list[Reported],
+        listed: wire.ReconcileWorkerStateResponse,
+        call: Call,
+    ) -> Accepted | None:
+        """Compare on a reader and write slice by slice, so that others are not held up.
+
+        Each slice is a transaction of its own; the cursor and the version move with the last one.
+        Should the server die before, the daemon sends the same request again, and what is left to
+        do is done.
+        """
+        self.app.slots.release(call)
+        worker = await self.app.read(inventory_writes.standing, claim)
+        if worker is None:
+            return None
+        revision = live.replicas_revision
+        differences = Differences(worker)
+        for chunk in in_chunks(entries, ENTRIES_PER_TURN):
+            differences.expect(chunk)
+            await trio.lowlevel.checkpoint()
+        async for piece in self._rows(claim.worker_key):
+            differences.compare(piece)
+        slice_ = Slice(
+            claim,
+            worker,
+            differences.confirmation(),
+            self.app.workers.fresh(),
+            self.app.wall_us(),
+        )
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _GOES_ON_S) as scope:
+            changes = await self._write(differences, slice_, listed)
+            moved = changes is not None and await self.app.store.write(
+                reconcile.accept, claim, slice_.confirmation, len(changes) > 0, True
+            )
+        if scope.cancelled_caught:
+            await trio.lowlevel.checkpoint()
+            raise db.Busy(f"not carried out within {_GOES_ON_S:g} s; send it again")
+        if changes is None or not moved:
+            return None
+        unchanged = live.accepted_revision == revision
+        return Accepted(changes, differences, revision if unchanged else None)
+
+    async def _write(
+        self,
+        differences: Differences,
+        slice_: Slice,
+        listed: wire.ReconcileWorkerStateResponse,
+    ) -> Changes | None:
+        """Write all slices; what one changed is listed while the next is being written.
+
+        None when the worker was ended or registered again meanwhile.
+        """
+        changes, stands = Changes(), True
+        writer = memory_info.InfoWriter()
+        written, to_list = trio.open_memory_channel[Changes](_SLICES_AHEAD)
+
+        async def list_them() -> None:
+            async for done in to_list:
+                await list_changes(done, listed, writer)
+
+        async with trio.open_nursery() as nursery, written:
+            nursery.start_soon(list_them)
+            for step in inventory_writes.steps(differences, slice_, _ROWS_WRITTEN):
+                done: Changes | None
+                if isinstance(step, Changes):
+                    done = step
+                else:
+                    done = await self.app.store.bulk(inventory_writes.guarded, step, slice_)
+                if done is None:
+                    stands = False
+                    break
+                changes.extend(done)
+                await written.send(done)
+        return changes if stands else None
+
+    async def _rows(self, worker_key: int) -> AsyncIterator[Sequence[Held]]:
+        """Yield all rows of a worker, a turn's worth at a time."""
+        after = (0, 0)
+        while True:
+            rows = await self.app.read(inventories.rows, worker_key, after, _ROWS_READ)
+            for piece in in_chunks(rows, ENTRIES_PER_TURN):
+                yield piece
+                await trio.lowlevel.checkpoint()
+            if len(rows) < _ROWS_READ:
+                return
+            after = rows[-1].place
+
+    def _note(
+        self,
+        worker: LiveWorker,
+        message: wire.ReconcileWorkerStateRequest,
+        inventory: Inventory,
+        accepted: Accepted,
+    ) -> None:
+        """Write down what a reconcile did, and whether the next one may be recognised."""
+        changes, differences = accepted.changes, accepted.differences
+        log = _log.bind(worker_id=worker.state.worker_id, daemon_id=worker.state.daemon_id)
+        if differences.listed_twice:
+            log.warning("inventory lists replicas twice", entries=differences.listed_twice)
+        if changes.foreign:
+            scope = self.app.metrics.control_plane_conflicts.labels("reconcile_owner_conflict")
+            scope.inc(len(changes.foreign))
+            log.warning(
+                "replicas of other workers that are alive were reported",
+                replicas=len(changes.foreign),
+                first=changes.foreign[0],
+            )
+        for kept in differences.kept[:_KEPT_LOGGED]:
+            log.info(
+                "replica kept, registered after the inventory was begun",
+                artifact_id=kept.row.artifact_id,
+                registered_us=kept.row.created_at,
+                inventory_us=kept.taken_us,
+            )
+        if inventory.is_empty_snapshot and changes.removed:
+            log.warning("an empty snapshot removed replicas", replicas=len(changes.removed))
+        if changes:
+            log.info(
+                "reconcile applied",
+                generation=message.generation,
+                seq=message.request_seq,
+                adds=len(changes.added),
+                removes=len(changes.removed),
+                updates=len(changes.updated),
+            )
+        worker.confirmed = None
+        if accepted.revision is not None and not differences.kept and not changes.foreign:
+            worker.confirmed = (inventory.fingerprint, accepted.revision)

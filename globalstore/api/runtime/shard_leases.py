@@ -1,0 +1,196 @@
+"""AcquireShardHomeLease, its keepalives and release, and who is the home of a shard."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from globalstore.api.context import Application, timestamp
+from globalstore.db import Lane
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry.runtime import shard_leases
+from globalstore.registry.runtime.shard_leases import Lease, Refused, Renewal
+from globalstore.rpc import Call
+from globalstore.rules.refusals import InvalidArgument, NotFound
+from globalstore.rules.values import required, signed64, unsigned64
+
+# Entries of one call: what the writer can do in half of the time for which it may keep others
+# waiting. A daemon with more leases makes more calls.
+LEASES_MAX = 10_000
+
+# Entries that are looked at before other calls get a turn: about a millisecond each time.
+_ENTRIES_PER_TURN = 100
+
+
+class ShardLeasesFace:
+    """The calls by which daemons become, stay and find homes of shards.
+
+    All that writes goes through one lane, so that what is asked first is done first.
+    """
+
+    app: Application
+
+    async def AcquireShardHomeLease(  # noqa: N802
+        self, input_message: wire.AcquireShardHomeLeaseRequest, request: Call
+    ) -> wire.AcquireShardHomeLeaseResponse:
+        """Make a daemon the home of a shard; who is it already is no error."""
+        daemon_id = required("holder_daemon_id", input_message.holder_daemon_id)
+        answer = await self.app.write(
+            request,
+            shard_leases.acquire,
+            signed64(input_message.shard_id),
+            daemon_id,
+            secrets.token_hex(16),
+            self._ttl_us(input_message.ttl_ms),
+            self.app.lease_clock.now_us,
+            lane=Lane.CONTROL,
+        )
+        return wire.AcquireShardHomeLeaseResponse(
+            acquired=not answer.held, lease=self._lease(answer.lease)
+        )
+
+    async def KeepaliveShardHomeLease(  # noqa: N802
+        self, input_message: wire.KeepaliveShardHomeLeaseRequest, request: Call
+    ) -> wire.KeepaliveShardHomeLeaseResponse:
+        """Extend a live lease."""
+        token = required("lease_token", input_message.lease_token)
+        lease = await self.app.write(
+            request,
+            shard_leases.keepalive,
+            token,
+            self._ttl_us(input_message.ttl_ms),
+            self.app.lease_clock.now_us,
+            lane=Lane.CONTROL,
+        )
+        if lease is None:
+            raise NotFound(Refused.UNKNOWN.value)
+        return wire.KeepaliveShardHomeLeaseResponse(lease=self._lease(lease))
+
+    async def BatchKeepaliveShardHomeLeases(  # noqa: N802
+        self, input_message: wire.BatchKeepaliveShardHomeLeasesRequest, request: Call
+    ) -> wire.BatchKeepaliveShardHomeLeasesResponse:
+        """Extend many live leases at one instant, each for itself."""
+        ttl_us = self._ttl_us(input_message.ttl_ms)
+        entries = input_message.leases
+        _check_count("leases", len(entries))
+        renewals: list[Renewal] = []
+        for start in range(0, len(entries), _ENTRIES_PER_TURN):
+            renewals += map(_renewal, entries[start : start + _ENTRIES_PER_TURN])
+            await trio.lowlevel.checkpoint()
+        if not renewals:
+            return wire.BatchKeepaliveShardHomeLeasesResponse()
+        renewed = await self.app.write(
+            request,
+            shard_leases.keepalive_batch,
+            renewals,
+            ttl_us,
+            self.app.lease_clock.now_us,
+            lane=Lane.CONTROL,
+        )
+        expires_at = timestamp(self.app.lease_clock.wall_us(renewed.until_us))
+        response = wire.BatchKeepaliveShardHomeLeasesResponse()
+        for count, (entry, outcome) in enumerate(zip(entries, renewed.outcomes, strict=True), 1):
+            told = response.outcomes.add(
+                shard_id=entry.shard_id,
+                lease_generation=entry.lease_generation,
+                lease_token=entry.lease_token,
+            )
+            if isinstance(outcome, Refused):
+                told.message = outcome.value
+            else:
+                told.ok = True
+                told.lease.shard_id = entry.shard_id
+                told.lease.holder_daemon_id = outcome
+                told.lease.lease_token = entry.lease_token.strip()
+                told.lease.lease_generation = entry.lease_generation
+                told.lease.expires_at.CopyFrom(expires_at)
+            if count % _ENTRIES_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        return response
+
+    async def ReleaseShardHomeLease(  # noqa: N802
+        self, input_message: wire.ReleaseShardHomeLeaseRequest, request: Call
+    ) -> wire.ReleaseShardHomeLeaseResponse:
+        """Give a lease up; one that is not the caller's any more is left alone."""
+        token = required("lease_token", input_message.lease_token)
+        released = await self.app.write(
+            request, shard_leases.release, token, self.app.lease_clock.now_us, lane=Lane.CONTROL
+        )
+        return wire.ReleaseShardHomeLeaseResponse(released=released)
+
+    async def GetShardHomeLease(  # noqa: N802
+        self, input_message: wire.GetShardHomeLeaseRequest, request: Call
+    ) -> wire.GetShardHomeLeaseResponse:
+        """Tell who is the home of a shard."""
+        found = await self._routes(request, [input_message.shard_id])
+        if not found:
+            raise NotFound(f"shard {input_message.shard_id} has no home at the moment")
+        return wire.GetShardHomeLeaseResponse(lease=self._route(found[0]))
+
+    async def BatchGetShardHomeLeases(  # noqa: N802
+        self, input_message: wire.BatchGetShardHomeLeasesRequest, request: Call
+    ) -> wire.BatchGetShardHomeLeasesResponse:
+        """Tell who are the homes of shards; those without one are left out."""
+        _check_count("shard_ids", len(input_message.shard_ids))
+        response = wire.BatchGetShardHomeLeasesResponse()
+        found = await self._routes(request, input_message.shard_ids)
+        for count, lease in enumerate(found, 1):
+            response.leases.append(self._route(lease))
+            if count % _ENTRIES_PER_TURN == 0:
+                await trio.lowlevel.checkpoint()
+        return response
+
+    async def _routes(self, request: Call, shard_ids: Iterable[int]) -> list[Lease]:
+        """Return the live leases of some shards, each once, in the order of the request."""
+        asked = list(dict.fromkeys(map(signed64, shard_ids)))
+        clock = self.app.lease_clock.now_us
+        found, doubtful = await self.app.read(shard_leases.routes, asked, clock)
+        if doubtful:
+            found += (await self._decided(request, doubtful))[0]
+        by_shard = {lease.shard_id: lease for lease in found}
+        return [by_shard[shard_id] for shard_id in asked if shard_id in by_shard]
+
+    async def _decided(
+        self, request: Call, shard_ids: Sequence[int]
+    ) -> tuple[list[Lease], list[int]]:
+        """Ask the writer, which has no commit under way when it answers."""
+        return await self.app.write(
+            request,
+            shard_leases.routes,
+            shard_ids,
+            self.app.lease_clock.now_us,
+            lane=Lane.CONTROL,
+        )
+
+    def _ttl_us(self, ttl_ms: int) -> int:
+        """Return a lifetime in microseconds, no longer than is allowed."""
+        if ttl_ms == 0:
+            raise InvalidArgument("ttl_ms is 0, expected a number above 0")
+        longest_us = int(self.app.config.worker_policy.max_lease_ttl * 1_000_000)
+        return min(ttl_ms * 1000, longest_us)
+
+    def _lease(self, lease: Lease) -> wire.ShardHomeLease:
+        return wire.ShardHomeLease(
+            shard_id=unsigned64(lease.shard_id),
+            holder_daemon_id=lease.holder,
+            lease_token=lease.token,
+            lease_generation=lease.generation,
+            expires_at=timestamp(self.app.lease_clock.wall_us(lease.expires_at_us)),
+        )
+
+    def _route(self, lease: Lease) -> wire.ShardHomeRoute:
+        return wire.ShardHomeRoute(
+            shard_id=unsigned64(lease.shard_id),
+            holder_daemon_id=lease.holder,
+            lease_generation=lease.generation,
+            expires_at=timestamp(self.app.lease_clock.wall_us(lease.expires_at_us)),
+        )
+
+
+def _check_count(field: str, count: int) -> None:
+    if count > LEASES_MAX:
+        raise InvalidArgument(f"{field} has {count} entries, expected at most {LEASES_MAX}")
+
+
+def _renewal(entry: wire.ShardHomeLeaseKeepalive) -> Renewal:
+    return Renewal(signed64(entry.shard_id), entry.lease_generation, entry.lease_token.strip())

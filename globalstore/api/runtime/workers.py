@@ -1,0 +1,328 @@
+"""RegisterWorker, WorkerHeartbeat, UnregisterWorker, ListActiveWorkers."""
+
+import hashlib
+import logging
+import secrets
+
+from globalstore.api.context import Application, timestamp, token
+from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.liveness.workers import Heartbeat, LiveWorker
+from globalstore.registry.runtime import replica_lists, workers
+from globalstore.registry.runtime.workers import EndpointTaken, PreviousWorkerForeign, Registered
+from globalstore.rpc import Call, at_once
+from globalstore.rules.addresses import routable
+from globalstore.rules.refusals import InvalidArgument
+from globalstore.rules.values import (
+    INTEGER_MAX,
+    TEXT_BYTES_MAX,
+    identifier,
+    port,
+    required,
+    storable,
+)
+from globalstore.telemetry import add_call_fields, get_logger
+
+_log = get_logger("globalstore.workers")
+
+# A worker id is made of the node id and 16 more characters, and has to pass as an id itself.
+_NODE_ID_BYTES_MAX = TEXT_BYTES_MAX - 64
+
+
+# Ids that one heartbeat may name, beyond what any daemon holds, and how many of them one query
+# looks up, so that other queries get in between.
+_REGISTERED_IDS_MAX = 262_144
+_LOOKED_UP_AT_ONCE = 1000
+
+
+class WorkersFace:
+    """The calls by which a store daemon says that it is there."""
+
+    app: Application
+
+    async def RegisterWorker(  # noqa: N802
+        self, input_message: wire.RegisterWorkerRequest, request: Call
+    ) -> wire.RegisterWorkerResponse:
+        """Make a daemon's worker active; a name taken by others is refused in the body."""
+        asked = _registration(input_message)
+        worker_id = f"worker_{asked.node_id}_{secrets.token_hex(4)}"
+        async with self.app.lanes.turn(asked.daemon_id, "register"):
+            outcome = await self.app.write(
+                request,
+                workers.register,
+                asked,
+                self.app.workers.fresh(),
+                worker_id,
+                self.app.wall_us(),
+            )
+        if not isinstance(outcome, Registered):
+            self._log_conflict(asked, outcome)
+            return wire.RegisterWorkerResponse(status=wire.STATUS_ERROR)
+        self._log_registered(asked, outcome)
+        worker = outcome.worker
+        return wire.RegisterWorkerResponse(
+            status=wire.STATUS_OK,
+            worker_id=worker.worker_id,
+            heartbeat_interval_ms=self.app.heartbeat_interval_ms,
+            state_sync_required=outcome.state_sync_required,
+            expected_state_version=worker.state_version,
+            reconcile_generation=worker.generation,
+        )
+
+    def _log_registered(self, asked: workers.Registration, outcome: Registered) -> None:
+        self.app.metrics.worker_register.labels(outcome.kind, "ok").inc()
+        worker = outcome.worker
+        if outcome.evicted is not None:
+            self.app.metrics.worker_evicted.inc()
+            self.app.metrics.control_plane_conflicts.labels("endpoint_takeover").inc()
+            _log.warning(
+                "worker evicted", by_daemon_id=asked.daemon_id, **outcome.evicted.log_fields()
+            )
+        _log.info(
+            "worker registered",
+            kind=outcome.kind,
+            recovery=asked.is_recovery,
+            previous_worker_id=asked.previous_worker_id,
+            **worker.log_fields(),
+        )
+
+    def _log_conflict(
+        self, asked: workers.Registration, outcome: EndpointTaken | PreviousWorkerForeign
+    ) -> None:
+        kind = "recovery" if asked.is_recovery else "new"
+        self.app.metrics.worker_register.labels(kind, "rejected").inc()
+        _log.limited(
+            f"conflict {asked.daemon_id} {asked.node_address}:{asked.grpc_port}",
+            "worker registration conflict",
+            level=logging.ERROR,
+            reason=(
+                "endpoint belongs to another worker"
+                if isinstance(outcome, EndpointTaken)
+                else "previous_worker_id belongs to another daemon"
+            ),
+            endpoint=f"{asked.node_address}:{asked.grpc_port}",
+            owner_worker_id=outcome.worker_id,
+            owner_daemon_id=outcome.daemon_id,
+            owner_node_id=getattr(outcome, "node_id", ""),
+            daemon_id=asked.daemon_id,
+            node_id=asked.node_id,
+        )
+
+    def _beat_at_once(
+        self, message: wire.WorkerHeartbeatRequest, _: Call
+    ) -> wire.WorkerHeartbeatResponse | None:
+        """Take in the heartbeat of a worker whose state is known, as nearly all are."""
+        worker = self.app.workers.find(message.worker_id.strip())
+        if (
+            worker is None
+            or worker.expiring is not None
+            or message.daemon_id.strip() not in {"", worker.state.daemon_id}
+            or message.state_version == 0
+            or message.registered_artifact_ids
+            or message.mem_pool_available_size > INTEGER_MAX
+        ):
+            return None
+        in_step = _is_at_version(worker, message)
+        if in_step and message.state_checksum:
+            known = self.app.known_checksum_of(worker)
+            if known is None:
+                return None
+            in_step = message.state_checksum == known
+        now_us = self.app.wall_us()
+        self.app.workers.heartbeat(worker, _heartbeat(message), now_us)
+        return self._beaten(worker, [], now_us, in_step=in_step)
+
+    @at_once(_beat_at_once)
+    async def WorkerHeartbeat(  # noqa: N802
+        self, input_message: wire.WorkerHeartbeatRequest, request: Call
+    ) -> wire.WorkerHeartbeatResponse:
+        """Keep a worker alive and tell it whether the two views of what it holds agree."""
+        if len(input_message.registered_artifact_ids) > _REGISTERED_IDS_MAX:
+            raise InvalidArgument(
+                f"registered_artifact_ids has {len(input_message.registered_artifact_ids)} ids,"
+                f" expected at most {_REGISTERED_IDS_MAX}"
+            )
+        if input_message.state_version == 0:
+            self.app.metrics.worker_heartbeat.labels("invalid").inc()
+            _log.limited(
+                f"version 0 of {input_message.worker_id[:80]}",
+                "heartbeat rejected",
+                worker_id=input_message.worker_id,
+                state_version=0,
+            )
+            raise InvalidArgument("state_version is 0, expected the last version that was answered")
+        add_call_fields(worker_id=input_message.worker_id)
+        said = _heartbeat(input_message)
+        worker = await self._heard(input_message)
+        if worker is None:
+            self.app.metrics.worker_heartbeat.labels("not_found").inc()
+            _log.limited(
+                f"heartbeat of {input_message.worker_id[:80]}",
+                "heartbeat of an unknown worker",
+                worker_id=input_message.worker_id,
+                state_version=input_message.state_version,
+            )
+            return wire.WorkerHeartbeatResponse(status=wire.STATUS_NOT_FOUND)
+        now_us = self.app.wall_us()
+        self.app.workers.heartbeat(worker, said, now_us)
+        obsolete = await self._not_held(worker, list(input_message.registered_artifact_ids))
+        in_step = (
+            not obsolete
+            and _is_at_version(worker, input_message)
+            and await self._agrees(worker, input_message.state_checksum)
+        )
+        return self._beaten(worker, obsolete, now_us, in_step=in_step)
+
+    def _beaten(
+        self, worker: LiveWorker, obsolete: list[str], now_us: int, *, in_step: bool
+    ) -> wire.WorkerHeartbeatResponse:
+        self.app.metrics.worker_heartbeat.labels("ok" if in_step else "sync_required").inc()
+        return wire.WorkerHeartbeatResponse(
+            status=wire.STATUS_OK,
+            state_sync_required=not in_step,
+            expected_state_version=worker.state.state_version,
+            obsolete_replicas=obsolete,
+            server_timestamp_ts=timestamp(now_us),
+        )
+
+    async def _heard(self, message: wire.WorkerHeartbeatRequest) -> LiveWorker | None:
+        """Return the active worker that a heartbeat speaks for."""
+        worker_id = message.worker_id.strip()
+        worker = self.app.workers.find(worker_id)
+        while worker is not None and worker.expiring is not None:
+            await worker.expiring.wait()
+            worker = self.app.workers.find(worker_id)
+        daemon_id = message.daemon_id.strip()
+        if worker is not None and daemon_id not in {"", worker.state.daemon_id}:
+            self.app.metrics.control_plane_conflicts.labels("heartbeat_daemon_mismatch").inc()
+            return None
+        return worker
+
+    async def _not_held(self, worker: LiveWorker, artifact_ids: list[str]) -> list[str]:
+        if not artifact_ids:
+            return []
+        ids = list(dict.fromkeys(artifact_id.strip() for artifact_id in artifact_ids))
+        digest = hashlib.blake2b("\0".join(ids).encode(), digest_size=16).digest()
+
+        async def look_up() -> list[str]:
+            missing = []
+            for start in range(0, len(ids), _LOOKED_UP_AT_ONCE):
+                chunk = ids[start : start + _LOOKED_UP_AT_ONCE]
+                missing += await self.app.read(replica_lists.artifacts_not_held, worker.key, chunk)
+            return missing
+
+        return await self.app.derived(worker, digest, look_up)
+
+    async def _agrees(self, worker: LiveWorker, checksum: str) -> bool:
+        return not checksum or checksum == await self.app.checksum_of(worker)
+
+    async def UnregisterWorker(  # noqa: N802
+        self, input_message: wire.UnregisterWorkerRequest, request: Call
+    ) -> wire.UnregisterWorkerResponse:
+        """End a worker on its own order; with a client_request_id, once."""
+        worker_id = identifier("worker_id", input_message.worker_id)
+        graceful = input_message.is_graceful_shutdown
+        now_us = self.app.wall_us()
+        repeat = token(input_message, "UnregisterWorker", input_message.client_request_id)
+        worker = self.app.workers.find(worker_id)
+        # One that is not active has no lane to wait in.
+        lane = worker.state.daemon_id if worker is not None else worker_id
+        async with self.app.lanes.turn(lane, "unregister"):
+            if repeat is None:
+                found = await self.app.write(
+                    request, workers.unregister, worker_id, graceful, now_us
+                )
+                return self._unregistered(worker_id, worker, graceful, _unregister_response(found))
+            reply = await self.app.once(
+                request,
+                repeat,
+                lambda tx: workers.unregister(tx, worker_id, graceful, now_us),
+                _unregister_response,
+                now_us,
+            )
+        response = wire.UnregisterWorkerResponse.FromString(reply.body)
+        if reply.replayed:
+            return response
+        return self._unregistered(worker_id, worker, graceful, response)
+
+    def _unregistered(
+        self,
+        worker_id: str,
+        worker: LiveWorker | None,
+        graceful: bool,
+        response: wire.UnregisterWorkerResponse,
+    ) -> wire.UnregisterWorkerResponse:
+        found = response.status == wire.STATUS_OK
+        self.app.metrics.worker_unregister.labels(
+            "true" if graceful else "false", "ok" if found else "not_found"
+        ).inc()
+        if found:
+            known = {"worker_id": worker_id} if worker is None else worker.state.log_fields()
+            _log.info("worker unregistered", graceful=graceful, **known)
+        return response
+
+    async def ListActiveWorkers(  # noqa: N802
+        self, input_message: wire.ListActiveWorkersRequest, request: Call
+    ) -> wire.ListActiveWorkersResponse:
+        """List the workers that are being heard, the last heard first."""
+        found = self.app.workers.listed(
+            input_message.required_capability_flags, input_message.include_unavailable
+        )
+        return wire.ListActiveWorkersResponse(workers=map(_worker_info, found))
+
+
+def _is_at_version(worker: LiveWorker, message: wire.WorkerHeartbeatRequest) -> bool:
+    state = worker.state
+    return not state.needs_reconcile and message.state_version == state.state_version
+
+
+def _registration(message: wire.RegisterWorkerRequest) -> workers.Registration:
+    return workers.Registration(
+        daemon_id=required("daemon_id", message.daemon_id),
+        node_id=required("node_id", message.node_id, _NODE_ID_BYTES_MAX),
+        node_address=routable("node_address", message.node_address),
+        grpc_port=port("grpc_port", message.grpc_port),
+        p2p_port=port("p2p_port", message.p2p_port),
+        mem_pool_total_size=storable("mem_pool_total_size", message.mem_pool_total_size),
+        mem_pool_available_size=storable(
+            "mem_pool_available_size", message.mem_pool_available_size
+        ),
+        capability_flags=message.capability_flags,
+        is_recovery=message.is_recovery_registration,
+        previous_worker_id=identifier("previous_worker_id", message.previous_worker_id),
+    )
+
+
+def _heartbeat(message: wire.WorkerHeartbeatRequest) -> Heartbeat:
+    return Heartbeat(
+        storable("mem_pool_available_size", message.mem_pool_available_size),
+        message.accepting_new_requests,
+        message.capability_flags if message.HasField("capability_flags") else None,
+        message.state_checksum,
+    )
+
+
+def _unregister_response(found: bool) -> wire.UnregisterWorkerResponse:
+    return wire.UnregisterWorkerResponse(status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND)
+
+
+def _worker_info(worker: LiveWorker) -> wire.ListActiveWorkersResponse.WorkerInfo:
+    state = worker.state
+    return wire.ListActiveWorkersResponse.WorkerInfo(
+        worker_id=state.worker_id,
+        node_id=state.node_id,
+        node_address=state.node_address,
+        grpc_port=state.grpc_port,
+        p2p_port=state.p2p_port,
+        mem_pool_total_size=state.mem_pool_total_size,
+        mem_pool_available_size=min(worker.mem_pool_available_size, state.mem_pool_total_size),
+        accepting_new_requests=worker.accepting,
+        last_heartbeat_ts=timestamp(worker.last_heartbeat_us),
+        state_version=state.state_version,
+        status=(
+            wire.CONNECTION_STATUS_CONNECTED
+            if worker.accepting
+            else wire.CONNECTION_STATUS_RECONNECTING
+        ),
+        daemon_id=state.daemon_id,
+        capability_flags=worker.capability_flags,
+    )

@@ -1,0 +1,154 @@
+"""How a verb reaches a running server: by its configuration file, or by an address."""
+
+import argparse
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import purerpc
+import trio
+
+from globalstore import config as configuration
+from globalstore.client.connection import Unreachable, connection
+from globalstore.config import ConfigError
+
+# A server that answers at all answers within this; who runs a command is waiting.
+_PATIENCE_S = 10.0
+
+# Hosts that a server listens on, but nobody can dial.
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+
+USAGE = 2
+
+
+class _Unusable(Exception):
+    """The arguments do not lead to a server; the text says why."""
+
+
+@attrs.frozen
+class Address:
+    """Where a server is, and how to talk to it."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+    token: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments by which a server is found."""
+    parser.add_argument("--config", metavar="FILE", help="the server's configuration")
+    parser.add_argument(
+        "--server", metavar="HOST:PORT", help="its address instead; default: 127.0.0.1:50051"
+    )
+    parser.add_argument("--ca", metavar="FILE", help="talk TLS and trust these authorities (PEM)")
+    parser.add_argument("--cert", metavar="FILE", help="client certificate (PEM)")
+    parser.add_argument("--key", metavar="FILE", help="key of the client certificate (PEM)")
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="a file that holds a token of role full or read"
+    )
+
+
+def ask(
+    verb: str, arguments: argparse.Namespace, question: Callable[[Any, Any], Awaitable[None]]
+) -> int:
+    """Put a question to the server; return the exit code.
+
+    ``question`` gets a channel for purerpc's stubs and the metadata that goes with each call. What
+    can go wrong with a server is said in one line on stderr.
+    """
+    try:
+        address = _address(arguments)
+    except _Unusable as error:
+        print(f"{verb}: {error}", file=sys.stderr)
+        return USAGE
+
+    async def run() -> None:
+        metadata = (("authorization", f"Bearer {address.token}"),) if address.token else ()
+        with trio.fail_after(_PATIENCE_S):
+            async with connection(address.host, address.port, address.tls) as channel:
+                await question(channel, metadata)
+
+    try:
+        trio.run(run, strict_exception_groups=True)
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:
+        causes = list(_causes(error))
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            return 130
+        said = _said(causes[0], address)
+        if said is None:
+            raise
+        print(f"{verb}: {said}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _said(cause: BaseException, address: Address) -> str | None:
+    match cause:
+        case purerpc.RpcFailedError():
+            return f"{cause.status.status_code.name}: {cause.status.status_message}"
+        case trio.TooSlowError() | Unreachable():
+            return f"no answer from {address.host}:{address.port} within {_PATIENCE_S:.0f} s"
+        case OSError():
+            return f"{address.host}:{address.port}: {cause.strerror or cause}"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _causes(each)
+    else:
+        yield error
+
+
+def _address(arguments: argparse.Namespace) -> Address:
+    token = ""
+    try:
+        if arguments.token_file:
+            token = Path(arguments.token_file).read_text(encoding="utf-8").strip()
+        if arguments.config is not None:
+            host, port, tls = _configured(arguments)
+        else:
+            host, port = _host_and_port(arguments.server or "127.0.0.1:50051")
+            tls = _trusting(arguments, arguments.ca) if arguments.ca else None
+    except (OSError, UnicodeDecodeError, ssl.SSLError) as error:
+        raise _Unusable(str(error)) from error
+    return Address(host, port, tls, token)
+
+
+def _configured(arguments: argparse.Namespace) -> tuple[str, int, ssl.SSLContext | None]:
+    if arguments.server:
+        raise _Unusable("--config and --server exclude each other")
+    try:
+        server = configuration.load(arguments.config).server
+    except ConfigError as error:
+        raise _Unusable(str(error)) from error
+    listen = server.listen
+    if listen.port == 0:
+        raise _Unusable("server.listen.port is 0, so the port is not known; use --server")
+    tls = None
+    if server.grpc.tls.enabled:
+        tls = _trusting(arguments, arguments.ca or server.grpc.tls.cert_file)
+        # The certificate itself is what is trusted, whatever name it has.
+        tls.check_hostname = arguments.ca is not None
+        tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return _EVERYWHERE.get(listen.host, listen.host), listen.port, tls
+
+
+def _trusting(arguments: argparse.Namespace, authorities: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(Path(authorities).expanduser()))
+    context.set_alpn_protocols(["h2"])
+    if arguments.cert:
+        context.load_cert_chain(arguments.cert, arguments.key)
+    return context
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise _Unusable(f"--server: expected HOST:PORT, got {text!r}")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,70 @@
+"""The clock that leases are measured by: it shows wall time and never jumps.
+
+It starts at the wall clock and runs with trio's, so that nobody's lease is stretched or cut short
+by somebody who sets the clock. What is stored of a lease is of this clock. When the wall clock was
+set, how far this one is ahead of it since is remembered in the database: the next server starts at
+the same distance, and what is left of each lease stays what it was.
+
+A machine that was suspended looks as if its wall clock had been set forward: what it slept is not
+counted.
+
+It does not stop while the server is deaf. A deadline was told to the holder, who acts by it, and
+may have been told to others; one that moved would be another deadline.
+"""
+
+from collections.abc import Callable
+
+import trio
+
+from globalstore.db import DatabaseError, Lane, Store
+from globalstore.leases.wall_clock import STEP_S
+from globalstore.registry.runtime import shard_leases
+from globalstore.telemetry import get_logger
+
+_log = get_logger("globalstore.leases")
+
+# How often the wall clock is held against this one: what a step within the last second before a
+# crash does to leases is what it would do without any of this.
+_LOOK_S = 1.0
+
+
+class LeaseClock:
+    """Microseconds since 1970, for any thread. Made inside trio."""
+
+    def __init__(self, wall_us: Callable[[], int]) -> None:
+        self._wall_us = wall_us
+        self._clock = trio.lowlevel.current_clock()
+        self._began = self._clock.current_time()
+        self._began_us = wall_us()
+        self._ahead_us = 0
+
+    def now_us(self) -> int:
+        """Return the time; what was returned before is never later."""
+        return self._began_us + round((self._clock.current_time() - self._began) * 1_000_000)
+
+    def wall_us(self, us: int) -> int:
+        """Return what the wall clock shows at a time of this clock, as it is set now."""
+        return us - self._ahead_us
+
+    def trio_time(self, us: int) -> float:
+        """Return trio's time at which ``now_us`` is surely ``us`` or later."""
+        return self._began + (us - self._began_us + 1) / 1_000_000
+
+    async def restore(self, store: Store) -> None:
+        """Take the distance to the wall clock over that an earlier server had."""
+        self._ahead_us = await store.read(shard_leases.clock_ahead)
+        self._began_us += self._ahead_us
+
+    async def watch(self, store: Store) -> None:
+        """Remember each step of the wall clock, until cancelled."""
+        while True:
+            await trio.sleep(_LOOK_S)
+            ahead_us = self.now_us() - self._wall_us()
+            if abs(ahead_us - self._ahead_us) < STEP_S * 1_000_000:
+                continue
+            try:
+                await store.write(shard_leases.remember_clock, ahead_us, lane=Lane.CONTROL)
+            except DatabaseError as error:
+                _log.limited("clock", "step of the wall clock not stored", reason=str(error))
+            else:
+                self._ahead_us = ahead_us

@@ -1,0 +1,158 @@
+"""Leases end by themselves when nobody extends them: one scheduler for all kinds of leases.
+
+It learns deadlines from commits, and sleeps until the next one. Extending a lease costs it nothing:
+it wakes at the deadline that it knows, asks the database, and sleeps again until the real one. What
+counts is the row, compared with the clock inside a transaction; the scheduler makes the end known.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import islice
+
+import attrs
+import trio
+
+from globalstore.db import DatabaseError, Lane, Store
+from globalstore.leases.clock import LeaseClock
+from globalstore.liveness.stalls import Pulse
+from globalstore.registry import memory_tiers
+from globalstore.registry.runtime import shard_leases
+from globalstore.registry.signals import LeaseKind, LeasesSettled
+from globalstore.rules.deadlines import Deadlines
+from globalstore.rules.values import unsigned64
+from globalstore.telemetry import get_logger
+
+_log = get_logger("globalstore.leases")
+
+# Leases that one transaction looks after: some milliseconds of the writer.
+_ROWS = 500
+
+# Pause before it is tried again when the database refuses, as a full disk does.
+_RETRY_US = 1_000_000
+
+# Shards that one line of the log names.
+_TOLD = 8
+
+
+@attrs.define(eq=False)
+class _Kind:
+    settle: Callable[[list[int]], Awaitable[None]]
+    patient: bool
+    deadlines: Deadlines[int] = attrs.field(factory=Deadlines)
+
+
+class LeaseExpiry:
+    """Which lease ends next. Deadlines are microseconds of the lease clock.
+
+    Each kind has an operation that settles leases at their deadlines: it emits ``LeasesSettled``
+    for all of them. A ``patient`` kind gets more time when the server itself was deaf.
+    """
+
+    def __init__(self, clock: LeaseClock, pulse: Pulse) -> None:
+        self._clock = clock
+        self._pulse = pulse
+        self._kinds: dict[LeaseKind, _Kind] = {}
+        self._sooner = trio.Event()
+        pulse.tell(self._postpone)
+
+    def __repr__(self) -> str:
+        counts = (f"{kind.value}: {len(each.deadlines)}" for kind, each in self._kinds.items())
+        return f"<LeaseExpiry [{', '.join(counts)}]>"
+
+    def add(
+        self, kind: LeaseKind, settle: Callable[[list[int]], Awaitable[None]], *, patient: bool
+    ) -> None:
+        """Look after a kind of lease from now on."""
+        self._kinds[kind] = _Kind(settle, patient)
+
+    def pending(self, kind: LeaseKind) -> int:
+        """Return how many leases of a kind have a deadline."""
+        return len(self._kinds[kind].deadlines)
+
+    def restore(self, kind: LeaseKind, leases: Iterable[tuple[int, int]]) -> None:
+        """Take over leases of an earlier server, as (key, deadline)."""
+        for key, expires_at_us in leases:
+            self._kinds[kind].deadlines.set(key, expires_at_us)
+        self._sooner.set()
+
+    def granted(self, kind: LeaseKind, key: int, expires_at_us: int) -> None:
+        """A lease has a deadline."""
+        if self._kinds[kind].patient:
+            self._pulse.check()  # or an earlier stall would be added to a deadline that begins now
+        if self._kinds[kind].deadlines.set(key, expires_at_us):
+            self._sooner.set()
+
+    def ended(self, kind: LeaseKind, key: int) -> None:
+        """A lease has no deadline any more."""
+        self._kinds[kind].deadlines.discard(key)
+
+    def settled(self, outcome: LeasesSettled) -> None:
+        """The database has told what became of leases at their deadlines."""
+        deadlines = self._kinds[outcome.kind].deadlines
+        for key in outcome.ended:
+            deadlines.discard(key)
+        for key, expires_at_us in outcome.later:
+            deadlines.discard(key)
+            deadlines.set(key, expires_at_us)
+        self._sooner.set()
+
+    def _postpone(self, seconds: float) -> None:
+        for each in self._kinds.values():
+            if each.patient:
+                each.deadlines.postpone_all(int(seconds * 1_000_000))
+
+    async def run(self) -> None:
+        """Settle what is due, until cancelled."""
+        while True:
+            times = [each.deadlines.next() for each in self._kinds.values()]
+            next_us = min((at for at in times if at is not None), default=None)
+            wake_at = float("inf") if next_us is None else self._clock.trio_time(int(next_us))
+            with trio.move_on_at(wake_at):
+                await self._sooner.wait()
+                self._sooner = trio.Event()
+                continue
+            self._pulse.check()
+            for kind, each in self._kinds.items():
+                await self._settle_due(kind, each)
+
+    async def _settle_due(self, kind: LeaseKind, each: _Kind) -> None:
+        now_us = self._clock.now_us()
+        while keys := list(islice(each.deadlines.pop_due(now_us), _ROWS)):
+            # They come again unless the database answers: none is lost to an error.
+            for key in keys:
+                each.deadlines.set(key, now_us + _RETRY_US)
+            try:
+                await each.settle(keys)
+            except DatabaseError as error:
+                _log.limited(
+                    f"settle {kind.value}",
+                    "leases not settled",
+                    kind=kind.value,
+                    count=len(keys),
+                    reason=str(error),
+                )
+                return
+
+
+async def settle_tier_leases(
+    store: Store, wall_us: Callable[[], int], lease_keys: list[int]
+) -> None:
+    """End memory tier leases that no daemon has acknowledged."""
+    ended = await store.write(memory_tiers.settle, lease_keys, wall_us(), lane=Lane.CONTROL)
+    for lease_id, node_id in ended:
+        _log.info("memory tier lease not acknowledged", lease_id=lease_id, node_id=node_id)
+
+
+async def settle_shard_leases(store: Store, clock: LeaseClock, shard_ids: list[int]) -> None:
+    """Tell of shards whose home has not extended its lease."""
+    expired = await store.write(shard_leases.settle, shard_ids, clock.now_us, lane=Lane.CONTROL)
+    if not expired:
+        return
+    told = [str(unsigned64(each.shard_id)) for each in expired[:_TOLD]]
+    _log.info("shard leases expired", count=len(expired), shards=" ".join(told))
+    for each in expired:
+        _log.debug(
+            "shard lease expired",
+            shard_id=unsigned64(each.shard_id),
+            holder_daemon_id=each.holder,
+            generation=each.generation,
+        )

@@ -1,0 +1,63 @@
+"""The expiry of silent instances."""
+
+from collections.abc import Callable
+
+from globalstore.db import DatabaseError, Lane, Store
+from globalstore.liveness.instances import Instances, LiveInstance, said
+from globalstore.liveness.stalls import Pulse
+from globalstore.registry.runtime import instances as registry
+from globalstore.telemetry import get_logger
+
+_log = get_logger("globalstore.instances")
+
+# Instances that one transaction ends: some milliseconds of the writer. When thousands die at once
+# the next batch follows within the second that expiry may take.
+_EXPIRED_AT_ONCE = 128
+
+
+class InstanceReaper:
+    """Expires instances that are silent, each at its own deadline."""
+
+    def __init__(
+        self, store: Store, instances: Instances, pulse: Pulse, wall_us: Callable[[], int]
+    ) -> None:
+        self._store = store
+        self._instances = instances
+        self._pulse = pulse
+        self._wall_us = wall_us
+
+    async def run(self) -> None:
+        """Expire whoever is due, until cancelled."""
+        while True:
+            await self._instances.wait_due()
+            if self._pulse.check():
+                continue
+            if silent := self._instances.take_silent(_EXPIRED_AT_ONCE):
+                await self._expire(silent)
+
+    async def _expire(self, silent: list[LiveInstance]) -> None:
+        """End instances; if that cannot be written now, it is tried again after the grace."""
+        ended: set[int] = set()
+        try:
+            ended = await self._store.write(
+                registry.expire,
+                [said(instance) for instance in silent],
+                self._wall_us(),
+                lane=Lane.CONTROL,
+            )
+        except DatabaseError as error:
+            _log.limited(
+                "expiry", "instances not expired", instances=len(silent), reason=str(error)
+            )
+        finally:
+            self._instances.give_back(silent)
+        for instance in silent:
+            if instance.key in ended:
+                state = instance.state
+                _log.info(
+                    "instance expired",
+                    instance_id=state.instance_id,
+                    daemon_id=state.daemon_id,
+                    worker_id=self._instances.worker_id(state.daemon_id, instance.named_worker_id),
+                    engine=state.engine,
+                )

@@ -1,0 +1,173 @@
+"""How a part of a realization tells that it is prepared."""
+
+import attrs
+
+from globalstore.db import Transaction
+from globalstore.registry.catalog import realizations, version_sets
+from globalstore.registry.catalog.realization_joins import Identity
+from globalstore.registry.catalog.realizations import (
+    Clock,
+    Group,
+    Member,
+    MemberState,
+    State,
+    keeping,
+)
+from globalstore.registry.signals import GroupRowsWritten
+from globalstore.rules.realizations import member_fingerprint
+from globalstore.rules.refusals import AlreadyExists, NotFound
+
+
+@attrs.frozen
+class Report:
+    """A checked ReportGroupRealizationPrepared request.
+
+    ``transaction`` is the fingerprint of the realization. ``identity`` is who reports.
+    ``source_replica`` are the bytes of ``source_replica_id``, None for one that no replica can
+    have. ``fingerprint`` is empty when the caller does not know it.
+    """
+
+    transaction: bytes = attrs.field(repr=bytes.hex)
+    part_id: str
+    identity: Identity
+    staged_daemon_id: str
+    staged_session_id: str
+    staged_binding_id: str
+    staged_binding_value_id: str
+    staging_token: str
+    staging_epoch: int
+    materialization_attempt_id: str
+    source_replica_id: str
+    source_replica: bytes | None
+    source_export_generation: int
+    child_transport_request_id: str
+    expected_previous_seal_generation: int
+    prepared_value_hash: bytes
+    fingerprint: bytes
+
+
+@attrs.frozen
+class Reported:
+    """Where a realization and a part of it stand after a report."""
+
+    state: State
+    member_state: MemberState
+    fingerprint: bytes = attrs.field(repr=bytes.hex)
+
+
+# The fields of a report that its fingerprint covers.
+_COVERED = (
+    "part_id",
+    "materialization_attempt_id",
+    "staged_binding_id",
+    "staged_binding_value_id",
+    "staging_token",
+    "staging_epoch",
+    "source_replica_id",
+    "source_export_generation",
+    "child_transport_request_id",
+)
+
+
+@keeping
+def report(
+    tx: Transaction, asked: Report, publishes_itself: bool, now_us: int, clock: Clock
+) -> Reported:
+    """Note that a part is prepared; the last one makes the realization ready, or publishes it.
+
+    Refuses with NotFound for an unknown realization or part, with FailedPrecondition when it has
+    failed, with AlreadyExists for another report of the same part or one of somebody else, and so
+    after aborting a realization whose sources are not as reported.
+    """
+    group = realizations.present(tx, asked.transaction, now_us, clock())
+    member = realizations.member(tx, group, asked.part_id)
+    if member is None:
+        raise NotFound(f"part {asked.part_id[:80]!r} has not joined {group.transaction_id}")
+    if group.state in {State.ABORTED, State.EXPIRED}:
+        raise realizations.ended_otherwise(group)
+    fingerprint = _fingerprint(tx, group, asked)
+    _check_reporter(member, asked.identity)
+    if asked.fingerprint and asked.fingerprint != fingerprint:
+        raise AlreadyExists(
+            f"member_fingerprint is {asked.fingerprint.hex()[:64]}, but that of this report is"
+            f" {fingerprint.hex()}"
+        )
+    if member.is_prepared:
+        _check_repeat(member, asked, fingerprint)
+    else:
+        group = _prepare(tx, group, member, asked, fingerprint, now_us, publishes_itself)
+    return Reported(group.state, group.member_state(is_prepared=True), fingerprint)
+
+
+def _fingerprint(tx: Transaction, group: Group, asked: Report) -> bytes:
+    [part] = version_sets.parts(tx, group.version_set, [asked.part_id])
+    return member_fingerprint(
+        group.transaction_id,
+        group.version_set.version_set_id,
+        part.selection.selection_hash,
+        {name: getattr(asked, name) for name in _COVERED} | attrs.asdict(asked.identity),
+    )
+
+
+def _check_reporter(member: Member, identity: Identity) -> None:
+    for field, said in attrs.asdict(identity).items():
+        joined = getattr(member, field)
+        if joined and said and joined != said:
+            raise AlreadyExists(
+                f"part {member.part_id[:80]!r} has been joined by another {field}: {joined[:80]!r}"
+            )
+
+
+def _check_repeat(member: Member, asked: Report, fingerprint: bytes) -> None:
+    if member.fingerprint != fingerprint:
+        raise AlreadyExists(f"part {member.part_id[:80]!r} has reported another value already")
+    for field in ("prepared_value_hash", "expected_previous_seal_generation"):
+        if getattr(member, field) != getattr(asked, field):
+            raise AlreadyExists(f"part {member.part_id[:80]!r} has reported another {field}")
+
+
+def _prepare(
+    tx: Transaction,
+    group: Group,
+    member: Member,
+    asked: Report,
+    fingerprint: bytes,
+    now_us: int,
+    publishes_itself: bool,
+) -> Group:
+    prepared = group.prepared_count + 1
+    complete = prepared == len(group.required_part_ids)
+    state = State.READY_TO_PUBLISH if complete else group.state
+    said = {
+        field: value or getattr(member, field)
+        for field, value in attrs.asdict(asked.identity).items()
+    }
+    tx.run(
+        "UPDATE group_members SET is_prepared = 1, daemon_id = :daemon_id,"
+        " daemon_session_id = :daemon_session_id, worker_id = :worker_id,"
+        " fingerprint = :fingerprint, staged_daemon_id = :staged_daemon_id,"
+        " staged_session_id = :staged_session_id, staged_binding_id = :staged_binding_id,"
+        " staged_binding_value_id = :staged_binding_value_id, staging_token = :staging_token,"
+        " staging_epoch = :staging_epoch,"
+        " materialization_attempt_id = :materialization_attempt_id,"
+        " source_replica_id = :source_replica_id, source_replica = :source_replica,"
+        " source_export_generation = :source_export_generation,"
+        " child_transport_request_id = :child_transport_request_id,"
+        " expected_previous_seal_generation = :expected_previous_seal_generation,"
+        " prepared_value_hash = :prepared_value_hash"
+        " WHERE transaction_key = :transaction_key AND part_id = :part_id",
+        attrs.asdict(asked, filter=lambda field, _: field.name not in {"identity", "transaction"})
+        | said
+        | {"fingerprint": fingerprint, "transaction_key": group.transaction_key},
+    )
+    tx.run(
+        "UPDATE group_transactions SET prepared_count = :prepared, state = :state"
+        " WHERE transaction_key = :transaction_key",
+        {"prepared": prepared, "state": int(state), "transaction_key": group.transaction_key},
+    )
+    tx.emit(GroupRowsWritten("report", "group_members", 1))
+    tx.emit(GroupRowsWritten("report", "group_transactions", 1))
+    group = attrs.evolve(group, prepared_count=prepared, state=state)
+    if complete and publishes_itself:
+        return realizations.publish_ready(tx, group, now_us, "report")
+    return group

@@ -1,0 +1,151 @@
+"""Instances: the engine processes beside the daemons, and how they end."""
+
+import attrs
+
+from globalstore.db import Row, Snapshot, Transaction
+from globalstore.registry.signals import InstanceEnded, InstanceRegistered, InstanceState
+from globalstore.rules.values import signed64, unsigned64
+
+# What an instance said last, as it is stored: instance_key, generation, last_heartbeat (µs),
+# named_worker_id and capability_flags (signed).
+Said = dict[str, int | str]
+
+
+@attrs.frozen
+class Registration:
+    """A checked RegisterInstance request.
+
+    ``named_worker_id`` is blank for an instance that follows its daemon; ``labels_json`` is an
+    object of texts.
+    """
+
+    instance_id: str
+    daemon_id: str
+    named_worker_id: str
+    engine: str
+    signals_endpoint: str
+    labels_json: str
+    execution_endpoint: str
+    execution_host_kind: str
+    capability_flags: int
+
+
+_COLUMNS = (
+    "instance_key, instance_id, daemon_id, named_worker_id, engine, signals_endpoint, labels_json,"
+    " execution_endpoint, execution_host_kind, capability_flags, last_heartbeat, generation"
+)
+
+
+def _state(row: Row) -> InstanceState:
+    fields = list(row)
+    fields[9] = unsigned64(fields[9])
+    return InstanceState(*fields)
+
+
+def active(tx: Snapshot) -> list[InstanceState]:
+    """Return every instance that has not ended, the one heard longest ago first."""
+    return [
+        _state(row)
+        for row in tx.all(
+            f"SELECT {_COLUMNS} FROM instances WHERE inactive_at IS NULL"
+            " ORDER BY last_heartbeat, instance_id DESC"
+        )
+    ]
+
+
+def ended(tx: Snapshot, required_flags: int, limit: int) -> list[InstanceState]:
+    """Return instances that have ended and had all of the bits, the one heard last first."""
+    return [
+        _state(row)
+        for row in tx.all(
+            f"SELECT {_COLUMNS} FROM instances WHERE inactive_at IS NOT NULL"
+            " AND capability_flags & :flags = :flags"
+            " ORDER BY last_heartbeat DESC, instance_id LIMIT :limit",
+            {"flags": signed64(required_flags), "limit": limit},
+        )
+    ]
+
+
+def register(tx: Transaction, asked: Registration, now_us: int) -> InstanceState:
+    """Make an instance active in a new generation and replace all that was known of it."""
+    row = tx.one(
+        "INSERT INTO instances (instance_id, daemon_id, named_worker_id, engine, signals_endpoint,"
+        " labels_json, execution_endpoint, execution_host_kind, capability_flags, last_heartbeat,"
+        " generation, registered_at) VALUES (:instance_id, :daemon_id, :named_worker_id, :engine,"
+        " :signals_endpoint, :labels_json, :execution_endpoint, :execution_host_kind,"
+        " :capability_flags, :now, 1, :now)"
+        " ON CONFLICT (instance_id) DO UPDATE SET daemon_id = excluded.daemon_id,"
+        " named_worker_id = excluded.named_worker_id, engine = excluded.engine,"
+        " signals_endpoint = excluded.signals_endpoint, labels_json = excluded.labels_json,"
+        " execution_endpoint = excluded.execution_endpoint,"
+        " execution_host_kind = excluded.execution_host_kind,"
+        " capability_flags = excluded.capability_flags,"
+        " last_heartbeat = max(last_heartbeat, excluded.last_heartbeat),"
+        " generation = generation + 1, registered_at = excluded.registered_at, inactive_at = NULL"
+        f" RETURNING {_COLUMNS}",
+        attrs.asdict(asked) | {"capability_flags": signed64(asked.capability_flags), "now": now_us},
+    )
+    assert row is not None
+    state = _state(row)
+    tx.emit(InstanceRegistered(state))
+    return state
+
+
+def unregister(
+    tx: Transaction, instance_id: str, said: list[Said], now_us: int
+) -> InstanceState | None:
+    """End an instance on its own order; None when it is unknown or has ended already.
+
+    ``said`` has what it said last, if that may not be stored yet.
+    """
+    record_heartbeats(tx, said)
+    row = tx.one(
+        "UPDATE instances SET inactive_at = :now"
+        f" WHERE instance_id = :instance_id AND inactive_at IS NULL RETURNING {_COLUMNS}",
+        {"instance_id": instance_id, "now": now_us},
+    )
+    if row is None:
+        return None
+    state = _state(row)
+    tx.emit(InstanceEnded(state.instance_key))
+    return state
+
+
+def expire(tx: Transaction, silent: list[Said], now_us: int) -> set[int]:
+    """End instances that were not heard in time; return the keys of those that it ended.
+
+    One that ended or registered meanwhile is passed over.
+    """
+    record_heartbeats(tx, silent)
+    keys = set()
+    for said in silent:
+        changed = tx.run(
+            "UPDATE instances SET inactive_at = :now WHERE instance_key = :instance_key"
+            " AND generation = :generation AND inactive_at IS NULL",
+            said | {"now": now_us},
+        )
+        if changed:
+            key = int(said["instance_key"])
+            keys.add(key)
+            tx.emit(InstanceEnded(key))
+    return keys
+
+
+def record_heartbeats(tx: Transaction, heard: list[Said]) -> int:
+    """Write what heartbeats said; passed over are instances that ended or registered since."""
+    return tx.many(
+        "UPDATE instances SET last_heartbeat = max(last_heartbeat, :last_heartbeat),"
+        " named_worker_id = :named_worker_id, capability_flags = :capability_flags"
+        " WHERE instance_key = :instance_key AND generation = :generation"
+        " AND inactive_at IS NULL",
+        heard,
+    )
+
+
+def purge(tx: Transaction, before_us: int, limit: int) -> int:
+    """Delete up to ``limit`` instances that ended before a time."""
+    return tx.run(
+        "DELETE FROM instances WHERE instance_key IN (SELECT instance_key FROM instances"
+        " WHERE inactive_at < :before ORDER BY inactive_at LIMIT :limit)",
+        {"before": before_us, "limit": limit},
+    )

@@ -1,0 +1,476 @@
+"""Writing what an inventory changes, a slice at a time."""
+
+import heapq
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import attrs
+
+from globalstore.db import Row, Snapshot, Transaction
+from globalstore.registry import artifacts
+from globalstore.registry.runtime.inventories import (
+    Differences,
+    Held,
+    Removal,
+    Reported,
+    Seen,
+    Update,
+    new_row,
+)
+from globalstore.registry.runtime.replicas import fresh_id, intern_endpoint
+from globalstore.registry.signals import (
+    ReplicaCount,
+    ReplicasCounted,
+    SourcesFreed,
+    WorkerReplicasChanged,
+)
+from globalstore.registry.worker_ids import NOBODY, Standing
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Claim:
+    """The place in the sequence that a request asks for; it holds while the worker is active."""
+
+    worker_key: int
+    worker_id: str
+    generation: int
+    request_seq: int
+
+
+@attrs.define
+class Changes:
+    """What a reconcile changed: rows as they are now, removed ones as they were.
+
+    ``foreign`` are the artifacts of entries that were left alone: those replicas belong to workers
+    that are being heard.
+    """
+
+    added: list[Held] = attrs.Factory(list)
+    removed: list[Held] = attrs.Factory(list)
+    updated: list[Update] = attrs.Factory(list)
+    foreign: list[str] = attrs.Factory(list)
+
+    def __len__(self) -> int:
+        return len(self.added) + len(self.removed) + len(self.updated)
+
+    def extend(self, more: "Changes") -> None:
+        self.added += more.added
+        self.removed += more.removed
+        self.updated += more.updated
+        self.foreign += more.foreign
+
+
+def standing(tx: Snapshot, claim: Claim) -> Standing | None:
+    """Return where the worker of a claim stands, or None when the claim does not hold any more."""
+    row = tx.one(
+        "SELECT i.worker_key, i.confirmation, c.generation, c.process_generation,"
+        " c.confirmed_generation FROM worker_cursors c JOIN workers w USING (worker_key)"
+        " JOIN worker_ids i USING (worker_key) WHERE worker_key = :worker_key"
+        " AND w.inactive_at IS NULL AND c.generation = :generation"
+        " AND c.request_seq = :request_seq - 1",
+        attrs.asdict(claim),
+    )
+    return None if row is None else Standing(*row)
+
+
+@attrs.frozen
+class Slice:
+    """What all rows of one reconcile are written with."""
+
+    claim: Claim
+    worker: Standing
+    confirmation: int
+    fresh: frozenset[int]
+    now_us: int
+
+    @property
+    def same(self) -> tuple[int, ...]:
+        """The values that all rows of ``_INSERT`` share."""
+        claim, now_us = self.claim, self.now_us
+        return claim.worker_key, claim.generation, self.confirmation, now_us, now_us
+
+    def holds(self, tx: Snapshot) -> bool:
+        """Tell whether the worker is still where it was when the rows were compared."""
+        return standing(tx, self.claim) == self.worker
+
+
+Step = Callable[[Transaction], Changes]
+
+
+# Items that are sorted, or merged, before others get a turn: half a millisecond. A run is as long
+# as what is written in one transaction, so that a small reconcile has only one.
+_RUN = 1000
+
+
+def steps(differences: Differences, slice_: Slice, size: int) -> Iterator[Step | Changes]:
+    """Yield all writes of a reconcile in the order of the answer, each of at most ``size`` rows.
+
+    Changes that need no row to be written come as they are; empty ones come now and then so that
+    others get a turn. Removals come before updates: what is updated may move to where a removed row
+    was.
+    """
+    for entries in _in_order(differences.additions(), _key_of_entry, size):
+        yield partial(add, entries=entries, slice_=slice_) if entries else Changes()
+    for removals in _in_order(differences.removals, _key_of_row, size):
+        yield partial(remove, removals=removals, slice_=slice_) if removals else Changes()
+    for updates in _in_order(differences.updates, _key_of_row, size):
+        if any(one.stored for one in updates):
+            yield partial(update, updates=updates, slice_=slice_)
+        else:
+            yield Changes(updated=updates)
+    for numbers in _cut(differences.renumbered(slice_.confirmation), size):
+        yield partial(_renumber, numbers=numbers)
+    for seqs in _cut(differences.hidden, size):
+        yield partial(_hide, seqs=seqs)
+
+
+def _key_of_entry(entry: Reported) -> tuple[Any, ...]:
+    return entry.key
+
+
+def _key_of_row(change: Removal | Update) -> tuple[Any, ...]:
+    row = change.row
+    return (row.artifact_id, row.view_id, row.node_id, row.memory_tier, row.device_id)
+
+
+def _in_order(
+    items: Iterable[T], key: Callable[[T], tuple[Any, ...]], size: int
+) -> Iterator[list[T]]:
+    """Yield all items in order, ``size`` at a time; empty lists when others may have a turn."""
+    runs = []
+    for run in _cut(items, _RUN):
+        runs.append(sorted(run, key=key))
+        if len(runs) > 1:
+            yield []
+    merged = iter(runs[0]) if len(runs) == 1 else heapq.merge(*runs, key=key)
+    while piece := list(islice(merged, size)):
+        yield piece
+
+
+def _cut(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    rest = iter(items)
+    while piece := list(islice(rest, size)):
+        yield piece
+
+
+def guarded(tx: Transaction, step: Step, slice_: Slice) -> Changes | None:
+    """Take one step of many; None when the worker was ended or registered again meanwhile."""
+    return step(tx) if slice_.holds(tx) else None
+
+
+_INSERT = """
+INSERT INTO replicas (worker_key, worker_generation, confirmation, created_at, updated_at,
+    replica_id, artifact_key, view_id, endpoint_key, memory_tier, device_id, is_available,
+    memory_size, max_concurrency, export_state, export_generation, transfer_size, transfer_json,
+    tensor_index_key, is_memory_replica, source_process_id, expires_at)
+SELECT ?, ?, ?, ?, ?, * FROM (VALUES …) WHERE true
+ON CONFLICT DO NOTHING
+"""
+
+_TAKE_OVER = """
+UPDATE replicas SET worker_key = ?1, worker_generation = ?2, confirmation = ?3, updated_at = ?4,
+    is_available = ?11, memory_size = ?12, max_concurrency = ?13, export_state = ?14,
+    export_generation = ?15, transfer_size = ?16, transfer_json = ?17, tensor_index_key = ?18,
+    is_memory_replica = ?19, source_process_id = ?20, expires_at = ?21
+WHERE artifact_key = ?6 AND view_id = ?7 AND endpoint_key = ?8 AND memory_tier = ?9
+    AND device_id = ?10
+"""
+
+_SAME_PLACE = """
+SELECT seq, replica_id, worker_key, current_requests FROM replicas
+WHERE artifact_key = ? AND view_id = ? AND endpoint_key = ? AND memory_tier = ? AND device_id = ?
+"""
+
+
+class _Addition(NamedTuple):
+    """A replica that an inventory adds: as it is shown, and where it is in the database."""
+
+    row: Held
+    artifact_key: int
+    endpoint_key: int
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        row = self.row
+        return self.artifact_key, row.view_id, self.endpoint_key, row.memory_tier, row.device_id
+
+    @property
+    def columns(self) -> tuple[Any, ...]:
+        """The values of a row of ``_INSERT``."""
+        row = self.row
+        return (
+            row.replica_id, self.artifact_key, row.view_id, self.endpoint_key, row.memory_tier,
+            row.device_id, row.is_available, row.memory_size, row.max_concurrency,
+            row.export_state, row.export_generation, row.transfer_size, row.transfer_json,
+            row.tensor_index_key, row.is_memory_replica, row.source_process_id, row.expires_at,
+        )  # fmt: skip
+
+
+def add(tx: Transaction, entries: Sequence[Reported], slice_: Slice) -> Changes:
+    """Store replicas that the worker has no row of; entries should come sorted by key.
+
+    A replica that another worker had is taken over, unless that worker is being heard.
+    """
+    names = list(dict.fromkeys(entry.key.artifact_id for entry in entries))
+    keys, made = artifacts.ensure_all(tx, names, slice_.now_us)
+    places = {
+        where: intern_endpoint(tx, *where)
+        for where in {(e.key.node_id, e.node_address, e.node_port) for e in entries}
+    }
+    unheld = made | _without_replicas(tx, [name for name in names if name not in made])
+    # Random ids in ascending order touch each page of their index once.
+    ids = sorted(fresh_id() for _ in entries)
+    additions = []
+    for entry, new_id in zip(entries, ids, strict=True):
+        place = places[entry.key.node_id, entry.node_address, entry.node_port]
+        row = _added(entry, entry.replica_id or new_id, slice_)
+        additions.append(_Addition(row, keys[entry.key.artifact_id], place))
+    last = _last_seq(tx)
+    changes, moved = Changes(), Counter[tuple[str, int]]()
+    if tx.run_rows(_INSERT, [one.columns for one in additions], slice_.same) == len(additions):
+        changes.added = [one.row for one in additions]
+    else:
+        for addition, new_id in zip(additions, ids, strict=True):
+            _settle(tx, addition, new_id, last, slice_, changes, moved)
+    stored = Counter((row.artifact_id, row.memory_tier) for row in changes.added)
+    tx.emit(
+        ReplicasCounted(
+            [
+                ReplicaCount(*space, count - moved[space], count, space[0] in unheld)
+                for space, count in stored.items()
+            ]
+        )
+    )
+    _tell(tx, slice_, changes.added)
+    return changes
+
+
+def _added(entry: Reported, replica_id: bytes, slice_: Slice) -> Held:
+    """Return the row that is made from an entry."""
+    size, transfer = new_row(entry)
+    artifact_id, view_id, node_id, tier, device = entry.key
+    available = entry.is_available is not False
+    return Held(
+        0, replica_id, artifact_id, view_id, node_id, entry.node_address, entry.node_port, tier,
+        device, size, entry.max_concurrency or 1, 0, available, transfer.export_state,
+        transfer.export_generation, transfer.transfer_json, entry.tensor_index_key,
+        entry.is_memory_replica, entry.source_process_id, entry.expires_at_us, slice_.now_us, 0,
+        slice_.now_us, available, slice_.confirmation, slice_.claim.generation,
+        transfer.transfer_size,
+    )  # fmt: skip
+
+
+def _last_seq(tx: Snapshot) -> int:
+    row = tx.one("SELECT seq FROM sqlite_sequence WHERE name = 'replicas'")
+    return 0 if row is None else row[0]
+
+
+def _without_replicas(tx: Snapshot, artifact_ids: list[str]) -> set[str]:
+    found = tx.all(
+        "SELECT value FROM json_each(:ids) WHERE NOT EXISTS (SELECT 1 FROM artifacts"
+        f" JOIN replicas r USING (artifact_key) WHERE artifact_id = value"
+        f" AND r.worker_key != {NOBODY})",
+        {"ids": json.dumps(artifact_ids, ensure_ascii=False)},
+    )
+    return {artifact_id for (artifact_id,) in found}
+
+
+def _settle(
+    tx: Transaction,
+    addition: _Addition,
+    new_id: bytes,
+    last: int,
+    slice_: Slice,
+    changes: Changes,
+    moved: Counter[tuple[str, int]],
+) -> None:
+    """Find out what became of one of several insertions of which some met a row that exists."""
+    row = addition.row
+    same = tx.one(_SAME_PLACE, addition.place)
+    if same is None:
+        # The id that the daemon proposed belongs to another replica.
+        row = row._replace(replica_id=new_id)
+        tx.run_rows(_INSERT, [addition._replace(row=row).columns], slice_.same)
+        changes.added.append(row)
+        return
+    seq, replica_id, owner, load = same
+    if seq > last:
+        changes.added.append(row)
+    elif owner in slice_.fresh and owner != slice_.claim.worker_key:
+        changes.foreign.append(row.artifact_id)
+    elif owner != slice_.claim.worker_key:  # its own one was registered after the comparison
+        tx.run(_TAKE_OVER, (*slice_.same[:4], *addition.columns))
+        tx.run(
+            "UPDATE transports SET source_worker_key = ? WHERE replica_id = ? AND outcome = 0",
+            (slice_.claim.worker_key, replica_id),
+        )
+        if owner != NOBODY:
+            moved[row.artifact_id, row.memory_tier] += 1
+            tx.emit(WorkerReplicasChanged(owner))
+        limit = max(row.max_concurrency, load)
+        changes.added.append(
+            row._replace(replica_id=replica_id, max_concurrency=limit, current_requests=load)
+        )
+
+
+_DELETE = """
+DELETE FROM replicas WHERE worker_key = ? AND seq IN
+    (SELECT column1 FROM (VALUES …) JOIN replicas r ON r.seq = column1
+     WHERE r.updated_at = column2 AND r.current_requests = 0)
+"""
+
+
+def remove(tx: Transaction, removals: Sequence[Removal], slice_: Slice) -> Changes:
+    """Delete rows that the inventory does not list.
+
+    One that serves transports is hidden instead, and the last of them deletes it. A row that was
+    changed after it was compared stays.
+    """
+    changes = Changes(removed=[row for _, row in removals])
+    deleted = tx.run_rows(_DELETE, [seen[:2] for seen, _ in removals], (slice_.claim.worker_key,))
+    if deleted < len(removals):
+        left = {
+            seq
+            for (seq,) in tx.all(
+                "SELECT seq FROM replicas WHERE seq IN (SELECT value FROM json_each(?))",
+                (json.dumps([seen.seq for seen, _ in removals]),),
+            )
+        }
+        changes.removed = [
+            row for seen, row in removals if seen.seq not in left or _hide_loaded(tx, seen, slice_)
+        ]
+    gone = Counter((row.artifact_id, row.memory_tier) for row in changes.removed)
+    unheld = _without_replicas(tx, [artifact_id for artifact_id, _ in gone])
+    last = dict(gone.keys())
+    tx.emit(
+        ReplicasCounted(
+            [
+                ReplicaCount(name, tier, -count, 0, name in unheld and last[name] == tier)
+                for (name, tier), count in gone.items()
+            ]
+        )
+    )
+    _tell(tx, slice_, changes.removed)
+    return changes
+
+
+def _hide_loaded(tx: Transaction, seen: Seen, slice_: Slice) -> bool:
+    """Give a row that serves transports to nobody; False when it was changed meanwhile.
+
+    No device has a negative number, so what is registered later in the same place is another row.
+    """
+    return (
+        tx.run(
+            "UPDATE replicas SET worker_key = ?, is_available = 0, device_id = -seq"
+            " WHERE seq = ? AND updated_at = ? AND worker_key = ?",
+            (NOBODY, *seen[:2], slice_.claim.worker_key),
+        )
+        > 0
+    )
+
+
+_UPDATE = """
+UPDATE replicas SET endpoint_key = coalesce(:endpoint_key, endpoint_key),
+    is_available = :is_available, memory_size = :memory_size, export_state = :export_state,
+    export_generation = :export_generation, transfer_size = :transfer_size,
+    transfer_json = :transfer_json, confirmation = :confirmation,
+    worker_generation = :worker_generation, updated_at = :now
+WHERE seq = :seq AND worker_key = :worker_key AND updated_at = :updated_at
+"""
+
+
+def update(tx: Transaction, updates: Sequence[Update], slice_: Slice) -> Changes:
+    """Write what an inventory reports otherwise; a row changed after it was compared stays."""
+    changes = Changes()
+    for one in updates:
+        if not one.stored or _update_row(tx, one, slice_, changes):
+            changes.updated.append(one)
+    stored = Counter((one.row.artifact_id, one.row.memory_tier) for one in changes.updated)
+    tx.emit(
+        ReplicasCounted([ReplicaCount(*space, 0, count, False) for space, count in stored.items()])
+    )
+    _tell(tx, slice_, [one.row for one in changes.updated])
+    return changes
+
+
+def _update_row(tx: Transaction, one: Update, slice_: Slice, changes: Changes) -> bool:
+    row = one.row
+    columns: dict[str, Any] = {
+        "seq": one.seen.seq,
+        "updated_at": one.seen.updated_at,
+        "worker_key": slice_.claim.worker_key,
+        "worker_generation": slice_.claim.generation,
+        "endpoint_key": None,
+        "is_available": row.is_available,
+        "memory_size": row.memory_size,
+        "export_state": row.export_state,
+        "export_generation": row.export_generation,
+        "transfer_size": row.transfer_size,
+        "transfer_json": row.transfer_json,
+        "confirmation": slice_.confirmation,
+        "now": slice_.now_us,
+    }
+    if "node_address" in one.fields or "node_port" in one.fields:
+        columns["endpoint_key"] = intern_endpoint(tx, row.node_id, row.node_address, row.node_port)
+        place = one.seen.artifact_key, row.view_id, columns["endpoint_key"], *row[7:9]
+        other = tx.one(_SAME_PLACE, place)
+        if other is not None and not _yields(tx, other, row, slice_):
+            changes.foreign.append(row.artifact_id)
+            _keep_as_it_is(tx, one, slice_)
+            return False
+    return tx.run(_UPDATE, columns) > 0
+
+
+def _keep_as_it_is(tx: Transaction, one: Update, slice_: Slice) -> None:
+    """Let a skipped row stay available, or hidden, when the worker's number changes."""
+    tx.run(
+        "UPDATE replicas SET confirmation = iif(confirmation = :present, :number, 0)"
+        " WHERE seq = :seq AND worker_key = :worker_key AND updated_at = :updated_at",
+        {
+            "present": slice_.worker.confirmation,
+            "number": slice_.confirmation,
+            "seq": one.seen.seq,
+            "updated_at": one.seen.updated_at,
+            "worker_key": slice_.claim.worker_key,
+        },
+    )
+
+
+def _yields(tx: Transaction, other: Row, row: Held, slice_: Slice) -> bool:
+    """Remove the row that is where a replica moves to, if it may be removed."""
+    seq, _, owner, load = other
+    if owner in {NOBODY, slice_.claim.worker_key} or owner in slice_.fresh or load:
+        return False
+    tx.run("DELETE FROM replicas WHERE seq = ?", (seq,))
+    tx.emit(ReplicasCounted([ReplicaCount(row.artifact_id, row.memory_tier, -1, 0, False)]))
+    tx.emit(WorkerReplicasChanged(owner))
+    return True
+
+
+def _tell(tx: Transaction, slice_: Slice, rows: Sequence[Held]) -> None:
+    """Let those know who wait for what was written."""
+    if rows:
+        tx.emit(SourcesFreed({(row.artifact_id, row.view_id) for row in rows}))
+        tx.emit(WorkerReplicasChanged(slice_.claim.worker_key))
+
+
+def _renumber(tx: Transaction, numbers: Sequence[tuple[int, int]]) -> Changes:
+    """Set confirmation numbers, each given with the seq of its row."""
+    tx.run_rows(
+        "UPDATE replicas SET confirmation = column1 FROM (VALUES …) WHERE seq = column2", numbers
+    )
+    return Changes()
+
+
+def _hide(tx: Transaction, seqs: Sequence[int]) -> Changes:
+    """Make rows unavailable that already count as such, whatever their number."""
+    tx.run_rows(
+        "UPDATE replicas SET is_available = 0 WHERE seq IN (VALUES …)", [(seq,) for seq in seqs]
+    )
+    return Changes()

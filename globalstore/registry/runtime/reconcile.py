@@ -1,0 +1,110 @@
+"""Reconciliation: making a worker's rows say what its daemon says, and moving its cursor."""
+
+import attrs
+
+from globalstore.db import Snapshot, Transaction
+from globalstore.registry.runtime import inventories
+from globalstore.registry.runtime.inventories import Differences, Reported
+from globalstore.registry.runtime.inventory_writes import Changes, Claim, Slice, standing, steps
+from globalstore.registry.signals import WorkerReconciled, WorkerReplicasChanged
+
+# Rows of the worker, or entries of its inventory, above which a reconcile is compared on a reader
+# and written in slices: up to here it takes the writer some 20 ms and is one transaction.
+WHOLE_MAX = 1000
+
+
+@attrs.frozen
+class Accepted:
+    """A reconcile that was carried out; ``differences`` has what was kept and listed twice.
+
+    ``revision`` is that of the worker's replicas which the inventory was compared with and which
+    is left now; None when they may have changed in between.
+    """
+
+    changes: Changes
+    differences: Differences
+    revision: int | None = None
+
+
+def is_small(tx: Snapshot, worker_key: int) -> bool:
+    """Tell whether a worker's rows are few enough to be compared inside a transaction."""
+    row = tx.one(
+        "SELECT count(*) FROM (SELECT 1 FROM replicas WHERE worker_key = :key LIMIT :limit)",
+        {"key": worker_key, "limit": WHOLE_MAX + 1},
+    )
+    assert row is not None
+    return bool(row[0] <= WHOLE_MAX)
+
+
+def whole(
+    tx: Transaction,
+    claim: Claim,
+    reported: list[Reported],
+    fresh: frozenset[int],
+    now_us: int,
+) -> Accepted | None:
+    """Carry out a small reconcile; None when the claim does not hold.
+
+    ``fresh`` are the keys of the workers that are being heard, whose replicas nobody takes over.
+    """
+    worker = standing(tx, claim)
+    if worker is None:
+        return None
+    differences = Differences(worker)
+    differences.expect(reported)
+    differences.compare(inventories.rows(tx, claim.worker_key, (0, 0), WHOLE_MAX))
+    number = differences.confirmation()
+    slice_ = Slice(claim, worker, number, fresh, now_us)
+    changes = Changes()
+    for step in steps(differences, slice_, WHOLE_MAX):
+        changes.extend(step if isinstance(step, Changes) else step(tx))
+    _accept(tx, claim, number, changed=len(changes) > 0, complete=True)
+    return Accepted(changes, differences)
+
+
+def accept(
+    tx: Transaction, claim: Claim, number: int | None, changed: bool, complete: bool
+) -> bool:
+    """Move the cursor of a reconcile whose rows are written, or that changes none.
+
+    ``number`` is the confirmation number from now on, None to leave it. False when the claim does
+    not hold.
+    """
+    worker = standing(tx, claim)
+    if worker is None:
+        return False
+    if number is not None and number != worker.confirmation:
+        # Whatever was registered while the slices were being written.
+        tx.run(
+            "UPDATE replicas SET confirmation = :number WHERE worker_key = :worker_key"
+            " AND confirmation = :present",
+            {
+                "number": number,
+                "worker_key": claim.worker_key,
+                "present": worker.confirmation,
+            },
+        )
+    _accept(tx, claim, number, changed=changed, complete=complete)
+    return True
+
+
+def _accept(
+    tx: Transaction, claim: Claim, number: int | None, *, changed: bool, complete: bool
+) -> None:
+    row = tx.one(
+        "UPDATE worker_cursors SET request_seq = :request_seq,"
+        " state_version = state_version + :changed,"
+        " needs_reconcile = iif(:complete, 0, needs_reconcile),"
+        " confirmed_generation = iif(:complete, generation, confirmed_generation)"
+        " WHERE worker_key = :worker_key RETURNING state_version",
+        attrs.asdict(claim) | {"changed": changed, "complete": complete},
+    )
+    assert row is not None
+    if number is not None:
+        tx.run(
+            "UPDATE worker_ids SET confirmation = :number WHERE worker_key = :worker_key",
+            {"number": number, "worker_key": claim.worker_key},
+        )
+    if changed:
+        tx.emit(WorkerReplicasChanged(claim.worker_key))
+    tx.emit(WorkerReconciled(claim.worker_key, claim.request_seq, row[0], complete))

@@ -1,0 +1,74 @@
+"""How a replica is retired: touched, marked, and drained before it is removed."""
+
+import attrs
+
+from globalstore.db import Snapshot, Transaction
+from globalstore.registry.signals import SourceFreed, WorkerReplicasChanged
+from globalstore.registry.worker_ids import NOBODY
+
+
+def touch(tx: Transaction, artifact_id: str, replica_id: bytes, now_us: int) -> bool:
+    """Note that a replica was updated now, and nothing else; False when there is none."""
+    row = tx.one(
+        "UPDATE replicas SET updated_at = :now WHERE replica_id = :replica_id"
+        f" AND worker_key != {NOBODY} AND artifact_key ="
+        " (SELECT artifact_key FROM artifacts WHERE artifact_id = :artifact_id)"
+        " RETURNING view_id",
+        {"replica_id": replica_id, "artifact_id": artifact_id, "now": now_us},
+    )
+    if row is None:
+        return False
+    tx.emit(SourceFreed(artifact_id, row[0]))  # its place among equal sources is another one
+    return True
+
+
+def mark_unavailable(
+    tx: Transaction, artifact_id: str, replica_id: bytes, now_us: int
+) -> str | None:
+    """Let a replica serve nobody from now on; return its artifact, None when there is none.
+
+    A blank ``artifact_id`` is not compared. Transports that it serves run on.
+    """
+    row = tx.one(
+        "UPDATE replicas SET is_available = 0, updated_at = :now WHERE replica_id = :replica_id"
+        f" AND worker_key != {NOBODY} AND (:artifact_id = '' OR artifact_key ="
+        " (SELECT artifact_key FROM artifacts WHERE artifact_id = :artifact_id))"
+        " RETURNING worker_key, artifact_key",
+        {"replica_id": replica_id, "artifact_id": artifact_id, "now": now_us},
+    )
+    if row is None:
+        return None
+    tx.emit(WorkerReplicasChanged(row[0]))
+    name = tx.one("SELECT artifact_id FROM artifacts WHERE artifact_key = ?", row[1:])
+    assert name is not None
+    found: str = name[0]
+    return found
+
+
+@attrs.frozen
+class Drain:
+    """What a replica is in the middle of; ``oldest_us`` is when its oldest transport began.
+
+    ``is_hidden`` when it is gone for everybody else and goes with its last transport.
+    """
+
+    artifact_id: str
+    view_id: str
+    seq: int
+    load: int
+    oldest_us: int | None
+    is_hidden: bool
+
+
+def drain(tx: Snapshot, replica_id: bytes) -> Drain | None:
+    """Return how far a replica is drained, None when it is gone."""
+    row = tx.one(
+        "SELECT a.artifact_id, r.view_id, r.seq, r.current_requests, (SELECT min(created_at)"
+        " FROM transports t WHERE t.replica_id = r.replica_id AND t.outcome = 0), r.worker_key"
+        " FROM replicas r JOIN artifacts a USING (artifact_key) WHERE r.replica_id = :id",
+        {"id": replica_id},
+    )
+    if row is None:
+        return None
+    artifact_id, view_id, seq, load, oldest_us, worker_key = row
+    return Drain(artifact_id, view_id, seq, load, oldest_us, worker_key == NOBODY)

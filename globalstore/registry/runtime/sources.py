@@ -1,0 +1,158 @@
+"""The sources of an artifact and view: choosing the best, and claiming it."""
+
+import attrs
+
+from globalstore.db import Snapshot, Transaction
+from globalstore.registry.runtime import replica_lists
+from globalstore.registry.runtime.replica_lists import Replica
+from globalstore.registry.signals import Shortlist, SourcesListed, Space
+from globalstore.registry.worker_ids import NOBODY
+from globalstore.rules.scoring import Candidate, Choice, GroupProgress, Scoring, WorkerLoad
+
+# Up to so many sources the choice is exact; of more, the best by tier, load ratio and least recent
+# use are compared.
+SHORTLIST_MAX = 128
+
+SPACE = "artifact_key = :artifact_key AND view_id = :view_id"
+EXPORTABLE = (
+    "export_state = 2 AND transfer_size = memory_size AND (expires_at IS NULL OR expires_at > :now)"
+)
+
+
+@attrs.frozen
+class Claimed:
+    """A source that serves one transport more; ``created_us`` is when it was registered.
+
+    ``capped`` sources were passed over because the request's group has enough of them.
+    """
+
+    candidate: Candidate
+    replica: Replica
+    capped: int
+
+
+class Sources:
+    """The free sources of one artifact and view, for the length of one operation.
+
+    ``known`` is what memory takes for the shortlist. It may miss what other operations did a moment
+    ago, so whatever is chosen from it is checked when it is claimed; only what was read here is
+    taken as the whole truth, and before it is said that there is no source, it is read here.
+    """
+
+    def __init__(
+        self,
+        tx: Transaction,
+        space: Space,
+        artifact_key: int,
+        scoring: Scoring,
+        routable: frozenset[int],
+        known: Shortlist | None,
+        now_us: int,
+    ) -> None:
+        self._tx = tx
+        self._space = space
+        self._where = {"artifact_key": artifact_key, "view_id": space[1], "now": now_us}
+        self._scoring = scoring
+        self._routable = routable
+        self._now_us = now_us
+        self._was_read = False
+        if known is None:
+            self._read()
+        else:
+            self._choose_from(known)
+
+    def _read(self) -> None:
+        shortlist = listed(self._tx, self._where, self._routable)
+        self._tx.emit(SourcesListed(self._space, shortlist))
+        self._was_read = True
+        self._choose_from(shortlist)
+
+    def _choose_from(self, shortlist: Shortlist) -> None:
+        self._choice = Choice(
+            self._scoring, shortlist.candidates, shortlist.loads, self._routable, self._now_us
+        )
+
+    def claim(self, group: GroupProgress | None) -> Claimed | None:
+        """Take the best source for a request of this group; None when no source is free."""
+        while True:
+            chosen = self._choice.best(group)
+            if chosen is not None:
+                candidate = chosen.source
+                replica = self._take(candidate)
+                if replica is not None:
+                    self._choice.grant(candidate)
+                    return Claimed(candidate, replica, chosen.capped)
+            elif self._was_read:
+                return None
+            self._read()
+
+    def _take(self, candidate: Candidate) -> Replica | None:
+        row = self._tx.one(
+            _TAKE, {"seq": candidate.seq, "worker": candidate.worker_key, "now": self._now_us}
+        )
+        if row is None:
+            return None
+        artifact_id, view_id = self._space
+        return replica_lists.of_row((*row[:2], artifact_id, view_id, *row[2:]))
+
+
+# A replica never leaves its artifact and view, and a seq is never used twice.
+_TAKE = f"""
+UPDATE replicas SET current_requests = current_requests + 1, last_assigned_at = :now
+WHERE seq = :seq AND worker_key = :worker AND is_available = 1 AND {EXPORTABLE}
+    AND current_requests < max_concurrency
+    AND confirmation = (SELECT confirmation FROM worker_ids WHERE worker_key = :worker)
+RETURNING seq, replica_id,
+    (SELECT node_id FROM endpoints e WHERE e.endpoint_key = replicas.endpoint_key),
+    (SELECT node_address FROM endpoints e WHERE e.endpoint_key = replicas.endpoint_key),
+    (SELECT node_port FROM endpoints e WHERE e.endpoint_key = replicas.endpoint_key),
+    memory_tier, device_id, memory_size, max_concurrency, current_requests, 1, export_state,
+    export_generation, transfer_json, tensor_index_key, is_memory_replica, source_process_id,
+    expires_at, created_at
+"""
+
+_LISTED = f"""
+SELECT r.memory_tier, r.current_requests * 1.0 / r.max_concurrency, r.last_assigned_at,
+    r.current_requests, -r.max_concurrency, r.replica_id, r.updated_at, r.worker_key, r.seq,
+    r.expires_at, i.load_sum, i.limit_sum
+FROM replicas r JOIN worker_ids i ON i.worker_key = r.worker_key
+    AND i.confirmation = r.confirmation
+WHERE r.{SPACE} AND is_available = 1 AND r.current_requests < r.max_concurrency AND {EXPORTABLE}
+ORDER BY r.memory_tier, r.current_requests * 1.0 / r.max_concurrency, r.last_assigned_at
+LIMIT :limit
+"""
+
+
+def listed(tx: Snapshot, where: dict[str, object], routable: frozenset[int]) -> Shortlist:
+    """Return the shortlist of the free sources whose workers are routable.
+
+    ``where`` names artifact_key, view_id and now (µs).
+    """
+    limit = SHORTLIST_MAX + 1  # one more than is listed tells that there are more
+    while True:
+        rows = tx.all(_LISTED, where | {"limit": limit})
+        heard = [row for row in rows if row[7] in routable]
+        if len(rows) < limit or len(heard) > SHORTLIST_MAX:
+            break
+        limit *= 16  # the best belong to workers that are silent
+    best = heard[:SHORTLIST_MAX]
+    loads = {row[7]: WorkerLoad.of(row[10], row[11]) for row in best}
+    candidates = [Candidate._make(row[:10]) for row in best]
+    return Shortlist(sorted(candidates), loads, len(rows) < limit and len(best) == len(heard))
+
+
+def any_held(tx: Snapshot, where: dict[str, object]) -> bool:
+    """Tell whether an artifact and view has any replica; ``where`` as in ``listed``."""
+    found = tx.one(
+        f"SELECT 1 FROM replicas WHERE {SPACE} AND worker_key != {NOBODY} LIMIT 1", where
+    )
+    return found is not None
+
+
+def any_exportable(tx: Snapshot, where: dict[str, object]) -> bool:
+    """Tell whether any replica of an artifact and view could serve, now or later."""
+    found = tx.one(
+        f"SELECT 1 FROM replicas WHERE {SPACE} AND worker_key != {NOBODY} AND {EXPORTABLE} LIMIT 1",
+        where,
+    )
+    return found is not None

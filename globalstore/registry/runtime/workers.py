@@ -1,0 +1,315 @@
+"""Workers: who they are, which incarnation is current, and how they end."""
+
+import attrs
+
+from globalstore.db import Row, Snapshot, Transaction
+from globalstore.registry import worker_ids
+from globalstore.registry.runtime import chunks, shard_leases, transport_ends
+from globalstore.registry.signals import (
+    WorkerEnded,
+    WorkerRegistered,
+    WorkerReplicasChanged,
+    WorkerState,
+)
+from globalstore.rules.values import signed64, unsigned64
+
+
+@attrs.frozen
+class Registration:
+    """A checked RegisterWorker request. Sizes in bytes; ``previous_worker_id`` may be blank."""
+
+    daemon_id: str
+    node_id: str
+    node_address: str
+    grpc_port: int
+    p2p_port: int
+    mem_pool_total_size: int
+    mem_pool_available_size: int
+    capability_flags: int
+    is_recovery: bool
+    previous_worker_id: str
+
+
+@attrs.frozen
+class Registered:
+    """A registration that succeeded. ``kind`` is new, renew, reactivate or recovery.
+
+    ``evicted`` is the worker of another daemon that lost its endpoint to this one.
+    """
+
+    worker: WorkerState
+    kind: str
+    state_sync_required: bool
+    evicted: WorkerState | None
+
+
+@attrs.frozen
+class EndpointTaken:
+    """A registration refused because its endpoint belongs to a worker that must not be evicted."""
+
+    worker_id: str
+    daemon_id: str
+    node_id: str
+
+
+@attrs.frozen
+class PreviousWorkerForeign:
+    """A recovery refused because the worker it names belongs to another daemon."""
+
+    worker_id: str
+    daemon_id: str
+
+
+_STATE = """
+SELECT w.worker_key, i.worker_id, w.daemon_id, w.node_id, w.node_address,
+       coalesce(w.grpc_port, 0), w.p2p_port, w.mem_pool_total_size, l.mem_pool_available_size,
+       l.accepting_new_requests, l.capability_flags, l.last_heartbeat, c.generation,
+       c.request_seq, c.state_version, c.needs_reconcile, w.inactive_at
+FROM workers w JOIN worker_ids i USING (worker_key) JOIN worker_liveness l USING (worker_key)
+     JOIN worker_cursors c USING (worker_key)
+"""
+
+
+def _state(row: Row) -> WorkerState:
+    fields = list(row[:16])
+    fields[9], fields[15] = bool(fields[9]), bool(fields[15])
+    fields[10] = unsigned64(fields[10])
+    return WorkerState(*fields)
+
+
+def active(tx: Snapshot) -> list[WorkerState]:
+    """Return every worker that is neither unregistered nor expired."""
+    return [_state(row) for row in tx.all(_STATE + "WHERE w.inactive_at IS NULL")]
+
+
+def register(
+    tx: Transaction, asked: Registration, fresh: frozenset[int], new_worker_id: str, now_us: int
+) -> Registered | EndpointTaken | PreviousWorkerForeign:
+    """Make a daemon's worker active in a new generation.
+
+    ``fresh`` are the keys of the workers that are being heard; ``new_worker_id`` is used if the
+    daemon has no worker yet. A refusal changes nothing.
+    """
+    own = tx.one(_STATE + "WHERE w.daemon_id = :daemon_id", {"daemon_id": asked.daemon_id})
+    owner = tx.one(
+        _STATE + "WHERE w.node_address = :address AND w.grpc_port = :port",
+        {"address": asked.node_address, "port": asked.grpc_port},
+    )
+    if asked.is_recovery and asked.previous_worker_id:
+        previous = tx.one(
+            _STATE + "WHERE i.worker_id = :worker_id", {"worker_id": asked.previous_worker_id}
+        )
+        if previous is not None and previous[2] != asked.daemon_id:
+            return PreviousWorkerForeign(previous[1], previous[2])
+    evicted = None
+    if owner is not None and (own is None or owner[0] != own[0]):
+        if _must_stay(owner, asked, fresh):
+            return EndpointTaken(owner[1], owner[2], owner[3])
+        evicted = _state(owner)
+        _end(tx, owner[0], owner[1], now_us, lost=True)
+        tx.run(
+            "UPDATE workers SET grpc_port = NULL WHERE worker_key = :worker_key",
+            {"worker_key": owner[0]},
+        )
+    if own is None:
+        worker_key, kind = _insert(tx, asked, new_worker_id, now_us), "new"
+    else:
+        worker_key, kind = own[0], "renew" if own[16] is None else "reactivate"
+        _renew(tx, worker_key, asked, kind == "reactivate", now_us)
+    if asked.is_recovery:
+        kind = "recovery"
+        if asked.previous_worker_id:
+            _adopt(tx, worker_key, asked.previous_worker_id)
+    row = tx.one(_STATE + "WHERE w.worker_key = :worker_key", {"worker_key": worker_key})
+    assert row is not None
+    worker = _state(row)
+    tx.emit(WorkerRegistered(worker))
+    sync = asked.is_recovery or worker.needs_reconcile
+    return Registered(worker, kind, sync, evicted)
+
+
+def _must_stay(owner: Row, asked: Registration, fresh: frozenset[int]) -> bool:
+    """Tell whether the owner of an endpoint is protected from the daemon that asks for it."""
+    node_id: str = owner[3]
+    key, worker_id = owner[:2]
+    if owner[16] is not None:
+        return False
+    if asked.is_recovery:
+        return key in fresh and worker_id != asked.previous_worker_id
+    return node_id != asked.node_id
+
+
+def _insert(tx: Transaction, asked: Registration, worker_id: str, now_us: int) -> int:
+    worker_key = worker_ids.intern(tx, worker_id)
+    fields = _fields(asked) | {"worker_key": worker_key, "now": now_us}
+    tx.run(
+        "INSERT INTO workers (worker_key, daemon_id, node_id, node_address, grpc_port, p2p_port,"
+        " mem_pool_total_size, registered_at) VALUES (:worker_key, :daemon_id, :node_id,"
+        " :node_address, :grpc_port, :p2p_port, :mem_pool_total_size, :now)",
+        fields,
+    )
+    tx.run(
+        "INSERT INTO worker_liveness VALUES"
+        " (:worker_key, :now, :mem_pool_available_size, 1, :capability_flags)",
+        fields,
+    )
+    tx.run(
+        "INSERT INTO worker_cursors (worker_key, generation, process_generation, request_seq,"
+        " state_version, needs_reconcile) VALUES (:worker_key, 1, 1, 0, 1, 0)",
+        fields,
+    )
+    return worker_key
+
+
+def _renew(
+    tx: Transaction, worker_key: int, asked: Registration, returned: bool, now_us: int
+) -> None:
+    """Start a new generation of a known worker; whoever holds replicas has to reconcile."""
+    fields = _fields(asked) | {"worker_key": worker_key, "now": now_us, "returned": int(returned)}
+    tx.run(
+        "UPDATE workers SET node_id = :node_id, node_address = :node_address,"
+        " grpc_port = :grpc_port, p2p_port = :p2p_port,"
+        " mem_pool_total_size = :mem_pool_total_size, registered_at = :now, inactive_at = NULL"
+        " WHERE worker_key = :worker_key",
+        fields,
+    )
+    tx.run(
+        "UPDATE worker_liveness SET last_heartbeat = max(last_heartbeat, :now),"
+        " mem_pool_available_size = :mem_pool_available_size, accepting_new_requests = 1,"
+        " capability_flags = :capability_flags WHERE worker_key = :worker_key",
+        fields,
+    )
+    tx.run(
+        "UPDATE worker_cursors SET generation = generation + 1, request_seq = 0,"
+        " process_generation = iif(:is_recovery, process_generation, generation + 1),"
+        " state_version = state_version + :returned, needs_reconcile = max(needs_reconcile,"
+        " EXISTS (SELECT 1 FROM replicas r WHERE r.worker_key = :worker_key))"
+        " WHERE worker_key = :worker_key",
+        fields,
+    )
+
+    if returned:
+        worker_ids.hide_replicas(tx, worker_key)
+
+
+def _fields(asked: Registration) -> dict[str, object]:
+    return attrs.asdict(asked) | {"capability_flags": signed64(asked.capability_flags)}
+
+
+def _adopt(tx: Transaction, worker_key: int, previous_worker_id: str) -> None:
+    """Move replicas that are still recorded under a lost worker id to its successor."""
+    previous = tx.one(
+        "SELECT worker_key FROM worker_ids WHERE worker_id = :worker_id",
+        {"worker_id": previous_worker_id},
+    )
+    if previous is None or previous[0] == worker_key:
+        return
+    # What the old id had confirmed is not carried over: the daemon confirms it by reconciling.
+    tx.run(
+        "UPDATE replicas SET worker_key = :new, worker_generation = 0, confirmation = 0"
+        " WHERE worker_key = :old",
+        {"new": worker_key, "old": previous[0]},
+    )
+    tx.run(
+        "UPDATE transports SET source_worker_key = :new"
+        " WHERE source_worker_key = :old AND outcome = 0",
+        {"new": worker_key, "old": previous[0]},
+    )
+    tx.emit(WorkerReplicasChanged(worker_key))
+
+
+def unregister(tx: Transaction, worker_id: str, graceful: bool, now_us: int) -> bool:
+    """End a worker on its own order; False when the id is unknown. Again is no error.
+
+    After a graceful end its transports run on to their own completion or expiry, the leases of its
+    daemon are free, and the chunks of its node are forgotten unless another worker is there.
+    """
+    row = tx.one(
+        "SELECT worker_key, daemon_id FROM workers JOIN worker_ids USING (worker_key)"
+        " WHERE worker_id = :worker_id",
+        {"worker_id": worker_id},
+    )
+    if row is None:
+        return False
+    _end(tx, row[0], worker_id, now_us, lost=not graceful)
+    if graceful:
+        shard_leases.release_all(tx, row[1])
+        chunks.worker_left(tx, row[0])
+    return True
+
+
+def expire(tx: Transaction, worker_key: int, generation: int, now_us: int) -> bool:
+    """End a worker that was not heard in time; False when it ended or registered meanwhile."""
+    row = tx.one(
+        "SELECT worker_id FROM workers JOIN worker_ids USING (worker_key)"
+        " JOIN worker_cursors USING (worker_key)"
+        " WHERE worker_key = :worker_key AND generation = :generation AND inactive_at IS NULL",
+        {"worker_key": worker_key, "generation": generation},
+    )
+    if row is None:
+        return False
+    _end(tx, worker_key, row[0], now_us, lost=True)
+    return True
+
+
+def _end(tx: Transaction, worker_key: int, worker_id: str, now_us: int, *, lost: bool) -> None:
+    """Make a worker inactive and all it holds unavailable; with ``lost``, end its transports."""
+    for statement in (
+        "UPDATE workers SET inactive_at = coalesce(inactive_at, :now)",
+        "UPDATE worker_liveness SET accepting_new_requests = 0",
+    ):
+        tx.run(
+            f"{statement} WHERE worker_key = :worker_key", {"worker_key": worker_key, "now": now_us}
+        )
+    worker_ids.hide_replicas(tx, worker_key)
+    if lost:
+        transport_ends.end_of_worker(tx, worker_key, worker_id, now_us)
+    tx.emit(WorkerEnded(worker_key, worker_id, lost))
+
+
+def hide_unconfirmed(tx: Transaction, worker_key: int, limit: int) -> int:
+    """Make replicas unavailable that a worker registered as a process that is gone.
+
+    Only their confirmation is taken away, as an expiry does: what was last said of them stays. At
+    most ``limit`` rows; returns how many, so that the caller comes again.
+    """
+    changed = tx.run(
+        "UPDATE replicas SET confirmation = 0 WHERE seq IN ("
+        " SELECT seq FROM replicas WHERE worker_key = :worker_key AND confirmation ="
+        " (SELECT confirmation FROM worker_ids i WHERE i.worker_key = :worker_key)"
+        " AND worker_generation < (SELECT process_generation FROM worker_cursors c"
+        " WHERE c.worker_key = :worker_key AND confirmed_generation < process_generation)"
+        " LIMIT :limit)",
+        {"worker_key": worker_key, "limit": limit},
+    )
+    if changed:
+        tx.emit(WorkerReplicasChanged(worker_key))
+    return changed
+
+
+def record_heartbeats(tx: Transaction, heard: list[dict[str, int]]) -> int:
+    """Write what heartbeats said; rows of workers that are gone are passed over.
+
+    Each mapping has worker_key, last_heartbeat (µs), mem_pool_available_size,
+    accepting_new_requests and capability_flags (signed).
+    """
+    return tx.many(
+        "UPDATE worker_liveness SET last_heartbeat = max(last_heartbeat, :last_heartbeat),"
+        " mem_pool_available_size = :mem_pool_available_size,"
+        " accepting_new_requests = :accepting_new_requests, capability_flags = :capability_flags"
+        " WHERE worker_key = :worker_key AND EXISTS (SELECT 1 FROM workers w"
+        " WHERE w.worker_key = :worker_key AND w.inactive_at IS NULL)",
+        heard,
+    )
+
+
+def purge(tx: Transaction, before_us: int, limit: int) -> int:
+    """Delete up to ``limit`` workers that ended before a time and that nothing refers to."""
+    keys = tx.all(
+        "SELECT worker_key FROM workers w WHERE inactive_at < :before"
+        " AND NOT EXISTS (SELECT 1 FROM replicas r WHERE r.worker_key = w.worker_key)"
+        " AND NOT EXISTS (SELECT 1 FROM transports t WHERE t.source_worker_key = w.worker_key"
+        " AND t.outcome = 0) LIMIT :limit",
+        {"before": before_us, "limit": limit},
+    )
+    return tx.many("DELETE FROM workers WHERE worker_key = ?", keys)

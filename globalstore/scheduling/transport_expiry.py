@@ -1,0 +1,93 @@
+"""Transports end by themselves when nobody completes them."""
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+
+import trio
+
+from globalstore.db import DatabaseError, Lane, Store
+from globalstore.liveness.stalls import Pulse
+from globalstore.registry.runtime import transport_ends as registry
+from globalstore.rules.deadlines import Deadlines
+from globalstore.telemetry import get_logger
+
+_log = get_logger("globalstore.transports")
+
+# Transports that one transaction ends.
+_EXPIRE_ROWS = 500
+
+# Pause before it is tried again when the database refuses, as a full disk does.
+_RETRY_S = 1.0
+
+
+class TransportExpiry:
+    """Ends each transport that was in progress for ``ttl_s``.
+
+    Ages are measured on trio's clock. What an earlier server granted has, of its time to live,
+    what the wall clock says is left, and never more than all of it.
+    """
+
+    def __init__(
+        self, store: Store, pulse: Pulse, ttl_s: float, wall_us: Callable[[], int]
+    ) -> None:
+        self.ttl_s = ttl_s
+        self._store = store
+        self._pulse = pulse
+        self._wall_us = wall_us
+        self._deadlines: Deadlines[int] = Deadlines()
+        self._sooner = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._deadlines)
+
+    def restore(self, in_progress: Iterable[tuple[int, int]]) -> None:
+        """Take over transports of an earlier server, as (key, created at in µs)."""
+        now, now_us = trio.current_time(), self._wall_us()
+        for key, created_at_us in in_progress:
+            age_s = max(0.0, (now_us - created_at_us) / 1_000_000)
+            self._deadlines.set(key, now + max(0.0, self.ttl_s - age_s))
+        self._sooner.set()
+
+    def granted(self, transport_key: int) -> None:
+        """A transport began."""
+        self._pulse.check()  # or an earlier stall would be added to a deadline that begins now
+        if self._deadlines.set(transport_key, trio.current_time() + self.ttl_s):
+            self._sooner.set()
+
+    def ended(self, transport_key: int) -> None:
+        """A transport ended, in whatever way."""
+        self._deadlines.discard(transport_key)
+
+    def postpone(self, seconds: float) -> None:
+        """Give every transport more time: the server itself was deaf that long."""
+        self._deadlines.postpone_all(seconds)
+
+    async def run(self) -> None:
+        """End what is due, until cancelled."""
+        while True:
+            due_at = self._deadlines.next()
+            with trio.move_on_at(float("inf") if due_at is None else due_at):
+                await self._sooner.wait()
+                self._sooner = trio.Event()
+                continue
+            if not self._pulse.check():
+                await self._expire_due()
+
+    async def _expire_due(self) -> None:
+        due = self._deadlines.pop_due(trio.current_time())
+        while keys := list(islice(due, _EXPIRE_ROWS)):
+            try:
+                ended = await self._store.write(
+                    registry.expire,
+                    keys,
+                    "not completed in time: expired",
+                    self._wall_us(),
+                    lane=Lane.CONTROL,
+                )
+            except DatabaseError as error:
+                _log.error("transports not expired", count=len(keys), reason=str(error))
+                for key in keys:
+                    self._deadlines.set(key, trio.current_time() + _RETRY_S)
+                return
+            if ended:
+                _log.info("transports expired", count=ended, ttl_s=self.ttl_s)

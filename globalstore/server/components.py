@@ -1,0 +1,243 @@
+"""Every part of the server, made from the configuration and tied together. Nothing runs yet."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from globalstore.api.context import Application
+from globalstore.api.middleware.handler_slots import Slots
+from globalstore.api.middleware.tokens import Tokens
+from globalstore.api.standard.health import HealthService
+from globalstore.caches.keys import KeyCache
+from globalstore.caches.sources import KnownSources
+from globalstore.config import GlobalStoreConfig
+from globalstore.config.schema.worker_policy import TransportScheduler
+from globalstore.db import Observers, Runner, Store, StoreOptions
+from globalstore.http import HealthState
+from globalstore.leases.clock import LeaseClock
+from globalstore.leases.expiry import LeaseExpiry, settle_shard_leases, settle_tier_leases
+from globalstore.leases.keys import settle_keys
+from globalstore.leases.realizations import settle_groups
+from globalstore.liveness.daemon_locks import Lanes
+from globalstore.liveness.instance_expiry import InstanceReaper
+from globalstore.liveness.instances import Instances
+from globalstore.liveness.stalls import Pulse
+from globalstore.liveness.worker_expiry import HeartbeatWriter, Reaper, grace_s
+from globalstore.liveness.workers import Workers
+from globalstore.maintenance.abandoned_nodes import AbandonedNodes
+from globalstore.maintenance.retention import Maintenance, Schedule
+from globalstore.registry.runtime import instances, workers
+from globalstore.registry.schema import MIGRATIONS
+from globalstore.registry.signals import LeaseKind
+from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
+from globalstore.scheduling.queue_order import Fairness
+from globalstore.scheduling.refusal_reasons import Refusals
+from globalstore.scheduling.transport_expiry import TransportExpiry
+from globalstore.scheduling.transports import SourceQueues
+from globalstore.scheduling.waiters import Policy
+from globalstore.server.followers import Commits
+from globalstore.telemetry.capabilities import (
+    INSTANCE_CAPABILITIES,
+    WORKER_CAPABILITIES,
+    CapabilityDirectory,
+)
+from globalstore.telemetry.metrics import Metrics
+from globalstore.waiting.chunk_reports import ChunkReports, WorkerSlots
+from globalstore.waiting.drains import Drains
+from globalstore.waiting.realizations import GroupWaiters
+
+
+def wall_us() -> int:
+    """Return the wall clock in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def queue_policy(chosen: TransportScheduler) -> Policy:
+    """Return how sources are chosen and who is next, as the configuration wants it."""
+    weights, groups = chosen.source_balance_weights, chosen.group_dispatch
+    return Policy(
+        max_waiters=chosen.max_waiters,
+        scan_limit=groups.queue_scan_limit,
+        batch_limit=groups.dispatch_batch_limit,
+        scoring=Scoring(
+            Mode[chosen.mode.name.removeprefix("TRANSPORT_SCHEDULER_MODE_")],
+            Weights(
+                weights.replica_load_weight,
+                weights.worker_load_weight,
+                weights.recent_assignment_penalty_weight,
+                weights.diffusion_bonus_weight,
+            ),
+            Spread(
+                groups.group_source_spread_weight,
+                groups.group_source_soft_cap_ratio,
+                groups.group_source_min_candidates_for_enforce,
+            ),
+        ),
+        fairness=Fairness(
+            groups.fairness_floor_ratio,
+            groups.completion_bias_weight,
+            groups.starvation_aging_threshold,
+        ),
+        relaxed_group_kinds=frozenset(kind.lower() for kind in groups.relaxed_group_kinds),
+    )
+
+
+class Parts:
+    """The parts of one server. Made inside trio, since some of them note the time.
+
+    ``runner`` says where the database runs; a simulation runs it inline. Raises TokenFileUnusable.
+    """
+
+    def __init__(
+        self,
+        config: GlobalStoreConfig,
+        wall: Callable[[], int] = wall_us,
+        runner: Runner = Runner.THREADS,
+    ) -> None:
+        self.config = config
+        self.wall_us = wall
+        policy = config.worker_policy
+        timeout_s = policy.heartbeat_timeout
+        self.metrics = Metrics()
+        self.health = HealthState()
+        self.grpc_health = HealthService()
+        self.pulse = Pulse()
+        self.workers = Workers(
+            timeout_s,
+            grace_s(timeout_s),
+            self._worker_routable,
+            on_capabilities=CapabilityDirectory(
+                self.metrics.capability_entries, "worker", WORKER_CAPABILITIES
+            ).changed,
+            check_stall=self.pulse.check,
+        )
+        self.instances = Instances(
+            timeout_s,
+            grace_s(timeout_s),
+            on_capabilities=CapabilityDirectory(
+                self.metrics.capability_entries, "instance", INSTANCE_CAPABILITIES
+            ).changed,
+            check_stall=self.pulse.check,
+        )
+        self.sources = KnownSources()
+        self.drains = Drains()
+        self.group_waiters = GroupWaiters(
+            policy.group_realization.max_waiters_per_transaction,
+            self.metrics.groups.active_waiters.set,
+        )
+        self._commits = Commits(
+            self.workers,
+            self.instances,
+            self.sources,
+            self.drains,
+            self.group_waiters,
+            self.metrics,
+        )
+        self.store = Store(
+            config.database.path,
+            migrations=MIGRATIONS,
+            options=StoreOptions(
+                max_wal_bytes=config.database.max_wal_bytes,
+                min_free_bytes=config.database.min_free_bytes,
+                backup_directory=(
+                    Path(config.backup.directory).expanduser() if config.backup.directory else None
+                ),
+            ),
+            on_commit=self._commits.follow,
+            runner=runner,
+            observers=Observers(checkpointed=self.metrics.db_checkpoint_seconds.observe),
+        )
+        self.queues = SourceQueues(
+            self.store,
+            self.workers,
+            self.sources,
+            queue_policy(policy.transport_scheduler),
+            wall,
+            self._count_dispatch,
+        )
+        self.refusals = Refusals(self.store, self.workers, self.metrics.transport_filter, wall)
+        self.pulse.tell(self.workers.postpone)
+        self.pulse.tell(self.instances.postpone)
+        self.expiry = TransportExpiry(self.store, self.pulse, policy.effective_transport_ttl, wall)
+        self.pulse.tell(self.expiry.postpone)
+        self.keys = KeyCache(self.store)
+        self.chunk_reports = ChunkReports(self.store)
+        self.lease_clock = LeaseClock(wall)
+        self.leases = LeaseExpiry(self.lease_clock, self.pulse)
+        self.leases.add(
+            LeaseKind.SHARD_HOME,
+            partial(settle_shard_leases, self.store, self.lease_clock),
+            patient=False,
+        )
+        self.leases.add(
+            LeaseKind.KEY,
+            partial(settle_keys, self.store, self.lease_clock, wall),
+            patient=False,
+        )
+        self.leases.add(
+            LeaseKind.GROUP,
+            partial(settle_groups, self.store, self.lease_clock, wall),
+            patient=False,
+        )
+        self.leases.add(
+            LeaseKind.MEMORY_TIER, partial(settle_tier_leases, self.store, wall), patient=True
+        )
+        self._commits.attach(self.queues, self.expiry, self.keys, self.leases)
+        reducer = policy.control_reducer
+        self.lanes = Lanes(reducer.shard_count, reducer.queue_capacity, self.metrics.lanes)
+        self.slots = Slots(config.server.max_workers)
+        self.app = Application(
+            config,
+            self.store,
+            self.workers,
+            self.instances,
+            self.queues,
+            self.drains,
+            self.refusals,
+            self.lanes,
+            self.keys,
+            self.group_waiters,
+            self.slots,
+            self.metrics,
+            wall,
+            self.lease_clock,
+            self.chunk_reports,
+            WorkerSlots(self.store, self.workers),
+        )
+        token_file = config.server.auth.token_file
+        self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
+        self.heartbeats = HeartbeatWriter(
+            self.store, self.workers, workers.record_heartbeats, self._heartbeats_written
+        )
+        self.instance_heartbeats = HeartbeatWriter(
+            self.store, self.instances, instances.record_heartbeats
+        )
+        self.reaper = Reaper(
+            self.store, self.workers, self.lanes, self.pulse, wall, self.metrics.worker_expired.inc
+        )
+        self.instance_reaper = InstanceReaper(self.store, self.instances, self.pulse, wall)
+        self.maintenance = Maintenance(
+            self.store,
+            Schedule(
+                cleanup_interval_s=policy.cleanup_interval,
+                optimize_interval_s=config.database.optimize_interval,
+                transport_retention_s=policy.transport_retention,
+                tier_lease_retention_s=policy.tier_lease_retention,
+            ),
+            wall,
+            self.metrics,
+            AbandonedNodes(self.store, self.workers, policy.chunk_stale_threshold),
+        )
+
+    def _worker_routable(self) -> None:
+        self.sources.drop_all()
+        self.queues.worker_routable()
+
+    def _count_dispatch(self, event: str) -> None:
+        self.metrics.transport_dispatch_events.labels(event).inc()
+
+    def _heartbeats_written(self, asked: int, written: int) -> None:
+        self.metrics.heartbeat_flush_batch_size.observe(asked)
+        self.metrics.heartbeat_flush_updates.labels("batched").inc(written)
+        self.metrics.heartbeat_flush_updates.labels("dropped").inc(asked - written)

@@ -1,0 +1,62 @@
+"""What is looked up once a second: gauges, the event loop's lag, the wall clock, the disk."""
+
+from globalstore.leases.wall_clock import ClockWatch
+from globalstore.rpc import Listener
+from globalstore.server.components import Parts
+from globalstore.telemetry import get_logger
+
+_log = get_logger("globalstore.server")
+
+
+class Vitals:
+    """Shows how the parts are, in the metrics and to probes. Reads memory only."""
+
+    def __init__(self, parts: Parts, listener: Listener) -> None:
+        self._parts = parts
+        self._listener = listener
+        self._clock = ClockWatch(parts.wall_us)
+        self._busy_seconds = 0.0
+
+    def look(self, lag_s: float) -> None:
+        """Set every gauge; ``lag_s`` is how late the event loop was within the last second."""
+        parts, metrics = self._parts, self._parts.metrics
+        parts.health.set_lag(lag_s)
+        metrics.event_loop_lag.set(lag_s)
+        metrics.ready.set(parts.health.ready)
+        metrics.calls.end_peak_window()
+        metrics.grpc_connections.set(self._listener.statistics().connections)
+        self._look_at_workers()
+        self._look_at_slots()
+        self._look_at_database()
+        step_s = self._clock.step_s()
+        if step_s:
+            metrics.clock_step_seconds.inc(abs(step_s))
+            _log.warning("wall clock was set", step_s=round(step_s, 3))
+
+    def _look_at_workers(self) -> None:
+        workers, metrics = self._parts.workers, self._parts.metrics
+        metrics.active_workers.set(len(workers.fresh()))
+        metrics.workers_unconfirmed.set(workers.unconfirmed)
+        metrics.heartbeat_buffer_pending.set(workers.unwritten)
+
+    def _look_at_slots(self) -> None:
+        slots, metrics = self._parts.slots, self._parts.metrics
+        metrics.executor_max_threads.set(slots.limit)
+        metrics.executor_live_threads.set(slots.limit)
+        metrics.executor_busy_threads.set(slots.busy)
+        metrics.executor_idle_threads.set(max(0, slots.limit - slots.busy))
+        metrics.executor_queue_depth.set(slots.waiting)
+
+    def _look_at_database(self) -> None:
+        store, metrics, health = self._parts.store, self._parts.metrics, self._parts.health
+        database = store.statistics()
+        metrics.db_wal_bytes.set(database.wal_bytes)
+        metrics.db_free_bytes.set(database.free_bytes)
+        metrics.db_busy_seconds.inc(database.busy_seconds - self._busy_seconds)
+        self._busy_seconds = database.busy_seconds
+        health.failing.clear("database")
+        health.degraded.clear("database")
+        if store.degraded is not None:
+            # A damaged file is out of order; a full disk still answers reads.
+            conditions = health.failing if store.damaged else health.degraded
+            conditions.set("database", store.degraded)

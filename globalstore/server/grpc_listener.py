@@ -1,0 +1,100 @@
+"""The gRPC listener as the configuration wants it."""
+
+import math
+import ssl
+import time
+from pathlib import Path
+
+import attrs
+
+from globalstore.api.context import Application
+from globalstore.api.middleware.access_log import AccessLog, log_context
+from globalstore.api.middleware.status_codes import status_of
+from globalstore.api.middleware.tokens import Tokens
+from globalstore.api.services import all_services
+from globalstore.api.standard.health import HealthService, ServingStatus
+from globalstore.api.standard.reflection import reflection_services
+from globalstore.config import GlobalStoreConfig
+from globalstore.rpc import Limits, Listener, ListenerOptions, server_context
+
+
+class TlsUnusable(Exception):
+    """The certificate, key or client authorities cannot be used; the text says which and why."""
+
+
+def listener(app: Application, health: HealthService, tokens: Tokens | None) -> Listener:
+    """Return the listener with every service, not bound yet. Raises TlsUnusable."""
+    config = app.config
+    services = all_services(app)
+    for name in ["", *(service.name for service in services)]:
+        health.set(name, ServingStatus.NOT_SERVING)
+    offered = [*services, health.service]
+    if config.server.reflection:
+        offered += reflection_services([service.name for service in offered])
+    return Listener(
+        offered,
+        limits=_limits(config),
+        options=_options(config),
+        interceptors=[log_context, app.slots.interceptor],
+        observers=[app.metrics.calls, AccessLog()],
+        authorize=tokens.authorize if tokens else None,
+        map_error=status_of,
+    )
+
+
+def _limits(config: GlobalStoreConfig) -> Limits:
+    said = config.server.limits
+    limits = Limits(
+        message_bytes_max=said.max_message_bytes,
+        inbound_bytes_max=said.max_inbound_buffer_bytes,
+        connections_max=said.max_connections,
+    )
+    streams = config.server.grpc.max_concurrent_streams
+    return attrs.evolve(limits, streams_max=streams) if streams else limits
+
+
+def _options(config: GlobalStoreConfig) -> ListenerOptions:
+    grpc = config.server.grpc
+    options = ListenerOptions(
+        host=config.server.listen.host,
+        port=config.server.listen.port,
+        ssl_context=tls_context(config),
+        tcp_nodelay=grpc.tcp_nodelay,
+        so_reuseport=grpc.so_reuseport,
+        keepalive_time=grpc.keepalive_time or math.inf,
+        max_connection_idle=grpc.max_connection_idle or math.inf,
+        max_connection_age=grpc.max_connection_age or math.inf,
+    )
+    if grpc.keepalive_timeout:
+        options = attrs.evolve(options, keepalive_timeout=grpc.keepalive_timeout)
+    return options
+
+
+def tls_context(config: GlobalStoreConfig) -> ssl.SSLContext | None:
+    """Return the TLS context of the configured files, None when TLS is off. Raises TlsUnusable."""
+    tls = config.server.grpc.tls
+    if not tls.enabled:
+        return None
+    cert_file, key_file, client_ca_file = (
+        str(Path(name).expanduser()) if name else ""
+        for name in (tls.cert_file, tls.key_file, tls.client_ca_file)
+    )
+    try:
+        context = server_context(cert_file, key_file, client_ca_file or None)
+    except (OSError, ValueError) as error:
+        files = ", ".join(filter(None, (cert_file, key_file, client_ca_file)))
+        raise TlsUnusable(f"server.grpc.tls, one of {files}: {error}") from error
+    if certificate_expiry(cert_file) <= time.time():
+        raise TlsUnusable(f"server.grpc.tls.cert_file {cert_file} has expired; renew it")
+    return context
+
+
+def certificate_expiry(cert_file: str) -> float:
+    """Return when a certificate expires, in seconds since 1970. Raises TlsUnusable."""
+    try:
+        # The ssl module reads certificates of a file only through this door, which its own
+        # tests use. Whoever renews the file may be writing it at this moment.
+        decoded = ssl._ssl._test_decode_cert(cert_file)  # type: ignore[attr-defined]
+    except OSError as error:
+        raise TlsUnusable(f"server.grpc.tls.cert_file {cert_file}: {error}") from error
+    return ssl.cert_time_to_seconds(decoded["notAfter"])

@@ -1,0 +1,154 @@
+"""Reports of chunks that are too large for one transaction, and who has to wait for them.
+
+Also what a question about chunks knows of a worker without asking the database each time.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar
+
+import trio
+
+from globalstore.db import DatabaseError, Store
+from globalstore.liveness.workers import LiveWorker, Workers
+from globalstore.registry.runtime import chunks
+from globalstore.registry.runtime.chunks import Report, Unsettled
+from globalstore.rules.chunk_states import Patches
+from globalstore.rules.refusals import Unavailable
+from globalstore.telemetry import get_logger
+
+_log = get_logger("globalstore.chunks")
+
+R = TypeVar("R")
+
+# Replicas of a worker from which on their slots are added up once a second at most: that takes
+# longer than all the rest of a question. The load of a node is a hint.
+REPLICAS_MANY = 10_000
+_SLOTS_KEPT_S = 1.0
+
+# Pause before it is tried again when the database refuses, as a full disk does.
+_RETRY_S = 1.0
+
+# Reports that are put down in parts at the same time; each holds its entries in memory.
+_IN_PARTS_MAX = 4
+
+
+class ChunkReports:
+    """Stores reports: in one transaction if that is short, else part by part.
+
+    A report in parts counts from the instant at which it is accepted. ``run`` then applies it, also
+    one that an earlier server had accepted.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._in_parts = trio.CapacityLimiter(_IN_PARTS_MAX)
+        self._work = trio.Event()
+        self._settled = trio.Event()
+        self._failure: DatabaseError | None = None
+
+    async def keep(self, said: Report, patches: Patches) -> None:
+        """Store a report; when this returns it is durable, and seen as a whole.
+
+        Raises what the registry refuses and what the store raises. When cancelled, all of it counts
+        or nothing.
+        """
+        if len(patches) > chunks.BLOCKS_AT_ONCE:
+            async with self._in_parts:
+                await self._keep_in_parts(said, patches)
+            return
+        in_order = patches.in_order()
+        await self.once_settled(lambda: self._store.write(chunks.report, said, in_order))
+
+    async def _keep_in_parts(self, said: Report, patches: Patches) -> None:
+        try:
+            batch_key = await self._store.write(chunks.open_batch, said)
+            for part in patches.parts(chunks.BLOCKS_AT_ONCE):
+                await self._store.bulk(chunks.add_part, batch_key, chunks.part_json(part))
+            await self.once_settled(lambda: self._store.write(chunks.accept, batch_key, said))
+        finally:
+            self._work.set()  # to apply it, or else to clear it away
+        await self.once_settled(lambda: self._store.read(chunks.applied, batch_key))
+
+    async def once_settled(self, ask: Callable[[], Awaitable[R | Unsettled]]) -> R:
+        """Ask again, whenever reports have been applied, until none is in the way.
+
+        Raises Unavailable while they cannot be applied.
+        """
+        while True:
+            settled = self._settled  # before asking: what is applied meanwhile must wake us
+            answer = await ask()
+            if not isinstance(answer, Unsettled):
+                return answer
+            if self._failure is None:
+                await settled.wait()
+            if self._failure is not None:
+                raise Unavailable(f"a report of chunks cannot be applied now: {self._failure}")
+
+    async def run(self) -> None:
+        """Apply what was accepted, and clear away what was not, until cancelled."""
+        while True:
+            self._work = trio.Event()
+            try:
+                while await self._store.bulk(chunks.apply_part):
+                    pass
+                self._tell(None)
+                await self._clear_away()
+            except DatabaseError as error:
+                self._tell(error)
+                _log.limited("apply", "chunk reports not applied yet", reason=str(error))
+                await trio.sleep(_RETRY_S)
+                continue
+            await self._work.wait()
+
+    def _tell(self, failure: DatabaseError | None) -> None:
+        """Wake who waits: all is applied, or cannot be."""
+        self._failure = failure
+        self._settled.set()
+        self._settled = trio.Event()
+
+    def _busy(self) -> bool:
+        return self._in_parts.borrowed_tokens > 0
+
+    async def _clear_away(self) -> None:
+        """Delete the parts of reports that nobody will accept any more."""
+        if self._busy():
+            return  # who is not done yet comes back here
+        last_key = await self._store.read(chunks.last_batch)
+        if self._busy():
+            return  # somebody has just begun, perhaps before that was read
+        while await self._store.bulk(chunks.drop_part, last_key):
+            pass
+
+
+class _Known(NamedTuple):
+    worker: LiveWorker
+    revision: int
+    good_until: float
+    slots: int
+
+
+class WorkerSlots:
+    """How many transports each worker may serve at once, added up when its replicas changed."""
+
+    def __init__(self, store: Store, workers: Workers) -> None:
+        self._store = store
+        self._workers = workers
+        self._known: dict[int, _Known] = {}
+
+    async def of(self, worker_key: int) -> int:
+        """Return the slots of a worker; of one with very many replicas, as of the last second."""
+        live = self._workers.of_key(worker_key)
+        if live is None:
+            return (await self._store.read(chunks.slots, worker_key))[0]
+        known = self._known.get(worker_key)
+        if known is not None and known.worker is live:
+            unchanged = known.revision == live.replicas_revision
+            if unchanged or known.good_until > trio.current_time():
+                return known.slots
+        revision = live.replicas_revision
+        slots, replicas = await self._store.read(chunks.slots, worker_key)
+        kept_s = _SLOTS_KEPT_S if replicas >= REPLICAS_MANY else 0.0
+        if len(self._known) > 2 * len(self._workers):
+            self._known.clear()  # most of them have ended
+        self._known[worker_key] = _Known(live, revision, trio.current_time() + kept_s, slots)
+        return slots
