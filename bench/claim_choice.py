@@ -20,7 +20,7 @@ from globalstore.db import Store, StoreOptions, Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import signals
 from globalstore.registry.runtime import replicas, transport_ends, transports
-from globalstore.registry.runtime.transports import Granted, Request, Round
+from globalstore.registry.runtime.transports import Granted, Round, TransportRequest
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.scoring import Mode, Scoring
 
@@ -45,7 +45,7 @@ def follow(known: KnownSources, committed: Sequence[Any]) -> None:
 
 def _register(tx: Transaction, numbers: Sequence[int]) -> None:
     for number in numbers:
-        replicas.register(tx, registration(ARTIFACT, number), replicas.fresh_id(), 1)
+        replicas.register_replica(tx, registration(ARTIFACT, number), replicas.new_id(), 1)
 
 
 def _claim(tx: Transaction, asked: Round, now_us: int) -> tuple[float, bytes]:
@@ -86,8 +86,8 @@ async def operations(
         running: list[bytes] = []
         for number in range(count + count // 5):
             now_us = (number + 1) * _PACE_US
-            request = Request(
-                ARTIFACT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, replicas.fresh_id()
+            request = TransportRequest(
+                ARTIFACT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, replicas.new_id()
             )
             asked = Round(
                 ranked=[request],

@@ -30,7 +30,7 @@ from wire_load import Load, LoadClient, call_each, call_once
 from globalstore.caches.sources import KnownSources
 from globalstore.db import Transaction
 from globalstore.registry.runtime import replicas, transport_ends, transports
-from globalstore.registry.runtime.transports import Granted, Request, Round
+from globalstore.registry.runtime.transports import Granted, Round, TransportRequest
 from globalstore.registry.signals import Shortlist
 from globalstore.rules.scoring import Mode
 
@@ -49,8 +49,8 @@ def _claim_and_complete(
     tx: Transaction, number: int, known: Shortlist | None
 ) -> tuple[float, float]:
     """Claim and complete once; return the microseconds of each."""
-    request = Request(
-        HOT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, replicas.fresh_id()
+    request = TransportRequest(
+        HOT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, replicas.new_id()
     )
     routable = frozenset(range(1, WORKERS + 1))
     began = time.perf_counter()

@@ -31,11 +31,11 @@ def open_store(
     return Store(path, migrations=MIGRATIONS, options=options, on_commit=on_commit)
 
 
-def registration(artifact_id: str, number: int) -> replicas.Registration:
+def registration(artifact_id: str, number: int) -> replicas.ReplicaRegistration:
     """Return replica ``number`` of an artifact: its worker is the next one each time."""
     worker = number % WORKERS
     port = HOT_PORT + number // WORKERS % 1000
-    return replicas.Registration(
+    return replicas.ReplicaRegistration(
         artifact_id=artifact_id,
         view_id="",
         place=Place(f"n{worker}", f"10.0.0.{worker}", port, MemoryTier.RAM, 0),
@@ -55,19 +55,19 @@ def registration(artifact_id: str, number: int) -> replicas.Registration:
 def _register(tx: Transaction, numbers: Sequence[int], now_us: int) -> None:
     for number in numbers:
         asked = registration(f"model-{number // PER_ARTIFACT}", number)
-        replicas.register(tx, asked, replicas.fresh_id(), now_us)
+        replicas.register_replica(tx, asked, replicas.new_id(), now_us)
 
 
 def _register_hot(tx: Transaction, now_us: int) -> None:
     for number in range(HOT_REPLICAS):
-        replicas.register(tx, registration(HOT, number), replicas.fresh_id(), now_us)
+        replicas.register_replica(tx, registration(HOT, number), replicas.new_id(), now_us)
 
 
 async def register_workers(store: Store, now_us: int) -> None:
     """Begin a database and register all workers in it."""
     await store.write(recovery.recover, "bench", now_us)
     for number in range(WORKERS):
-        asked = workers.Registration(
+        asked = workers.WorkerRegistration(
             daemon_id=f"d{number}",
             node_id=f"n{number}",
             node_address=f"10.0.0.{number}",
@@ -79,7 +79,7 @@ async def register_workers(store: Store, now_us: int) -> None:
             is_recovery=False,
             previous_worker_id="",
         )
-        await store.write(workers.register, asked, frozenset(), f"worker_{number}", now_us)
+        await store.write(workers.register_worker, asked, frozenset(), f"worker_{number}", now_us)
 
 
 async def populate(path: Path, count: int) -> None:

@@ -69,9 +69,9 @@ def services_stub(file: FileDescriptorProto) -> str:
         for rpc in service.method:
             request, response = type_of(rpc.input_type), type_of(rpc.output_type)
             if rpc.client_streaming:
-                argument = f"input_messages: AsyncIterator[{request}]"
+                argument = f"messages: AsyncIterator[{request}]"
             else:
-                argument = f"input_message: {request}"
+                argument = f"message: {request}"
             prefix, result = (
                 ("", f"AsyncIterator[{response}]") if rpc.server_streaming else ("async ", response)
             )

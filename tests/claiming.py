@@ -86,7 +86,7 @@ async def parked(store: Serving, count: int) -> None:
 
     def settled() -> bool:
         waiters = store.server.queues._by_request.values()
-        return len(waiters) == count and all(w.attempted and not w.settling for w in waiters)
+        return len(waiters) == count and all(w.attempted and not w.deciding for w in waiters)
 
     await until(store, settled)
 

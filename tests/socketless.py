@@ -25,7 +25,7 @@ from globalstore.rpc import Call
 from globalstore.rpc.dispatch import Route, status_of
 from globalstore.rpc.headers import RequestHead
 from globalstore.server import grpc_listener
-from globalstore.server.gauges import Vitals
+from globalstore.server.gauges import Gauges
 from globalstore.server.lifecycle import Server
 
 _METHODS = [
@@ -86,9 +86,9 @@ class _Process(Server):
         with self.life:
             async with self.store, self.queues, trio.open_nursery() as nursery:
                 await self._recover()
-                self.listener = grpc_listener.listener(self.app, self.grpc_health, self.tokens)
+                self.listener = grpc_listener.listener(self.context, self.grpc_health, self.tokens)
                 self.routes = self.listener._serving.routes
-                self.pulse.on_second = Vitals(self, self.listener).look
+                self.stalls.on_second = Gauges(self, self.listener).look
                 self._start_background(nursery)
                 task_status.started()
                 await self._until_stopped()

@@ -1,4 +1,4 @@
-"""What all faces work with."""
+"""What a handler may use."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -8,12 +8,12 @@ import attrs
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from globalstore.api.middleware.handler_slots import Slots
+from globalstore.api.middleware.handler_slots import HandlerSlots
 from globalstore.caches.keys import KeyCache
 from globalstore.config import GlobalStoreConfig
 from globalstore.db import Lane, Snapshot, Store, Transaction
 from globalstore.leases.clock import LeaseClock
-from globalstore.liveness.daemon_locks import Lanes
+from globalstore.liveness.daemon_locks import DaemonLocks
 from globalstore.liveness.instances import Instances
 from globalstore.liveness.workers import LiveWorker, Workers
 from globalstore.registry import idempotency
@@ -27,7 +27,7 @@ from globalstore.scheduling.transports import SourceQueues
 from globalstore.telemetry.metrics import Metrics
 from globalstore.waiting.chunk_reports import ChunkReports, WorkerSlots
 from globalstore.waiting.drains import Drains
-from globalstore.waiting.realizations import GroupWaiters
+from globalstore.waiting.realizations import RealizationWaiters
 
 # What ``derived`` calls the digest of a worker's replicas.
 _CHECKSUM = "checksum"
@@ -51,7 +51,7 @@ class ServerInfo:
 
 
 @attrs.define(eq=False)
-class Application:
+class HandlerContext:
     """The parts of the server that a call may use.
 
     ``wall_us`` tells the wall clock in microseconds since 1970; it is stored and shown, and
@@ -65,10 +65,10 @@ class Application:
     queues: SourceQueues
     drains: Drains
     refusals: Refusals
-    lanes: Lanes
+    daemon_locks: DaemonLocks
     keys: KeyCache
-    group_waiters: GroupWaiters
-    slots: Slots
+    realization_waiters: RealizationWaiters
+    handler_slots: HandlerSlots
     metrics: Metrics
     wall_us: Callable[[], int]
     lease_clock: LeaseClock
@@ -90,7 +90,7 @@ class Application:
         lane: Lane = Lane.NORMAL,
     ) -> R:
         """Run an operation for a call and return its result once it is durable."""
-        self.slots.release(call)
+        self.handler_slots.release(call)
         return await self.store.write(operation, *args, lane=lane)
 
     async def once(
@@ -162,7 +162,7 @@ class Encoded:
     def __init__(self, message: Message) -> None:
         self._body = message.SerializeToString()
 
-    def SerializeToString(self) -> bytes:  # noqa: N802
+    def SerializeToString(self) -> bytes:
         return self._body
 
 

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 
 import trio
 
-from globalstore.api.context import Application
+from globalstore.api.context import HandlerContext
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
 from globalstore.registry import memory_tier_samples, memory_tiers
 from globalstore.registry.memory_tier_samples import Retention, Sample
-from globalstore.registry.memory_tiers import OUTSTANDING, Acknowledgement, Lease, Request, State
+from globalstore.registry.memory_tiers import (
+    OUTSTANDING,
+    Acknowledgement,
+    TierLease,
+    TierLeaseState,
+    TierRequest,
+)
 from globalstore.rpc import Call
 from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.values import identifier, required
@@ -32,23 +38,23 @@ _AHEAD_NS_MAX = 300 * 10**9
 
 _KINDS = frozenset({wire.LEASE_KIND_STABLE, wire.LEASE_KIND_PREEMPTIBLE})
 _ACTIONS = {wire.LEASE_ACK_ACTION_ACQUIRED: True, wire.LEASE_ACK_ACTION_RELEASED: False}
-_STATES: frozenset[int] = frozenset(State)
+_STATES: frozenset[int] = frozenset(TierLeaseState)
 
 
-class MemoryTiersFace:
+class MemoryTierHandlers:
     """The calls by which planners and daemons agree on the memory of nodes."""
 
-    app: Application
+    context: HandlerContext
 
-    async def RequestMemoryTierLease(  # noqa: N802
-        self, input_message: wire.RequestMemoryTierLeaseRequest, request: Call
+    async def RequestMemoryTierLease(
+        self, message: wire.RequestMemoryTierLeaseRequest, request: Call
     ) -> wire.RequestMemoryTierLeaseResponse:
         """Record the wish that a node hold chunks; a repeat returns the first lease."""
-        asked = self._request(input_message)
-        lease = await self.app.write(request, memory_tiers.request, asked)
+        wish = self._request(message)
+        lease = await self.context.write(request, memory_tiers.request, wish)
         return wire.RequestMemoryTierLeaseResponse(lease=self._lease(lease))
 
-    def _request(self, message: wire.RequestMemoryTierLeaseRequest) -> Request:
+    def _request(self, message: wire.RequestMemoryTierLeaseRequest) -> TierRequest:
         node_id = required("node_id", message.node_id)
         artifact_id = required("artifact_id", message.artifact_id)
         if not message.chunk_ids and not message.chunk_range.count:
@@ -56,9 +62,9 @@ class MemoryTiersFace:
         kind = message.kind or wire.LEASE_KIND_STABLE
         if kind not in _KINDS:
             raise InvalidArgument(f"kind is {kind}, expected STABLE or PREEMPTIBLE")
-        now_ns = self.app.wall_us() * 1000
-        ttl_us = pending_ttl_us(self.app.config.worker_policy.pending_lease_ttl)
-        return Request(
+        now_ns = self.context.wall_us() * 1000
+        ttl_us = pending_ttl_us(self.context.config.worker_policy.pending_lease_ttl)
+        return TierRequest(
             lease_id=secrets.token_hex(16),
             node_id=node_id,
             kind=kind,
@@ -72,87 +78,85 @@ class MemoryTiersFace:
             request_id=identifier("request_id", message.request_id)
             or f"mt_req_{now_ns}_{secrets.token_hex(4)}",
             issued_at_ns=message.issued_at_ns or now_ns,
-            pending_until_us=self.app.lease_clock.now_us() + ttl_us if ttl_us else None,
+            pending_until_us=self.context.lease_clock.now_us() + ttl_us if ttl_us else None,
         )
 
-    async def AcknowledgeMemoryTierLease(  # noqa: N802
-        self, input_message: wire.AcknowledgeMemoryTierLeaseRequest, request: Call
+    async def AcknowledgeMemoryTierLease(
+        self, message: wire.AcknowledgeMemoryTierLeaseRequest, request: Call
     ) -> wire.AcknowledgeMemoryTierLeaseResponse:
         """Record that a daemon holds the chunks of a lease, or does not any more."""
-        acquired = _ACTIONS.get(input_message.action)
+        acquired = _ACTIONS.get(message.action)
         if acquired is None:
-            raise InvalidArgument(
-                f"action is {input_message.action}, expected ACQUIRED or RELEASED"
-            )
-        artifact_id = required("artifact_id", input_message.artifact_id)
-        if not input_message.chunk_ids:
+            raise InvalidArgument(f"action is {message.action}, expected ACQUIRED or RELEASED")
+        artifact_id = required("artifact_id", message.artifact_id)
+        if not message.chunk_ids:
             raise InvalidArgument("chunk_ids is empty, expected the chunks of the lease")
-        now_us = self.app.wall_us()
-        spoken_of = input_message.chunk_range
-        said = Acknowledgement(
-            lease_id=required("lease_id", input_message.lease_id),
-            node_id=identifier("node_id", input_message.node_id),
+        now_us = self.context.wall_us()
+        spoken_of = message.chunk_range
+        acknowledgement = Acknowledgement(
+            lease_id=required("lease_id", message.lease_id),
+            node_id=identifier("node_id", message.node_id),
             artifact_id=artifact_id,
             acquired=acquired,
             chunk_range=(
-                (spoken_of.start, spoken_of.count)
-                if input_message.HasField("chunk_range")
-                else None
+                (spoken_of.start, spoken_of.count) if message.HasField("chunk_range") else None
             ),
-            chunk_ids=_packed(input_message.chunk_ids),
-            ledger_version=input_message.ledger_version,
-            bytes=input_message.bytes,
-            request_id=identifier("request_id", input_message.request_id),
-            ack_epoch_ns=input_message.ack_epoch_ns or now_us * 1000,
+            chunk_ids=_packed(message.chunk_ids),
+            ledger_version=message.ledger_version,
+            bytes=message.bytes,
+            request_id=identifier("request_id", message.request_id),
+            ack_epoch_ns=message.ack_epoch_ns or now_us * 1000,
         )
-        lease = await self.app.write(
-            request, memory_tiers.acknowledge, said, now_us, lane=Lane.CONTROL
+        lease = await self.context.write(
+            request, memory_tiers.acknowledge, acknowledgement, now_us, lane=Lane.CONTROL
         )
         return wire.AcknowledgeMemoryTierLeaseResponse(lease=self._lease(lease))
 
-    async def RevokeMemoryTierLease(  # noqa: N802
-        self, input_message: wire.RevokeMemoryTierLeaseRequest, request: Call
+    async def RevokeMemoryTierLease(
+        self, message: wire.RevokeMemoryTierLeaseRequest, request: Call
     ) -> wire.RevokeMemoryTierLeaseResponse:
         """Ask the holder of a lease to give it up."""
-        lease_id = required("lease_id", input_message.lease_id)
-        lease = await self.app.write(request, memory_tiers.revoke, lease_id, self.app.wall_us())
+        lease_id = required("lease_id", message.lease_id)
+        lease = await self.context.write(
+            request, memory_tiers.revoke_tier_lease, lease_id, self.context.wall_us()
+        )
         _log.info(
             "memory tier lease revoked",
             lease_id=lease_id,
             node_id=lease.node_id,
             state=lease.state.name,
-            reason=input_message.reason[:200],
+            reason=message.reason[:200],
         )
         return wire.RevokeMemoryTierLeaseResponse(lease=self._lease(lease))
 
-    async def ListOutstandingLeases(  # noqa: N802
-        self, input_message: wire.ListOutstandingLeasesRequest, request: Call
+    async def ListOutstandingLeases(
+        self, message: wire.ListOutstandingLeasesRequest, request: Call
     ) -> wire.ListOutstandingLeasesResponse:
         """List the leases of a node, for a daemon that starts."""
-        node_id = required("node_id", input_message.node_id)
-        for state in input_message.states:
+        node_id = required("node_id", message.node_id)
+        for state in message.states:
             if state not in _STATES:
                 raise InvalidArgument(
                     f"states has {state}, expected PENDING, ACTIVE, REVOKING or EXPIRED"
                 )
-        states = {State(state) for state in input_message.states} or OUTSTANDING
+        states = {TierLeaseState(state) for state in message.states} or OUTSTANDING
         response = wire.ListOutstandingLeasesResponse()
-        for lease in await self.app.read(memory_tiers.outstanding, node_id, states):
+        for lease in await self.context.read(memory_tiers.outstanding, node_id, states):
             response.leases.append(self._lease(lease))
             await trio.lowlevel.checkpoint()
         return response
 
-    async def PublishMemoryTierStatus(  # noqa: N802
-        self, input_message: wire.PublishMemoryTierStatusRequest, request: Call
+    async def PublishMemoryTierStatus(
+        self, message: wire.PublishMemoryTierStatusRequest, request: Call
     ) -> wire.PublishMemoryTierStatusResponse:
         """Store a sample of a node's memory tiers."""
-        policy = self.app.config.worker_policy.memory_tiers
+        policy = self.context.config.worker_policy.memory_tiers
         keep = Retention(int(policy.snapshot_retention * 10**9), policy.snapshot_max_rows)
-        sample = _sample(input_message.status, self.app.wall_us() * 1000)
-        await self.app.write(request, memory_tier_samples.publish, sample, keep)
+        sample = _sample(message.status, self.context.wall_us() * 1000)
+        await self.context.write(request, memory_tier_samples.publish_sample, sample, keep)
         return wire.PublishMemoryTierStatusResponse()
 
-    def _lease(self, lease: Lease) -> wire.MemoryTierLease:
+    def _lease(self, lease: TierLease) -> wire.MemoryTierLease:
         until_us = lease.pending_until_us
         return wire.MemoryTierLease(
             lease_id=lease.lease_id,
@@ -169,7 +173,7 @@ class MemoryTiersFace:
             ack_epoch_ns=lease.ack_epoch_ns,
             issued_at_ns=lease.issued_at_ns,
             expires_at_ns=(
-                0 if until_us is None else self.app.lease_clock.wall_us(until_us) * 1000
+                0 if until_us is None else self.context.lease_clock.wall_us(until_us) * 1000
             ),
         )
 

@@ -1,102 +1,102 @@
-"""The gRPC services, put together from the faces of the nouns.
+"""The gRPC services, put together from the handlers of the nouns.
 
-An RPC that no face implements yet answers UNIMPLEMENTED.
+An RPC that no handler implements yet answers UNIMPLEMENTED.
 """
 
 from typing import Any
 
-from globalstore.api.admin.catalog_lists import CatalogListsFace
-from globalstore.api.admin.server_info import AdminFace
-from globalstore.api.admin.source_reasons import ExplainingFace
-from globalstore.api.catalog.artifacts import ArtifactsFace
-from globalstore.api.catalog.bindings import BindingsFace
-from globalstore.api.catalog.disk_locations import DiskLocationsFace
-from globalstore.api.catalog.keys import KeysFace
-from globalstore.api.catalog.realization_joins import GroupJoinsFace
-from globalstore.api.catalog.realization_reports import GroupReportsFace
-from globalstore.api.catalog.realizations import GroupsFace
-from globalstore.api.catalog.version_sets import VersionSetsFace
-from globalstore.api.context import Application
-from globalstore.api.memory_tiers import MemoryTiersFace
-from globalstore.api.runtime.chunks import ChunksFace
-from globalstore.api.runtime.instances import InstancesFace
-from globalstore.api.runtime.reconcile import ReconcileFace
-from globalstore.api.runtime.replica_lifecycle import ReplicaLifecycleFace
-from globalstore.api.runtime.replicas import ReplicasFace
-from globalstore.api.runtime.shard_leases import ShardLeasesFace
-from globalstore.api.runtime.transport_windows import TransportWindowsFace
-from globalstore.api.runtime.transports import TransportsFace
-from globalstore.api.runtime.workers import WorkersFace
+from globalstore.api.admin.catalog_lists import CatalogListHandlers
+from globalstore.api.admin.server_info import ServerInfoHandlers
+from globalstore.api.admin.source_reasons import SourceReasonHandlers
+from globalstore.api.catalog.artifacts import ArtifactHandlers
+from globalstore.api.catalog.bindings import BindingHandlers
+from globalstore.api.catalog.disk_locations import DiskLocationHandlers
+from globalstore.api.catalog.keys import KeyHandlers
+from globalstore.api.catalog.realization_joins import RealizationJoinHandlers
+from globalstore.api.catalog.realization_reports import RealizationReportHandlers
+from globalstore.api.catalog.realizations import RealizationHandlers
+from globalstore.api.catalog.version_sets import VersionSetHandlers
+from globalstore.api.context import HandlerContext
+from globalstore.api.memory_tiers import MemoryTierHandlers
+from globalstore.api.runtime.chunks import ChunkHandlers
+from globalstore.api.runtime.instances import InstanceHandlers
+from globalstore.api.runtime.reconcile import ReconcileHandlers
+from globalstore.api.runtime.replica_lifecycle import ReplicaLifecycleHandlers
+from globalstore.api.runtime.replicas import ReplicaHandlers
+from globalstore.api.runtime.shard_leases import ShardLeaseHandlers
+from globalstore.api.runtime.transport_windows import TransportWindowHandlers
+from globalstore.api.runtime.transports import TransportHandlers
+from globalstore.api.runtime.workers import WorkerHandlers
 from globalstore.gen.globalstore.admin.v1 import admin_grpc
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
 
 
 class ClusterRuntime(
-    WorkersFace,
-    InstancesFace,
-    ReconcileFace,
-    ReplicasFace,
-    ReplicaLifecycleFace,
-    TransportsFace,
-    TransportWindowsFace,
-    ChunksFace,
-    ShardLeasesFace,
+    WorkerHandlers,
+    InstanceHandlers,
+    ReconcileHandlers,
+    ReplicaHandlers,
+    ReplicaLifecycleHandlers,
+    TransportHandlers,
+    TransportWindowHandlers,
+    ChunkHandlers,
+    ShardLeaseHandlers,
     services.ClusterRuntimeServiceServicer,
 ):
     """Workers, instances, what workers hold, and transports."""
 
-    def __init__(self, app: Application) -> None:
-        self.app = app
+    def __init__(self, context: HandlerContext) -> None:
+        self.context = context
 
 
 class ArtifactCatalog(
-    ArtifactsFace,
-    BindingsFace,
-    DiskLocationsFace,
-    KeysFace,
-    VersionSetsFace,
-    GroupJoinsFace,
-    GroupReportsFace,
-    GroupsFace,
+    ArtifactHandlers,
+    BindingHandlers,
+    DiskLocationHandlers,
+    KeyHandlers,
+    VersionSetHandlers,
+    RealizationJoinHandlers,
+    RealizationReportHandlers,
+    RealizationHandlers,
     services.ArtifactCatalogServiceServicer,
 ):
     """What artifacts are, the names that point at them, and groups that take them up together."""
 
-    def __init__(self, app: Application) -> None:
-        self.app = app
+    def __init__(self, context: HandlerContext) -> None:
+        self.context = context
 
 
-class ClusterAdmin(AdminFace, services.ClusterAdminServiceServicer):
+class ClusterAdmin(ServerInfoHandlers, services.ClusterAdminServiceServicer):
     """The server itself."""
 
-    def __init__(self, app: Application) -> None:
-        self.app = app
+    def __init__(self, context: HandlerContext) -> None:
+        self.context = context
 
 
-class MemoryTiers(MemoryTiersFace, memory_tier_grpc.MemoryTierServiceServicer):
+class MemoryTiers(MemoryTierHandlers, memory_tier_grpc.MemoryTierServiceServicer):
     """Leases on the memory of nodes, and telemetry of it."""
 
-    def __init__(self, app: Application) -> None:
-        self.app = app
+    def __init__(self, context: HandlerContext) -> None:
+        self.context = context
 
 
-class Admin(ExplainingFace, CatalogListsFace, admin_grpc.AdminServiceServicer):
+class Admin(SourceReasonHandlers, CatalogListHandlers, admin_grpc.AdminServiceServicer):
     """What operators ask."""
 
-    def __init__(self, app: Application) -> None:
-        self.app = app
+    def __init__(self, context: HandlerContext) -> None:
+        self.context = context
 
 
-def all_services(app: Application) -> list[Any]:
+def all_services(context: HandlerContext) -> list[Any]:
     """Return every service of the contract, and that of this server's operators."""
     servicers = (
-        ClusterRuntime(app),
-        ArtifactCatalog(app),
+        ClusterRuntime(context),
+        ArtifactCatalog(context),
         services.AssemblyViewServiceServicer(),
         services.WorkflowOrchestrationServiceServicer(),
-        ClusterAdmin(app),
-        MemoryTiers(app),
-        Admin(app),
+        ClusterAdmin(context),
+        MemoryTiers(context),
+        Admin(context),
     )
     return [servicer.service for servicer in servicers]

@@ -29,7 +29,7 @@ _ABSENT_BYTES_MAX = 2 << 20
 class Known:
     """What is known of a key; ``mapping`` is None when it points at nothing.
 
-    ``answer`` is for the face: what it made of the mapping.
+    ``answer`` is what the handler made of the mapping.
     """
 
     mapping: KeyMapping | None
@@ -78,7 +78,7 @@ class KeyCache:
     async def _look(self, key: str) -> Known:
         look = self._looks[key] = _Look()
         try:
-            look.found = Known(await self._store.read(keys.find, key))
+            look.found = Known(await self._store.read(keys.find_key, key))
         finally:
             overtaken = self._looks.get(key) is not look
             if not overtaken:

@@ -78,15 +78,15 @@ def ask(
         causes = list(_causes(error))
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
             return 130
-        said = _said(causes[0], address)
-        if said is None:
+        reason = _reason(causes[0], address)
+        if reason is None:
             raise
-        print(f"{verb}: {said}", file=sys.stderr)
+        print(f"{verb}: {reason}", file=sys.stderr)
         return 1
     return 0
 
 
-def _said(cause: BaseException, address: Address) -> str | None:
+def _reason(cause: BaseException, address: Address) -> str | None:
     match cause:
         case purerpc.RpcFailedError():
             return f"{cause.status.status_code.name}: {cause.status.status_message}"

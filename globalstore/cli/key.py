@@ -112,8 +112,10 @@ async def _set(arguments: argparse.Namespace, channel: Any, metadata: Any) -> in
     stub = services.ArtifactCatalogServiceStub(channel)
     answer = await stub.UpsertKeyMapping(request, metadata=metadata)
     done = answer.status == wire.STATUS_OK
-    said = f"{arguments.name} points at {arguments.artifact}" if done else answer.conflict_reason
-    return _print(arguments, answer, said, done)
+    sentence = (
+        f"{arguments.name} points at {arguments.artifact}" if done else answer.conflict_reason
+    )
+    return _print(arguments, answer, sentence, done)
 
 
 async def _swap(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
@@ -133,8 +135,8 @@ async def _swap(arguments: argparse.Namespace, channel: Any, metadata: Any) -> i
         stands = f"points at {answer.artifact_id}, generation {answer.generation}"
     else:
         stands = "points at no artifact"
-    said = f"{arguments.name} {stands}" + ("" if done else "; nothing was changed")
-    return _print(arguments, answer, said, done)
+    sentence = f"{arguments.name} {stands}" + ("" if done else "; nothing was changed")
+    return _print(arguments, answer, sentence, done)
 
 
 async def _revoke(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
@@ -143,12 +145,12 @@ async def _revoke(arguments: argparse.Namespace, channel: Any, metadata: Any) ->
         wire.RevokeKeyMappingRequest(key=arguments.name), metadata=metadata
     )
     done = answer.status == wire.STATUS_OK
-    said = f"{arguments.name} points at nothing" + (" now" if done else "; nothing was changed")
-    return _print(arguments, answer, said, done)
+    sentence = f"{arguments.name} points at nothing" + (" now" if done else "; nothing was changed")
+    return _print(arguments, answer, sentence, done)
 
 
-def _print(arguments: argparse.Namespace, answer: Any, said: str, done: bool) -> int:
-    print(output.as_json(answer) if arguments.output == "json" else said)
+def _print(arguments: argparse.Namespace, answer: Any, sentence: str, done: bool) -> int:
+    print(output.as_json(answer) if arguments.output == "json" else sentence)
     return 0 if done else _NOT_DONE
 
 

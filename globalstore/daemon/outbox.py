@@ -27,7 +27,7 @@ class OutboxFull(Exception):
 
 
 @attrs.define(eq=False)
-class _Letter:
+class _Message:
     method: str
     make: Callable[[], Any]
     closed: trio.Event = attrs.field(factory=trio.Event)
@@ -45,7 +45,7 @@ class Outbox:
     def __init__(self, client: StoreClient, ready: Callable[[], Awaitable[None]]) -> None:
         self._client = client
         self._ready = ready
-        self._post, self._letters = trio.open_memory_channel[_Letter](WAITING_MAX)
+        self._post, self._messages = trio.open_memory_channel[_Message](WAITING_MAX)
 
     def __repr__(self) -> str:
         return f"<Outbox [waiting: {len(self)}]>"
@@ -61,37 +61,37 @@ class Outbox:
         refuses. Cancelled while waiting: the message stays in the queue and is delivered all the
         same.
         """
-        letter = _Letter(method, make)
+        message = _Message(method, make)
         try:
-            self._post.send_nowait(letter)
+            self._post.send_nowait(message)
         except trio.WouldBlock:
             raise OutboxFull(
                 f"{method}: {WAITING_MAX} messages wait for the store already; try again when it"
                 " can be reached"
             ) from None
-        await letter.closed.wait()
-        if letter.error is not None:
-            raise letter.error
-        return letter.answer
+        await message.closed.wait()
+        if message.error is not None:
+            raise message.error
+        return message.answer
 
     async def run(self) -> None:
         """Deliver, until cancelled."""
-        async for letter in self._letters:
+        async for message in self._messages:
             try:
-                letter.answer = await self._delivered(letter)
+                message.answer = await self._delivered(message)
             except purerpc.RpcFailedError as error:
-                letter.error = error
-            letter.closed.set()
+                message.error = error
+            message.closed.set()
 
-    async def _delivered(self, letter: _Letter) -> Any:
+    async def _delivered(self, message: _Message) -> Any:
         while True:
             await self._ready()
-            message = letter.make()
-            if message is None:
+            request = message.make()
+            if request is None:
                 return None
             try:
                 return await self._client.call(
-                    "runtime", letter.method, message, timeout_s=_TIMEOUT_S, repeatable=True
+                    "runtime", message.method, request, timeout_s=_TIMEOUT_S, repeatable=True
                 )
             except Unreachable:
                 pass

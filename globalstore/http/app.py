@@ -1,4 +1,4 @@
-"""The HTTP face: metrics for scrapers, health for probes and people."""
+"""The HTTP app: metrics for scrapers, health for probes and people."""
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping

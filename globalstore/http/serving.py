@@ -1,4 +1,4 @@
-"""Serves the HTTP face with hypercorn's protocol code and limits of our own.
+"""Serves the HTTP app with hypercorn's protocol code and limits of our own.
 
 Hypercorn speaks HTTP on a connection. What it leaves open is closed here: a client that does not
 read, a client that never finishes, more connections than there is room for.
@@ -161,7 +161,7 @@ async def serve_http(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the HTTP face until cancelled.
+    """Serve the HTTP app until cancelled.
 
     Args:
         app: what answers.

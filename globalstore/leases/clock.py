@@ -8,7 +8,7 @@ the same distance, and what is left of each lease stays what it was.
 A machine that was suspended looks as if its wall clock had been set forward: what it slept is not
 counted.
 
-It does not stop while the server is deaf. A deadline was told to the holder, who acts by it, and
+It does not stop while the server is stalled. A deadline was told to the holder, who acts by it, and
 may have been told to others; one that moved would be another deadline.
 """
 

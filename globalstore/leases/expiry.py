@@ -13,10 +13,10 @@ import trio
 
 from globalstore.db import DatabaseError, Lane, Store
 from globalstore.leases.clock import LeaseClock
-from globalstore.liveness.stalls import Pulse
+from globalstore.liveness.stalls import StallDetector
 from globalstore.registry import memory_tiers
 from globalstore.registry.runtime import shard_leases
-from globalstore.registry.signals import LeaseKind, LeasesSettled
+from globalstore.registry.signals import LeaseKind, LeasesExpired
 from globalstore.rules.deadlines import Deadlines
 from globalstore.rules.values import unsigned64
 from globalstore.telemetry import get_logger
@@ -35,7 +35,7 @@ _TOLD = 8
 
 @attrs.define(eq=False)
 class _Kind:
-    settle: Callable[[list[int]], Awaitable[None]]
+    expire: Callable[[list[int]], Awaitable[None]]
     patient: bool
     deadlines: Deadlines[int] = attrs.field(factory=Deadlines)
 
@@ -43,26 +43,26 @@ class _Kind:
 class LeaseExpiry:
     """Which lease ends next. Deadlines are microseconds of the lease clock.
 
-    Each kind has an operation that settles leases at their deadlines: it emits ``LeasesSettled``
-    for all of them. A ``patient`` kind gets more time when the server itself was deaf.
+    Each kind has an operation that expires leases at their deadlines: it emits ``LeasesSettled``
+    for all of them. A ``patient`` kind gets more time when the server itself was stalled.
     """
 
-    def __init__(self, clock: LeaseClock, pulse: Pulse) -> None:
+    def __init__(self, clock: LeaseClock, stalls: StallDetector) -> None:
         self._clock = clock
-        self._pulse = pulse
+        self._stalls = stalls
         self._kinds: dict[LeaseKind, _Kind] = {}
         self._sooner = trio.Event()
-        pulse.tell(self._postpone)
+        stalls.subscribe(self._postpone)
 
     def __repr__(self) -> str:
         counts = (f"{kind.value}: {len(each.deadlines)}" for kind, each in self._kinds.items())
         return f"<LeaseExpiry [{', '.join(counts)}]>"
 
     def add(
-        self, kind: LeaseKind, settle: Callable[[list[int]], Awaitable[None]], *, patient: bool
+        self, kind: LeaseKind, expire: Callable[[list[int]], Awaitable[None]], *, patient: bool
     ) -> None:
         """Look after a kind of lease from now on."""
-        self._kinds[kind] = _Kind(settle, patient)
+        self._kinds[kind] = _Kind(expire, patient)
 
     def pending(self, kind: LeaseKind) -> int:
         """Return how many leases of a kind have a deadline."""
@@ -77,7 +77,7 @@ class LeaseExpiry:
     def granted(self, kind: LeaseKind, key: int, expires_at_us: int) -> None:
         """A lease has a deadline."""
         if self._kinds[kind].patient:
-            self._pulse.check()  # or an earlier stall would be added to a deadline that begins now
+            self._stalls.check()  # or an earlier stall would be added to a deadline that begins now
         if self._kinds[kind].deadlines.set(key, expires_at_us):
             self._sooner.set()
 
@@ -85,7 +85,7 @@ class LeaseExpiry:
         """A lease has no deadline any more."""
         self._kinds[kind].deadlines.discard(key)
 
-    def settled(self, outcome: LeasesSettled) -> None:
+    def expired(self, outcome: LeasesExpired) -> None:
         """The database has told what became of leases at their deadlines."""
         deadlines = self._kinds[outcome.kind].deadlines
         for key in outcome.ended:
@@ -110,22 +110,22 @@ class LeaseExpiry:
                 await self._sooner.wait()
                 self._sooner = trio.Event()
                 continue
-            self._pulse.check()
+            self._stalls.check()
             for kind, each in self._kinds.items():
-                await self._settle_due(kind, each)
+                await self._expire_due(kind, each)
 
-    async def _settle_due(self, kind: LeaseKind, each: _Kind) -> None:
+    async def _expire_due(self, kind: LeaseKind, each: _Kind) -> None:
         now_us = self._clock.now_us()
         while keys := list(islice(each.deadlines.pop_due(now_us), _ROWS)):
             # They come again unless the database answers: none is lost to an error.
             for key in keys:
                 each.deadlines.set(key, now_us + _RETRY_US)
             try:
-                await each.settle(keys)
+                await each.expire(keys)
             except DatabaseError as error:
                 _log.limited(
-                    f"settle {kind.value}",
-                    "leases not settled",
+                    f"expire {kind.value}",
+                    "leases not expired",
                     kind=kind.value,
                     count=len(keys),
                     reason=str(error),
@@ -133,22 +133,26 @@ class LeaseExpiry:
                 return
 
 
-async def settle_tier_leases(
+async def expire_tier_leases(
     store: Store, wall_us: Callable[[], int], lease_keys: list[int]
 ) -> None:
     """End memory tier leases that no daemon has acknowledged."""
-    ended = await store.write(memory_tiers.settle, lease_keys, wall_us(), lane=Lane.CONTROL)
+    ended = await store.write(
+        memory_tiers.expire_tier_leases, lease_keys, wall_us(), lane=Lane.CONTROL
+    )
     for lease_id, node_id in ended:
         _log.info("memory tier lease not acknowledged", lease_id=lease_id, node_id=node_id)
 
 
-async def settle_shard_leases(store: Store, clock: LeaseClock, shard_ids: list[int]) -> None:
+async def expire_shard_leases(store: Store, clock: LeaseClock, shard_ids: list[int]) -> None:
     """Tell of shards whose home has not extended its lease."""
-    expired = await store.write(shard_leases.settle, shard_ids, clock.now_us, lane=Lane.CONTROL)
+    expired = await store.write(
+        shard_leases.expire_shard_leases, shard_ids, clock.now_us, lane=Lane.CONTROL
+    )
     if not expired:
         return
-    told = [str(unsigned64(each.shard_id)) for each in expired[:_TOLD]]
-    _log.info("shard leases expired", count=len(expired), shards=" ".join(told))
+    named = [str(unsigned64(each.shard_id)) for each in expired[:_TOLD]]
+    _log.info("shard leases expired", count=len(expired), shards=" ".join(named))
     for each in expired:
         _log.debug(
             "shard lease expired",

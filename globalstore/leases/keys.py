@@ -10,12 +10,12 @@ from globalstore.telemetry import get_logger
 _log = get_logger("globalstore.keys")
 
 
-async def settle_keys(
+async def expire_keys(
     store: Store, clock: LeaseClock, wall_us: Callable[[], int], mapping_keys: list[int]
 ) -> None:
     """Let keys whose time has passed point at nothing."""
     expired = await store.write(
-        keys.settle, mapping_keys, wall_us(), clock.now_us, lane=Lane.CONTROL
+        keys.expire_keys, mapping_keys, wall_us(), clock.now_us, lane=Lane.CONTROL
     )
     if expired:
         _log.info("keys expired", count=expired)

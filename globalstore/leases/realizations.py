@@ -10,12 +10,16 @@ from globalstore.telemetry import get_logger
 _log = get_logger("globalstore.groups")
 
 
-async def settle_groups(
+async def expire_realizations(
     store: Store, clock: LeaseClock, wall_us: Callable[[], int], transaction_keys: list[int]
 ) -> None:
     """End realizations whose deadline has passed, and wake who waits for them."""
     expired = await store.write(
-        realizations.settle, transaction_keys, wall_us(), clock.now_us, lane=Lane.CONTROL
+        realizations.expire_realizations,
+        transaction_keys,
+        wall_us(),
+        clock.now_us,
+        lane=Lane.CONTROL,
     )
     if expired:
         _log.info("group realizations expired", count=expired)

@@ -1,7 +1,7 @@
 """Changes of one daemon's state, one at a time and in the order in which they came.
 
-Every daemon has a lane of its own while something is in it, so that daemons never wait for each
-other. Lanes are gathered in shards only to bound and to count what waits.
+Every daemon has a lock of its own while something holds it or waits for it, so that daemons never
+wait for each other. Locks are gathered in shards only to bound and to count what waits.
 """
 
 import zlib
@@ -18,12 +18,12 @@ from globalstore.rules.refusals import ResourceExhausted
 SHARDS_MAX = 64
 
 
-class LaneFull(ResourceExhausted):
+class DaemonLockFull(ResourceExhausted):
     """Too many changes wait in the shard of this daemon."""
 
 
 class Observer(Protocol):
-    """What is told of the lanes; for metrics."""
+    """What is told of the locks; for metrics."""
 
     def waiting(self, shard: int, count: int) -> None:
         """So many changes wait in a shard now."""
@@ -36,44 +36,44 @@ class Observer(Protocol):
 
 
 @attrs.define(eq=False)
-class _Lane:
-    lock: trio.Lock = attrs.Factory(trio.Lock)
+class _DaemonLock:
+    mutex: trio.Lock = attrs.Factory(trio.Lock)
     users: int = 0
 
 
-class Lanes:
-    """All lanes. ``capacity`` bounds the changes that wait in one shard."""
+class DaemonLocks:
+    """All locks. ``capacity`` bounds the changes that wait in one shard."""
 
     def __init__(self, shards: int, capacity: int, observer: Observer) -> None:
         self._shards = min(shards, SHARDS_MAX)
         self._capacity = capacity
         self._observer = observer
-        self._lanes: dict[str, _Lane] = {}
+        self._locks: dict[str, _DaemonLock] = {}
         self._waiting = [0] * self._shards
 
     def __repr__(self) -> str:
-        return f"<Lanes [in use: {len(self._lanes)}, waiting: {sum(self._waiting)}]>"
+        return f"<Lanes [in use: {len(self._locks)}, waiting: {sum(self._waiting)}]>"
 
     @asynccontextmanager
-    async def turn(self, daemon_id: str, kind: str, *, bounded: bool = True) -> AsyncIterator[None]:
-        """Wait for a daemon's lane and hold it.
+    async def hold(self, daemon_id: str, kind: str, *, bounded: bool = True) -> AsyncIterator[None]:
+        """Wait for a daemon's lock and hold it.
 
         ``kind`` names the change in the metrics. Raises LaneFull when the shard has no room and
-        the change is ``bounded``; whoever is cancelled while waiting leaves the lane as it was.
+        the change is ``bounded``; whoever is cancelled while waiting leaves the lock as it was.
         """
         shard = zlib.crc32(daemon_id.encode()) % self._shards
-        lane = self._lanes.get(daemon_id)
+        lock = self._locks.get(daemon_id)
         self._observer.intent(shard, kind, "submitted")
-        if bounded and lane is not None and self._waiting[shard] >= self._capacity:
+        if bounded and lock is not None and self._waiting[shard] >= self._capacity:
             self._observer.intent(shard, kind, "overloaded")
-            raise LaneFull(
+            raise DaemonLockFull(
                 f"{self._capacity} changes wait already; see worker_policy.control_reducer"
             )
-        if lane is None:
-            lane = self._lanes[daemon_id] = _Lane()
-        lane.users += 1
+        if lock is None:
+            lock = self._locks[daemon_id] = _DaemonLock()
+        lock.users += 1
         try:
-            await self._enter(lane, shard)
+            await self._enter(lock, shard)
             try:
                 yield
             except BaseException:
@@ -82,20 +82,20 @@ class Lanes:
             else:
                 self._observer.intent(shard, kind, "succeeded")
             finally:
-                lane.lock.release()
+                lock.mutex.release()
         finally:
-            lane.users -= 1
-            if not lane.users:
-                del self._lanes[daemon_id]
+            lock.users -= 1
+            if not lock.users:
+                del self._locks[daemon_id]
 
-    async def _enter(self, lane: _Lane, shard: int) -> None:
+    async def _enter(self, lock: _DaemonLock, shard: int) -> None:
         try:
-            lane.lock.acquire_nowait()
+            lock.mutex.acquire_nowait()
         except trio.WouldBlock:
             began = trio.current_time()
             self._count(shard, 1)
             try:
-                await lane.lock.acquire()
+                await lock.mutex.acquire()
             finally:
                 self._count(shard, -1)
             self._observer.entered(trio.current_time() - began)

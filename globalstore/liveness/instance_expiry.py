@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from globalstore.db import DatabaseError, Lane, Store
-from globalstore.liveness.instances import Instances, LiveInstance, said
-from globalstore.liveness.stalls import Pulse
+from globalstore.liveness.instances import Instances, LiveInstance, liveness_row
+from globalstore.liveness.stalls import StallDetector
 from globalstore.registry.runtime import instances as registry
 from globalstore.telemetry import get_logger
 
@@ -19,18 +19,18 @@ class InstanceReaper:
     """Expires instances that are silent, each at its own deadline."""
 
     def __init__(
-        self, store: Store, instances: Instances, pulse: Pulse, wall_us: Callable[[], int]
+        self, store: Store, instances: Instances, stalls: StallDetector, wall_us: Callable[[], int]
     ) -> None:
         self._store = store
         self._instances = instances
-        self._pulse = pulse
+        self._stalls = stalls
         self._wall_us = wall_us
 
     async def run(self) -> None:
         """Expire whoever is due, until cancelled."""
         while True:
             await self._instances.wait_due()
-            if self._pulse.check():
+            if self._stalls.check():
                 continue
             if silent := self._instances.take_silent(_EXPIRED_AT_ONCE):
                 await self._expire(silent)
@@ -40,8 +40,8 @@ class InstanceReaper:
         ended: set[int] = set()
         try:
             ended = await self._store.write(
-                registry.expire,
-                [said(instance) for instance in silent],
+                registry.expire_instances,
+                [liveness_row(instance) for instance in silent],
                 self._wall_us(),
                 lane=Lane.CONTROL,
             )

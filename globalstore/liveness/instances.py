@@ -11,7 +11,7 @@ from itertools import groupby, islice
 import attrs
 import trio
 
-from globalstore.registry.runtime.instances import Said
+from globalstore.registry.runtime.instances import LivenessRow
 from globalstore.registry.signals import InstanceState, WorkerState
 from globalstore.rules.deadlines import Deadlines
 from globalstore.rules.values import signed64
@@ -25,12 +25,12 @@ ACTIVE_MAX = 32_768
 class LiveInstance:
     """An instance and what was last heard of it; every heartbeat makes a new one.
 
-    ``heard_at`` is on the clock of ``Instances``, None if this server has not heard it, or not
+    ``heartbeat_at`` is on the clock of ``Instances``, None if this server has not heard it, or not
     since it ended.
     """
 
     state: InstanceState
-    heard_at: float | None
+    heartbeat_at: float | None
     last_heartbeat_us: int
     named_worker_id: str
     capability_flags: int
@@ -48,7 +48,7 @@ def unheard(state: InstanceState) -> LiveInstance:
 
 
 @attrs.frozen
-class RollCall:
+class InstanceList:
     """All active instances at one instant, whose times are ``now`` and ``wall_us``.
 
     ``active`` has the one heard longest ago first; ``workers`` are the active ones of the daemons.
@@ -65,13 +65,13 @@ class RollCall:
 
     def silent_s(self, instance: LiveInstance) -> float:
         """Return how long an instance was silent; infinite for one that was not heard."""
-        return float("inf") if instance.heard_at is None else self.now - instance.heard_at
+        return float("inf") if instance.heartbeat_at is None else self.now - instance.heartbeat_at
 
     def _age_s(self, instance: LiveInstance) -> float:
         """Return how old the latest heartbeat is, by the wall clock if there is nothing better."""
-        if instance.heard_at is None:
+        if instance.heartbeat_at is None:
             return (self.wall_us - instance.last_heartbeat_us) / 1_000_000
-        return self.now - instance.heard_at
+        return self.now - instance.heartbeat_at
 
     def order(self, instance: LiveInstance) -> tuple[float, str]:
         """Return what puts the latest heartbeat first; ties by id."""
@@ -100,7 +100,7 @@ class Instances:
     ``timeout_s`` is the silence after which an instance is not connected; ``grace_s`` later it is
     to be expired. ``on_capabilities`` is called with the flags before and after when those of an
     active instance change, 0 for one that is not there. ``check_stall`` is called before anybody
-    is judged by the clock: it postpones first if the server itself was deaf.
+    is judged by the clock: it postpones first if the server itself was stalled.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Instances:
         # The one heard longest ago comes first, so that no list has to be sorted.
         self._live: dict[int, LiveInstance] = {}
         self._keys: dict[str, int] = {}
-        self._deaf_s = 0.0
+        self._stalled_s = 0.0
         self._heard_last = float("-inf")
         self._expire_at: Deadlines[int] = Deadlines()
         self._expiring: dict[int, trio.Event] = {}
@@ -157,7 +157,7 @@ class Instances:
         said_us = before.last_heartbeat_us if before else 0
         instance = attrs.evolve(
             unheard(state),
-            heard_at=self._hear(state.instance_key),
+            heartbeat_at=self._hear(state.instance_key),
             last_heartbeat_us=max(state.last_heartbeat_us, said_us),
         )
         self._put(instance)
@@ -176,7 +176,7 @@ class Instances:
         self._expire_at.discard(instance_key)
         self._on_capabilities(instance.capability_flags, 0)
         for noted in self._noting_ended:
-            noted.append(attrs.evolve(instance, heard_at=None))
+            noted.append(attrs.evolve(instance, heartbeat_at=None))
         self._decided(instance_key)
 
     # Which worker an instance belongs to.
@@ -203,7 +203,7 @@ class Instances:
         key = self._keys.get(instance_id)
         return None if key is None else self._live[key]
 
-    async def settled(self, instance_id: str) -> LiveInstance | None:
+    async def decided(self, instance_id: str) -> LiveInstance | None:
         """Return an active instance, after waiting for the outcome if its end is being written."""
         while (instance := self.find(instance_id)) and instance.key in self._expiring:
             await self._expiring[instance.key].wait()
@@ -241,15 +241,15 @@ class Instances:
         return self._heard_last
 
     def _now(self) -> float:
-        """Return trio's time less what the server was deaf; it never goes back."""
-        return max(trio.current_time() - self._deaf_s, self._heard_last)
+        """Return trio's time less what the server was stalled; it never goes back."""
+        return max(trio.current_time() - self._stalled_s, self._heard_last)
 
     # Who is there.
 
-    def roll_call(self, wall_us: int) -> RollCall:
+    def list_now(self, wall_us: int) -> InstanceList:
         """Return all active instances as they are now."""
         self._check_stall()
-        return RollCall(dict(self._live), dict(self._workers), self._now(), wall_us)
+        return InstanceList(dict(self._live), dict(self._workers), self._now(), wall_us)
 
     @contextmanager
     def noting_ended(self) -> Iterator[list[LiveInstance]]:
@@ -274,8 +274,8 @@ class Instances:
             return
 
     def postpone(self, seconds: float) -> None:
-        """Give everybody more time: the server itself was deaf that long."""
-        self._deaf_s += seconds
+        """Give everybody more time: the server itself was stalled that long."""
+        self._stalled_s += seconds
         self._expire_at.postpone_all(seconds)
 
     def take_silent(self, limit: int) -> list[LiveInstance]:
@@ -307,16 +307,16 @@ class Instances:
             self._some_unwritten = trio.Event()
             await self._some_unwritten.wait()
 
-    def take_unwritten(self, limit: int) -> list[Said]:
+    def take_unwritten(self, limit: int) -> list[LivenessRow]:
         """Return what is to be stored of up to ``limit`` instances; it counts as written."""
         taken = list(islice(self._unwritten, limit))
         for key in taken:
             del self._unwritten[key]
             self._written_at[key] = trio.current_time()
-        return [said(self._live[key]) for key in taken]
+        return [liveness_row(self._live[key]) for key in taken]
 
 
-def said(instance: LiveInstance) -> Said:
+def liveness_row(instance: LiveInstance) -> LivenessRow:
     """Return what an instance said last, as it is stored."""
     return {
         "instance_key": instance.key,

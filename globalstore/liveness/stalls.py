@@ -1,4 +1,4 @@
-"""Noticing that this process itself was deaf: stopped, suspended, or its event loop blocked.
+"""Noticing that this process itself was stalled: stopped, suspended, or its event loop blocked.
 
 While the server hears nobody, everybody looks silent. Whoever holds deadlines is told how long the
 server was deaf, and gives everyone that much more time before anything is expired.
@@ -25,7 +25,7 @@ STALL_S = 0.5
 _WINDOW_S = 1.0
 
 
-class Pulse:
+class StallDetector:
     """Measures how late the event loop wakes up.
 
     ``on_second`` gets the greatest lateness of each second, in seconds.
@@ -37,7 +37,7 @@ class Pulse:
         self._expected = trio.current_time() + TICK_S
         self._worst_s = 0.0
 
-    def tell(self, on_stall: Callable[[float], None]) -> None:
+    def subscribe(self, on_stall: Callable[[float], None]) -> None:
         """Let a holder of deadlines know of every stall, in seconds."""
         self._on_stall.append(on_stall)
 
@@ -45,7 +45,7 @@ class Pulse:
         """Tell everyone of a stall that just ended; True when there was one.
 
         Whoever is about to expire something calls this first: after a stall its own wake-up may
-        come before that of the pulse.
+        come before that of the stalls.
         """
         now = trio.current_time()
         late = now - self._expected

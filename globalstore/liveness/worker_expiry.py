@@ -6,13 +6,13 @@ from typing import Generic, Protocol, TypeVar
 import trio
 
 from globalstore.db import DatabaseError, Lane, Store, Transaction
-from globalstore.liveness.daemon_locks import Lanes
-from globalstore.liveness.stalls import Pulse
+from globalstore.liveness.daemon_locks import DaemonLocks
+from globalstore.liveness.stalls import StallDetector
 from globalstore.liveness.workers import LiveWorker, Workers
 from globalstore.registry.runtime import workers as registry
 from globalstore.telemetry import get_logger
 
-Said = TypeVar("Said")
+LivenessRow = TypeVar("LivenessRow")
 
 _log = get_logger("globalstore.workers")
 
@@ -40,15 +40,15 @@ class Reaper:
         self,
         store: Store,
         workers: Workers,
-        lanes: Lanes,
-        pulse: Pulse,
+        daemon_locks: DaemonLocks,
+        stalls: StallDetector,
         wall_us: Callable[[], int],
         on_expired: Callable[[], None],
     ) -> None:
         self._store = store
         self._workers = workers
-        self._lanes = lanes
-        self._pulse = pulse
+        self._daemon_locks = daemon_locks
+        self._stalls = stalls
         self._wall_us = wall_us
         self._on_expired = on_expired
 
@@ -57,7 +57,7 @@ class Reaper:
         async with trio.open_nursery() as nursery:
             while True:
                 await self._workers.wait_due()
-                if self._pulse.check():
+                if self._stalls.check():
                     continue
                 for worker in self._workers.take_silent():
                     nursery.start_soon(self._expire, worker)
@@ -67,12 +67,12 @@ class Reaper:
     async def _expire(self, worker: LiveWorker) -> None:
         """End one worker; if that cannot be written now, it is tried again after the grace."""
         state = worker.state
-        async with self._lanes.turn(state.daemon_id, "maintenance", bounded=False):
+        async with self._daemon_locks.hold(state.daemon_id, "maintenance", bounded=False):
             if not self._workers.begin_expiry(worker):
                 return  # it was heard while this waited for its turn
             try:
                 ended = await self._store.write(
-                    registry.expire,
+                    registry.expire_worker,
                     worker.key,
                     state.generation,
                     self._wall_us(),
@@ -89,7 +89,7 @@ class Reaper:
 
     async def _hide_unconfirmed(self, worker: LiveWorker) -> None:
         """Take replicas out of use that a new process of their daemon has not confirmed."""
-        async with self._lanes.turn(worker.state.daemon_id, "maintenance", bounded=False):
+        async with self._daemon_locks.hold(worker.state.daemon_id, "maintenance", bounded=False):
             if not worker.state.needs_reconcile:
                 return
             try:
@@ -102,7 +102,7 @@ class Reaper:
                 self._workers.confirm_later(worker.key)
 
 
-class Heard(Protocol[Said]):
+class HeartbeatBuffer(Protocol[LivenessRow]):
     """Whoever keeps in memory what heartbeats said: workers or instances."""
 
     timeout_s: float
@@ -110,11 +110,11 @@ class Heard(Protocol[Said]):
     async def wait_unwritten(self) -> None:
         """Return when there is liveness to store."""
 
-    def take_unwritten(self, limit: int) -> list[Said]:
+    def take_unwritten(self, limit: int) -> list[LivenessRow]:
         """Return what is to be stored of up to ``limit`` of them; it counts as written."""
 
 
-class HeartbeatWriter(Generic[Said]):
+class HeartbeatWriter(Generic[LivenessRow]):
     """Writes liveness down in batches. Losing one interval in a crash is acceptable.
 
     ``record`` is the operation that stores a batch and tells how many rows it found; ``on_flush``
@@ -124,20 +124,20 @@ class HeartbeatWriter(Generic[Said]):
     def __init__(
         self,
         store: Store,
-        heard: Heard[Said],
-        record: Callable[[Transaction, list[Said]], int],
-        on_flush: Callable[[int, int], None] = lambda asked, written: None,
+        buffer: HeartbeatBuffer[LivenessRow],
+        record: Callable[[Transaction, list[LivenessRow]], int],
+        on_flush: Callable[[int, int], None] = lambda taken, written: None,
     ) -> None:
         self._store = store
-        self._heard = heard
+        self._buffer = buffer
         self._record = record
         self._on_flush = on_flush
-        self._interval_s = flush_interval_s(heard.timeout_s)
+        self._interval_s = flush_interval_s(buffer.timeout_s)
 
     async def run(self) -> None:
         """Write what has gathered, until cancelled."""
         while True:
-            await self._heard.wait_unwritten()
+            await self._buffer.wait_unwritten()
             await trio.sleep(self._interval_s)
             try:
                 await self.flush()
@@ -147,6 +147,6 @@ class HeartbeatWriter(Generic[Said]):
 
     async def flush(self) -> None:
         """Write all that is not written yet. Raises DatabaseError; what was taken is not kept."""
-        while rows := self._heard.take_unwritten(_FLUSH_ROWS):
+        while rows := self._buffer.take_unwritten(_FLUSH_ROWS):
             written = await self._store.write(self._record, rows, lane=Lane.CONTROL)
             self._on_flush(len(rows), written)

@@ -18,19 +18,19 @@ from globalstore.rules.values import signed64
 class LiveWorker:
     """An active worker and what was last heard of it.
 
-    ``heard_at`` is on trio's clock, None until the worker speaks after a restart of the server.
+    ``heartbeat_at`` is on trio's clock, None until the worker speaks after a restart of the server.
     ``replicas_revision`` changes with what the worker holds; whatever is derived from that is
     kept in ``derived`` with the revision it belongs to. ``expiring`` is set while its end is being
     written: it must not be answered before that is decided.
 
-    ``said_checksum`` is the digest in its latest heartbeat. ``accepted_revision`` is that of the
-    replicas right after an inventory was last accepted, and ``confirmed`` the fingerprint of an
+    ``reported_checksum`` is the digest in its latest heartbeat. ``accepted_revision`` is that of
+    the replicas right after an inventory was last accepted, and ``confirmed`` the fingerprint of an
     inventory with the revision that is known to agree with it.
     ``gap_since`` is when a reconcile first came that skipped a number, if none was accepted since.
     """
 
     state: WorkerState
-    heard_at: float | None
+    heartbeat_at: float | None
     last_heartbeat_us: int
     mem_pool_available_size: int
     accepting: bool
@@ -39,7 +39,7 @@ class LiveWorker:
     replicas_revision: int = 0
     derived: dict[object, tuple[int, object]] = attrs.Factory(dict)
     expiring: trio.Event | None = None
-    said_checksum: str = ""
+    reported_checksum: str = ""
     accepted_revision: int = -1
     confirmed: tuple[int, int] | None = None
     gap_since: float | None = None
@@ -66,7 +66,7 @@ class Workers:
     be expired. ``on_routable`` is called when a worker starts to be a possible source, and
     ``on_capabilities`` with the flags before and after when those of an active worker change, 0
     for one that is not there. ``check_stall`` is called before anybody is judged by the clock: it
-    postpones first if the server itself was deaf.
+    postpones first if the server itself was stalled.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Workers:
         self._stale_at: Deadlines[int] = Deadlines()
         self._expire_at: Deadlines[int] = Deadlines()
         self._confirm_by: Deadlines[int] = Deadlines()
-        self._fresh: set[int] = set()
+        self._live: set[int] = set()
         self._routable: frozenset[int] | None = None
         self._unwritten: dict[int, LiveWorker] = {}
         self._some_unwritten = trio.Event()
@@ -98,7 +98,7 @@ class Workers:
         return len(self._by_id)
 
     def __repr__(self) -> str:
-        return f"<Workers [active: {len(self)}, fresh: {len(self._fresh)}]>"
+        return f"<Workers [active: {len(self)}, live: {len(self._live)}]>"
 
     # What the database tells.
 
@@ -109,7 +109,7 @@ class Workers:
             self._put(
                 LiveWorker(
                     state,
-                    heard_at=None,
+                    heartbeat_at=None,
                     last_heartbeat_us=state.last_heartbeat_us,
                     mem_pool_available_size=state.mem_pool_available_size,
                     accepting=state.accepting_new_requests,
@@ -126,7 +126,7 @@ class Workers:
         before = self._by_key.get(state.worker_key)
         worker = LiveWorker(
             state,
-            heard_at=now,
+            heartbeat_at=now,
             # What was said last may not be stored yet, and is never turned back.
             last_heartbeat_us=max(
                 state.last_heartbeat_us, before.last_heartbeat_us if before else 0
@@ -154,7 +154,7 @@ class Workers:
         self._on_capabilities(worker.capability_flags, 0)
         for deadlines in (self._stale_at, self._expire_at, self._confirm_by):
             deadlines.discard(worker_key)
-        self._fresh.discard(worker_key)
+        self._live.discard(worker_key)
         self._unwritten.pop(worker_key, None)
         self._routable_changed(gained=False)
         if worker.expiring is not None:
@@ -194,17 +194,21 @@ class Workers:
         """Return an active worker by its key."""
         return self._by_key.get(worker_key)
 
-    def heartbeat(self, worker: LiveWorker, said: Heartbeat, now_us: int) -> None:
+    def heartbeat(self, worker: LiveWorker, heartbeat: Heartbeat, now_us: int) -> None:
         """Take in a heartbeat of an active worker; ``now_us`` is wall time, to be stored."""
         now = trio.current_time()
-        was_routable = worker.accepting and worker.key in self._fresh
-        flags = worker.capability_flags if said.capability_flags is None else said.capability_flags
-        changed = (said.accepting, flags) != (worker.accepting, worker.capability_flags)
-        worker.mem_pool_available_size = said.mem_pool_available_size
-        worker.accepting = said.accepting
+        was_routable = worker.accepting and worker.key in self._live
+        flags = (
+            worker.capability_flags
+            if heartbeat.capability_flags is None
+            else heartbeat.capability_flags
+        )
+        changed = (heartbeat.accepting, flags) != (worker.accepting, worker.capability_flags)
+        worker.mem_pool_available_size = heartbeat.mem_pool_available_size
+        worker.accepting = heartbeat.accepting
         self._on_capabilities(worker.capability_flags, flags)
         worker.capability_flags = flags
-        worker.said_checksum = said.state_checksum
+        worker.reported_checksum = heartbeat.state_checksum
         worker.last_heartbeat_us = max(worker.last_heartbeat_us, now_us)
         self._heard(worker, now)
         # Liveness is in memory; what is stored only has to be near enough for a reader of the
@@ -223,8 +227,8 @@ class Workers:
 
     def _heard(self, worker: LiveWorker, now: float) -> None:
         self._check_stall()  # or the stall would be added to a deadline that begins now
-        worker.heard_at = now
-        self._fresh.add(worker.key)
+        worker.heartbeat_at = now
+        self._live.add(worker.key)
         self._stale_at.set(worker.key, now + self.timeout_s)
         if self._expire_at.set(worker.key, now + self.timeout_s + self._grace_s):
             self._sooner.set()
@@ -239,30 +243,30 @@ class Workers:
     def _let_age(self) -> None:
         self._check_stall()
         for key in self._stale_at.pop_due(trio.current_time()):
-            self._fresh.discard(key)
+            self._live.discard(key)
             self._routable = None
 
-    def fresh(self) -> frozenset[int]:
+    def live(self) -> frozenset[int]:
         """Return the keys of the workers heard within the timeout, accepting or not."""
         self._let_age()
-        return frozenset(self._fresh)
+        return frozenset(self._live)
 
     def routable(self) -> frozenset[int]:
         """Return the keys of the workers that are heard and accept requests, as of now."""
         self._let_age()
         if self._routable is None:
-            self._routable = frozenset(key for key in self._fresh if self._by_key[key].accepting)
+            self._routable = frozenset(key for key in self._live if self._by_key[key].accepting)
         return self._routable
 
     def listed(self, required_flags: int, include_unavailable: bool) -> list[LiveWorker]:
-        """Return fresh workers that have all of the capability bits, last heard first."""
+        """Return live workers that have all of the capability bits, last heard first."""
         found = [
             worker
-            for key in self.fresh()
+            for key in self.live()
             if (worker := self._by_key[key]).capability_flags & required_flags == required_flags
             and (worker.accepting or include_unavailable)
         ]
-        found.sort(key=lambda w: (-(w.heard_at or 0.0), w.state.worker_id))
+        found.sort(key=lambda w: (-(w.heartbeat_at or 0.0), w.state.worker_id))
         return found
 
     # What is due.
@@ -278,12 +282,12 @@ class Workers:
             return
 
     def postpone(self, seconds: float) -> None:
-        """Give everybody more time: the server itself was deaf that long."""
+        """Give everybody more time: the server itself was stalled that long."""
         for deadlines in (self._stale_at, self._expire_at, self._confirm_by):
             deadlines.postpone_all(seconds)
         for worker in self._by_key.values():
-            if worker.heard_at is not None:
-                worker.heard_at += seconds
+            if worker.heartbeat_at is not None:
+                worker.heartbeat_at += seconds
 
     def take_silent(self) -> list[LiveWorker]:
         """Return the workers that are to be expired now, unless they are heard before that."""

@@ -76,20 +76,20 @@ class Maintenance:
             ("replicas", lambda: self._purge("replicas", replicas.remove_expired, 0.0)),
             (
                 "recorded_replies",
-                lambda: self._purge("recorded_replies", idempotency.purge, _DAY_S),
+                lambda: self._purge("recorded_replies", idempotency.purge_replies, _DAY_S),
             ),
-            ("workers", lambda: self._purge("workers", workers.purge, _DAY_S)),
-            ("instances", lambda: self._purge("instances", instances.purge, _DAY_S)),
+            ("workers", lambda: self._purge("workers", workers.purge_workers, _DAY_S)),
+            ("instances", lambda: self._purge("instances", instances.purge_instances, _DAY_S)),
             ("key history", lambda: self._purge("key_generations", keys.purge_history, _DAY_S)),
             ("key swaps", lambda: self._purge("key_swaps", keys.purge_swaps, _DAY_S)),
             ("groups", lambda: self._purge("group_members", realizations.purge_members, _DAY_S)),
             ("abandoned nodes", self._abandoned.forget),
-            ("chunk_blocks", lambda: self._purge("chunk_blocks", chunks.purge, 0.0)),
+            ("chunk_blocks", lambda: self._purge("chunk_blocks", chunks.purge_chunks, 0.0)),
             (
                 "memory_tier_leases",
                 lambda: self._purge(
                     "memory_tier_leases",
-                    memory_tiers.purge,
+                    memory_tiers.purge_tier_leases,
                     self._schedule.tier_lease_retention_s,
                 ),
             ),
@@ -98,7 +98,10 @@ class Maintenance:
         ]
         if retention_s > 0:
             parts.append(
-                ("transports", lambda: self._purge("transports", transport_ends.purge, retention_s))
+                (
+                    "transports",
+                    lambda: self._purge("transports", transport_ends.purge_transports, retention_s),
+                )
             )
         for name, part in parts:
             try:

@@ -48,10 +48,10 @@ class TensorIndex:
 _KINDS = {Scheme.MI2: 1, Scheme.CGID: 2}
 
 
-def ensure(
+def ensure_artifact(
     tx: Transaction,
     artifact_id: str,
-    said: Description | None,
+    description: Description | None,
     index: TensorIndex | None,
     now_us: int,
 ) -> int:
@@ -65,10 +65,10 @@ def ensure(
         " encoding, id_kind FROM artifacts WHERE artifact_id = :artifact_id",
         {"artifact_id": artifact_id},
     )
-    if row is not None and said is None and index is None:
+    if row is not None and description is None and index is None:
         key: int = row[0]
         return key
-    wanted = _complete(artifact_id, said or Description(), index)
+    wanted = _complete(artifact_id, description or Description(), index)
     before = None
     merged = wanted
     if row is not None:
@@ -177,10 +177,10 @@ def index_of_artifact(tx: Snapshot, artifact_id: str) -> TensorIndex | None:
     return TensorIndex(stored.data, row[1] or INDEX_ENCODING, row[2] or INDEX_SCHEMA)
 
 
-def _complete(artifact_id: str, said: Description, index: TensorIndex | None) -> Description:
+def _complete(artifact_id: str, description: Description, index: TensorIndex | None) -> Description:
     """Add what follows from the id and from the bytes of the index; refuse contradictions."""
-    id_kind = _KINDS.get(scheme_of(artifact_id), said.id_kind)
-    known = attrs.evolve(said, id_kind=id_kind)
+    id_kind = _KINDS.get(scheme_of(artifact_id), description.id_kind)
+    known = attrs.evolve(description, id_kind=id_kind)
     digests = digests_of(artifact_id)
     if digests is not None:
         known = _merge(Description(*digests, id_kind=id_kind), known)
@@ -195,19 +195,19 @@ def _complete(artifact_id: str, said: Description, index: TensorIndex | None) ->
     return known
 
 
-def _merge(before: Description, said: Description) -> Description:
+def _merge(before: Description, description: Description) -> Description:
     """Fill the gaps of a description; refuse to change a digest or a size."""
     for field in ("index_multihash", "data_multihash", "total_size"):
-        old, new = getattr(before, field), getattr(said, field)
+        old, new = getattr(before, field), getattr(description, field)
         if old and new and old != new:
             raise FailedPrecondition(f"{field} is {new}, but this artifact has {old}")
     return Description(
-        before.index_multihash or said.index_multihash,
-        before.data_multihash or said.data_multihash,
-        said.schema_version or before.schema_version,
-        said.encoding or before.encoding,
-        before.total_size or said.total_size,
-        before.id_kind or said.id_kind,
+        before.index_multihash or description.index_multihash,
+        before.data_multihash or description.data_multihash,
+        description.schema_version or before.schema_version,
+        description.encoding or before.encoding,
+        before.total_size or description.total_size,
+        before.id_kind or description.id_kind,
     )
 
 

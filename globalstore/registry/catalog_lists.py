@@ -20,7 +20,7 @@ _LAST = chr(0x10FFFF)
 
 
 @attrs.frozen
-class Key:
+class ListedKey:
     """A key; ``mapping`` is None when it points at nothing. ``updated_at_us`` is wall time."""
 
     key: str
@@ -43,7 +43,7 @@ class Generation:
 
 
 @attrs.frozen
-class Artifact:
+class ListedArtifact:
     """An artifact's row. ``index_size`` in bytes, None when its index is not stored."""
 
     artifact_id: str
@@ -64,7 +64,7 @@ class Artifact:
 class About:
     """All about an artifact; ``artifact`` is None when it has no row."""
 
-    artifact: Artifact | None
+    artifact: ListedArtifact | None
     sealed_to: str
     sealed_from: list[str]
     keys: list[str]
@@ -78,18 +78,18 @@ FROM key_mappings m LEFT JOIN artifacts a USING (artifact_key)
 """
 
 
-def _key(row: Row, lease_us: int) -> Key:
+def _key(row: Row, lease_us: int) -> ListedKey:
     name, kind, generation, artifact_id, set_id, replica_uuid, address, ttl_s, at, updated = row
     mapping = KeyMapping(
         artifact_id, set_id, replica_uuid, address, Kind(kind), generation, ttl_s, at
     )
     points = mapping.target and not mapping.expired(lease_us)
-    return Key(name, Kind(kind), generation, mapping if points else None, updated)
+    return ListedKey(name, Kind(kind), generation, mapping if points else None, updated)
 
 
 def list_keys(
     tx: Snapshot, prefix: str, after: str, limit: int, include_absent: bool, lease_us: int
-) -> tuple[list[Key], str]:
+) -> tuple[list[ListedKey], str]:
     """Return keys in the order of their bytes, and where the next page begins, blank for none."""
     rows = tx.all(
         f"{_KEY} WHERE m.key >= :prefix AND m.key <= :last AND m.key > :after"
@@ -101,7 +101,7 @@ def list_keys(
             "limit": _LOOKED_AT_MAX,
         },
     )
-    found: list[Key] = []
+    found: list[ListedKey] = []
     for row in rows:
         key = _key(row, lease_us)
         if include_absent or key.mapping is not None:
@@ -111,7 +111,7 @@ def list_keys(
     return found, rows[-1][0] if len(rows) == _LOOKED_AT_MAX else ""
 
 
-def show_key(tx: Snapshot, key: str, lease_us: int) -> tuple[Key, list[Generation]] | None:
+def show_key(tx: Snapshot, key: str, lease_us: int) -> tuple[ListedKey, list[Generation]] | None:
     """Return a key with its targets, the latest first; None when there never was such a key."""
     row = tx.one(f"{_KEY} WHERE m.key = :key", {"key": key})
     if row is None:
@@ -133,7 +133,9 @@ FROM artifacts a
 """
 
 
-def list_artifacts(tx: Snapshot, prefix: str, after: str, limit: int) -> tuple[list[Artifact], str]:
+def list_artifacts(
+    tx: Snapshot, prefix: str, after: str, limit: int
+) -> tuple[list[ListedArtifact], str]:
     """Return artifacts in the order of the bytes of their ids, and where the next page begins."""
     rows = tx.all(
         f"{_ARTIFACT} WHERE a.artifact_id >= :prefix AND a.artifact_id <= :last"
@@ -147,7 +149,7 @@ def show_artifact(tx: Snapshot, artifact_id: str, lease_us: int) -> About:
     """Return all about an artifact; lists have no more than ``ENTRIES_MAX`` entries."""
     named = {"artifact_id": artifact_id, "limit": ENTRIES_MAX}
     artifacts = _artifacts(tx, tx.all(f"{_ARTIFACT} WHERE a.artifact_id = :artifact_id", named))
-    binding = bindings.find(tx, artifact_id)
+    binding = bindings.find_binding(tx, artifact_id)
     sealed_from = tx.all(
         "SELECT from_artifact_id FROM artifact_bindings WHERE to_artifact_id = :artifact_id"
         " ORDER BY from_artifact_id LIMIT :limit",
@@ -169,10 +171,10 @@ def show_artifact(tx: Snapshot, artifact_id: str, lease_us: int) -> About:
     )
 
 
-def _artifacts(tx: Snapshot, rows: list[Row]) -> list[Artifact]:
+def _artifacts(tx: Snapshot, rows: list[Row]) -> list[ListedArtifact]:
     counts = replica_lists.counts(tx, [row[0] for row in rows])
     return [
-        Artifact(*(*row, _index_size(tx, row[2]), *count))
+        ListedArtifact(*(*row, _index_size(tx, row[2]), *count))
         for row, count in zip(rows, counts, strict=True)
     ]
 

@@ -93,7 +93,7 @@ def once(
     return outcome
 
 
-def purge(tx: Transaction, before_us: int, limit: int) -> int:
+def purge_replies(tx: Transaction, before_us: int, limit: int) -> int:
     """Forget up to ``limit`` answers recorded before a time; return how many."""
     return tx.run(
         "DELETE FROM recorded_replies WHERE request_id IN ("

@@ -63,7 +63,7 @@ def _sample(row: Row) -> Sample:
     )
 
 
-def publish(tx: Transaction, sample: Sample, keep: Retention) -> None:
+def publish_sample(tx: Transaction, sample: Sample, keep: Retention) -> None:
     """Store a sample of a node, in the place of one of the same epoch, and let old ones go."""
     tx.run(
         "INSERT INTO memory_tier_snapshots VALUES (:node_id, :epoch, :worker_id, :stable_total,"

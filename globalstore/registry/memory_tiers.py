@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesSettled
+from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
 from globalstore.rules.refusals import FailedPrecondition, NotFound, ResourceExhausted
 from globalstore.rules.values import ordered64, signed64, unordered64, unsigned64
 
 
-class State(enum.IntEnum):
+class TierLeaseState(enum.IntEnum):
     """How a lease stands, in the numbers of the wire."""
 
     PENDING = 1
@@ -28,11 +28,11 @@ class State(enum.IntEnum):
 # below the 64 MiB that messages may have.
 LISTED_BYTES_MAX = 48 << 20
 
-OUTSTANDING = frozenset({State.PENDING, State.ACTIVE, State.REVOKING})
+OUTSTANDING = frozenset({TierLeaseState.PENDING, TierLeaseState.ACTIVE, TierLeaseState.REVOKING})
 
 
 @attrs.frozen
-class Lease:
+class TierLease:
     """A lease as it is recorded. ``chunk_ids`` are packed, four little-endian bytes each."""
 
     lease_key: int
@@ -46,7 +46,7 @@ class Lease:
     ledger_version: int
     bytes: int
     workload_id: str
-    state: State
+    state: TierLeaseState
     request_id: str
     ack_epoch_ns: int
     issued_at_ns: int
@@ -54,7 +54,7 @@ class Lease:
 
 
 @attrs.frozen
-class Request:
+class TierRequest:
     """A checked wish for a lease; ``lease_id`` is used if it is a new one."""
 
     lease_id: str
@@ -98,17 +98,17 @@ _LEASE = (
 )
 
 
-def _lease(row: Row) -> Lease:
+def _lease(row: Row) -> TierLease:
     fields = list(row)
     fields[8], fields[14] = unordered64(row[8]), unordered64(row[14])
     fields[9], fields[13] = unsigned64(row[9]), unsigned64(row[13])
-    fields[11] = State(row[11])
-    return Lease(*fields)
+    fields[11] = TierLeaseState(row[11])
+    return TierLease(*fields)
 
 
-def request(tx: Transaction, asked: Request) -> Lease:
+def request(tx: Transaction, wish: TierRequest) -> TierLease:
     """Record a wish as a pending lease, or return the lease that this request made before."""
-    named = {"node_id": asked.node_id, "request_id": asked.request_id}
+    named = {"node_id": wish.node_id, "request_id": wish.request_id}
     known = tx.one(f"{_LEASE} WHERE node_id = :node_id AND request_id = :request_id", named)
     if known is not None:
         return _lease(known)
@@ -120,55 +120,66 @@ def request(tx: Transaction, asked: Request) -> Lease:
         " :ledger_version, :bytes, :workload_id, :state, '', 0, :issued_at, :pending_until)",
         {
             **named,
-            "lease_id": asked.lease_id,
-            "kind": asked.kind,
-            "artifact_id": asked.artifact_id,
-            "range_start": asked.range_start,
-            "range_count": asked.range_count,
-            "chunk_ids": asked.chunk_ids,
-            "ledger_version": ordered64(asked.ledger_version),
-            "bytes": signed64(asked.bytes),
-            "workload_id": asked.workload_id,
-            "state": State.PENDING,
-            "issued_at": ordered64(asked.issued_at_ns),
-            "pending_until": asked.pending_until_us,
+            "lease_id": wish.lease_id,
+            "kind": wish.kind,
+            "artifact_id": wish.artifact_id,
+            "range_start": wish.range_start,
+            "range_count": wish.range_count,
+            "chunk_ids": wish.chunk_ids,
+            "ledger_version": ordered64(wish.ledger_version),
+            "bytes": signed64(wish.bytes),
+            "workload_id": wish.workload_id,
+            "state": TierLeaseState.PENDING,
+            "issued_at": ordered64(wish.issued_at_ns),
+            "pending_until": wish.pending_until_us,
         },
     )
-    lease = _of_id(tx, asked.lease_id)
-    if asked.pending_until_us is not None:
-        tx.emit(LeaseGranted(LeaseKind.MEMORY_TIER, lease.lease_key, asked.pending_until_us))
+    lease = _of_id(tx, wish.lease_id)
+    if wish.pending_until_us is not None:
+        tx.emit(LeaseGranted(LeaseKind.MEMORY_TIER, lease.lease_key, wish.pending_until_us))
     return lease
 
 
-def _of_id(tx: Snapshot, lease_id: str) -> Lease:
+def _of_id(tx: Snapshot, lease_id: str) -> TierLease:
     row = tx.one(f"{_LEASE} WHERE lease_id = :lease_id", {"lease_id": lease_id})
     if row is None:
         raise NotFound(f"there is no lease {lease_id[:80]!r}")
     return _lease(row)
 
 
-def acknowledge(tx: Transaction, said: Acknowledgement, now_us: int) -> Lease:
+def acknowledge(tx: Transaction, acknowledgement: Acknowledgement, now_us: int) -> TierLease:
     """Record what a daemon did about a lease, and return the lease as it is then.
 
     Raises NotFound when it is not the lease of that artifact and node, and FailedPrecondition when
     a lease that has ended is said to be held.
     """
-    lease = _of_id(tx, said.lease_id)
-    if lease.artifact_id != said.artifact_id or said.node_id not in {"", lease.node_id}:
+    lease = _of_id(tx, acknowledgement.lease_id)
+    if lease.artifact_id != acknowledgement.artifact_id or acknowledgement.node_id not in {
+        "",
+        lease.node_id,
+    }:
         raise NotFound(f"lease {lease.lease_id!r} is of another artifact or node")
-    if lease.state is State.EXPIRED:
-        if said.acquired:
+    if lease.state is TierLeaseState.EXPIRED:
+        if acknowledgement.acquired:
             raise FailedPrecondition(
                 f"lease {lease.lease_id!r} has ended: release the chunks, or request a new lease"
             )
         return lease
-    if said.acquired and lease.ack_epoch_ns and said.ledger_version < lease.ledger_version:
+    if (
+        acknowledgement.acquired
+        and lease.ack_epoch_ns
+        and acknowledgement.ledger_version < lease.ledger_version
+    ):
         return lease  # a late duplicate of what was said before
-    if not said.acquired:
-        state = State.EXPIRED
+    if not acknowledgement.acquired:
+        state = TierLeaseState.EXPIRED
     else:
-        state = State.REVOKING if lease.state is State.REVOKING else State.ACTIVE
-    start, count = said.chunk_range or (lease.range_start, lease.range_count)
+        state = (
+            TierLeaseState.REVOKING
+            if lease.state is TierLeaseState.REVOKING
+            else TierLeaseState.ACTIVE
+        )
+    start, count = acknowledgement.chunk_range or (lease.range_start, lease.range_count)
     tx.run(
         "UPDATE memory_tier_leases SET range_start = :start, range_count = :count,"
         " chunk_ids = :chunk_ids, ledger_version = :ledger_version, bytes = :bytes,"
@@ -176,11 +187,11 @@ def acknowledge(tx: Transaction, said: Acknowledgement, now_us: int) -> Lease:
         {
             "start": start,
             "count": count,
-            "chunk_ids": said.chunk_ids,
-            "ledger_version": ordered64(said.ledger_version),
-            "bytes": signed64(said.bytes),
-            "request_id": said.request_id,
-            "ack_epoch": signed64(said.ack_epoch_ns),
+            "chunk_ids": acknowledgement.chunk_ids,
+            "ledger_version": ordered64(acknowledgement.ledger_version),
+            "bytes": signed64(acknowledgement.bytes),
+            "request_id": acknowledgement.request_id,
+            "ack_epoch": signed64(acknowledgement.ack_epoch_ns),
             "lease_key": lease.lease_key,
         },
     )
@@ -188,16 +199,16 @@ def acknowledge(tx: Transaction, said: Acknowledgement, now_us: int) -> Lease:
     return _of_id(tx, lease.lease_id)
 
 
-def revoke(tx: Transaction, lease_id: str, now_us: int) -> Lease:
+def revoke_tier_lease(tx: Transaction, lease_id: str, now_us: int) -> TierLease:
     """Ask the holder to give a lease up; one that has ended stays ended."""
     lease = _of_id(tx, lease_id)
-    if lease.state in {State.EXPIRED, State.REVOKING}:
+    if lease.state in {TierLeaseState.EXPIRED, TierLeaseState.REVOKING}:
         return lease
-    _move(tx, lease, State.REVOKING, now_us)
+    _move(tx, lease, TierLeaseState.REVOKING, now_us)
     return _of_id(tx, lease_id)
 
 
-def _move(tx: Transaction, lease: Lease, state: State, now_us: int) -> None:
+def _move(tx: Transaction, lease: TierLease, state: TierLeaseState, now_us: int) -> None:
     """Put a lease into a state; only one that is pending ends by time."""
     tx.run(
         "UPDATE memory_tier_leases SET state = :state, pending_until = NULL,"
@@ -208,7 +219,7 @@ def _move(tx: Transaction, lease: Lease, state: State, now_us: int) -> None:
         tx.emit(LeaseEnded(LeaseKind.MEMORY_TIER, lease.lease_key))
 
 
-def outstanding(tx: Snapshot, node_id: str, states: Iterable[State]) -> list[Lease]:
+def outstanding(tx: Snapshot, node_id: str, states: Iterable[TierLeaseState]) -> list[TierLease]:
     """Return the leases of a node in some states, the latest issued first.
 
     Refuses a list that no message would hold.
@@ -232,7 +243,9 @@ def outstanding(tx: Snapshot, node_id: str, states: Iterable[State]) -> list[Lea
     return [_lease(row) for row in rows]
 
 
-def settle(tx: Transaction, lease_keys: Sequence[int], now_us: int) -> list[tuple[str, str]]:
+def expire_tier_leases(
+    tx: Transaction, lease_keys: Sequence[int], now_us: int
+) -> list[tuple[str, str]]:
     """End leases that nobody acknowledged in time; return id and node of those that were pending.
 
     When that is, the scheduler decides: it gives them more time when nobody could be heard.
@@ -243,11 +256,11 @@ def settle(tx: Transaction, lease_keys: Sequence[int], now_us: int) -> list[tupl
         f" WHERE lease_key IN ({marks}) AND state = 1 RETURNING lease_id, node_id",
         (now_us, *lease_keys),
     )
-    tx.emit(LeasesSettled(LeaseKind.MEMORY_TIER, list(lease_keys), []))
+    tx.emit(LeasesExpired(LeaseKind.MEMORY_TIER, list(lease_keys), []))
     return [(lease_id, node_id) for lease_id, node_id in ended]
 
 
-def restore(tx: Transaction, now_us: int, ttl_us: int) -> list[tuple[int, int]]:
+def restore_tier_leases(tx: Transaction, now_us: int, ttl_us: int) -> list[tuple[int, int]]:
     """Return key and deadline (lease clock) of every pending lease that ends by time.
 
     Whether they do is settled at each start: ``ttl_us`` 0 lets none of them, and one that had no
@@ -269,7 +282,7 @@ def restore(tx: Transaction, now_us: int, ttl_us: int) -> list[tuple[int, int]]:
     ]
 
 
-def purge(tx: Transaction, before_us: int, limit: int) -> int:
+def purge_tier_leases(tx: Transaction, before_us: int, limit: int) -> int:
     """Delete up to ``limit`` leases that ended before a time; return how many."""
     return tx.run(
         "DELETE FROM memory_tier_leases WHERE lease_key IN (SELECT lease_key"

@@ -236,7 +236,7 @@ class LeaseEnded:
 
 
 @attrs.frozen
-class LeasesSettled:
+class LeasesExpired:
     """What became of leases at their deadlines: ended, or extended meanwhile, as (key, until)."""
 
     kind: LeaseKind
@@ -252,7 +252,7 @@ class MemoryTierSampled:
 
 
 @attrs.frozen
-class GroupEnded:
+class RealizationEnded:
     """The realization of a group has come to its final state, a number of the wire."""
 
     fingerprint: bytes
@@ -260,7 +260,7 @@ class GroupEnded:
 
 
 @attrs.frozen
-class GroupRowsWritten:
+class RealizationRowsWritten:
     """An operation on groups wrote rows of a table."""
 
     operation: str

@@ -15,7 +15,7 @@ NOBODY = 0
 
 
 @attrs.frozen
-class Standing:
+class Incarnation:
     """What a replica that is registered now takes from its worker; generations are 0 if unknown."""
 
     worker_key: int
@@ -38,7 +38,7 @@ def intern(tx: Transaction, worker_id: str) -> int:
     return key
 
 
-def standing(tx: Transaction, worker_id: str) -> Standing:
+def incarnation_of(tx: Transaction, worker_id: str) -> Incarnation:
     """Return where a worker stands at this instant."""
     row = tx.one(
         "SELECT i.worker_key, i.confirmation, coalesce(c.generation, 0),"
@@ -49,8 +49,8 @@ def standing(tx: Transaction, worker_id: str) -> Standing:
     )
     if row is None:
         intern(tx, worker_id)
-        return standing(tx, worker_id)
-    return Standing(*row)
+        return incarnation_of(tx, worker_id)
+    return Incarnation(*row)
 
 
 def hide_replicas(tx: Transaction, worker_key: int) -> None:

@@ -1,14 +1,14 @@
 """A gRPC listener on trio: HTTP/2 in, handlers of purerpc services out.
 
 It knows nothing of what the services do. Handlers are purerpc's, ``async def Name(self,
-input_message)`` or ``(self, input_message, request)`` where ``request`` is a ``Call``;
+message)`` or ``(self, message, request)`` where ``request`` is a ``Call``;
 streams are asynchronous iterators.
 """
 
 from purerpc import Cardinality, StatusCode
 
 from globalstore.rpc.call import Call
-from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor, at_once
+from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor, fast_path
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.listener import DrainReport, Listener, Statistics
 from globalstore.rpc.method import Method
@@ -34,6 +34,6 @@ __all__ = [
     "Statistics",
     "Status",
     "StatusCode",
-    "at_once",
+    "fast_path",
     "server_context",
 ]

@@ -23,7 +23,7 @@ from globalstore.rpc.events import (
     StreamReset,
 )
 from globalstore.rpc.headers import RequestHead
-from globalstore.rpc.keepalive import Patrol
+from globalstore.rpc.keepalive import Keepalive
 from globalstore.rpc.method import UNKNOWN
 from globalstore.rpc.serving import Serving
 from globalstore.rpc.status import DRAINING, OK, Status
@@ -38,9 +38,9 @@ READ_BYTES_BULK = 64 << 10
 FRAMES_BULK_MAX = 16
 
 # Calls that one read may have answered at once: half a millisecond. Others get tasks.
-AT_ONCE_MAX = 16
+FAST_MAX = 16
 
-_LEAVING = b"leaving\x00"
+_DRAINING = b"leaving\x00"
 
 _GONE = Status(StatusCode.CANCELLED, "the client reset the call or disconnected")
 _LATE = Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
@@ -79,17 +79,17 @@ class Connection:
         self._senders: set[Call] = set()
         self._output = Wakeup()
         self._room = Wakeup()
-        self._leave_acknowledged = trio.Event()
-        self._leaving = False
+        self._drain_acknowledged = trio.Event()
+        self._is_draining = False
         self._last = False
         self._receiving = False
         self._now = now
-        self._at_once_left = 0
-        self._patrol = Patrol(serving.options, now)
+        self._fast_left = 0
+        self._keepalive = Keepalive(serving.options, now)
         self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
-        state = "FAILED" if self._engine.failed else "LEAVING" if self._leaving else "OPEN"
+        state = "FAILED" if self._engine.failed else "DRAINING" if self._is_draining else "OPEN"
         return f"<Connection [{self.peer}, {state}, calls: {len(self._calls)}]>"
 
     @property
@@ -98,9 +98,9 @@ class Connection:
         return bool(self._calls)
 
     @property
-    def leaving(self) -> bool:
-        """Whether leave has been taken, by either side."""
-        return self._leaving
+    def is_draining(self) -> bool:
+        """Whether no new call is taken, by either side."""
+        return self._is_draining
 
     def ping(self, payload: bytes) -> None:
         """Ask the client for a sign of life."""
@@ -121,9 +121,9 @@ class Connection:
                 self._nursery = nursery
                 nursery.start_soon(self._write, nursery)
                 if self._serving.patrols:
-                    nursery.start_soon(self._patrol.walk, self)
+                    nursery.start_soon(self._keepalive.run, self)
                 if self.draining.is_set():
-                    self.leave()
+                    self.begin_drain()
                 try:
                     await self._read()
                 finally:
@@ -135,22 +135,22 @@ class Connection:
             self._engine.fail(ErrorCodes.NO_ERROR, "")
             self._handle(self._engine.events())
 
-    def leave(self) -> None:
-        """Take leave of the client: no new calls, end when those in flight have ended."""
-        if not self._leaving and self._nursery is not None:
-            self._leaving = True
-            self._nursery.start_soon(self._take_leave)
+    def begin_drain(self) -> None:
+        """Take no new calls: no new calls, end when those in flight have ended."""
+        if not self._is_draining and self._nursery is not None:
+            self._is_draining = True
+            self._nursery.start_soon(self._drain)
 
     def close(self) -> None:
         """End the connection now, whatever is left."""
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
-    async def _take_leave(self) -> None:
+    async def _drain(self) -> None:
         self._engine.goaway(final=False)
-        self.ping(_LEAVING)
+        self.ping(_DRAINING)
         with trio.move_on_after(self._limits.goaway_seconds):
-            await self._leave_acknowledged.wait()
+            await self._drain_acknowledged.wait()
         self._engine.goaway()
         self._last = True
         self._output.set()
@@ -176,8 +176,8 @@ class Connection:
 
     async def _received(self, data: bytes) -> None:
         engine = self._engine
-        self._now = self._patrol.heard_at = trio.current_time()
-        self._at_once_left = AT_ONCE_MAX
+        self._now = self._keepalive.received_at = trio.current_time()
+        self._fast_left = FAST_MAX
         self._receiving = True
         events = engine.receive(data, self._now)
         self._receiving = False
@@ -232,10 +232,10 @@ class Connection:
                 call.writable.set()
             self._room.set()
         elif isinstance(event, PingAcknowledged):
-            if event.payload == _LEAVING:
-                self._leave_acknowledged.set()
+            if event.payload == _DRAINING:
+                self._drain_acknowledged.set()
         elif isinstance(event, PeerGoingAway):
-            self._leaving = self._last = True
+            self._is_draining = self._last = True
             self._output.set()
         elif isinstance(event, RequestMalformed):
             log.debug("request refused peer=%s reason=%s", self.peer, event.reason)
@@ -268,18 +268,18 @@ class Connection:
 
     def _start(self, call: Call) -> None:
         call.started = True
-        if not self._answered_at_once(call):
+        if not self._answered_fast(call):
             self._serving.calls.start_soon(self._run, call)
 
-    def _answered_at_once(self, call: Call) -> bool:
+    def _answered_fast(self, call: Call) -> bool:
         """Answer a call here and now if its method can, and others have not waited for long."""
-        answer = self._serving.route(call).at_once
-        if answer is None or self._at_once_left == 0 or call.deadline <= self._now:
+        answer = self._serving.route(call).fast_path
+        if answer is None or self._fast_left == 0 or call.deadline <= self._now:
             return False
         request = call.whole_request
         if request is None or self._engine.queued_bytes > self._limits.blocked_bytes_max:
             return False
-        self._at_once_left -= 1
+        self._fast_left -= 1
         status = OK
         try:
             call.reply = answer(request, call)
@@ -351,7 +351,7 @@ class Connection:
             self._engine.send_trailers(call.stream_id, status.code.value, status.message)
         self._output.set()
         if not self._calls:
-            self._patrol.idle_since = trio.current_time()
+            self._keepalive.idle_since = trio.current_time()
         self._serving.finish(call, status.code)
 
     def _answer(self, call: Call, status: Status) -> None:

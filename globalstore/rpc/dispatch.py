@@ -37,25 +37,25 @@ class CallObserver(Protocol):
 
 
 #: Makes the serialized answer to a serialized request, or None.
-AnswerAtOnce = Callable[[bytes, Call], bytes | None]
+FastPath = Callable[[bytes, Call], bytes | None]
 
 
 @attrs.frozen
 class Route:
     """A method and the handler that serves it, interceptors included.
 
-    ``at_once`` is tried first, if there is one; see the decorator of that name.
+    ``fast_path`` is tried first, if there is one; see the decorator of that name.
     """
 
     method: Method
     handler: Handler
-    at_once: AnswerAtOnce | None = None
+    fast_path: FastPath | None = None
 
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def at_once(answer: Callable[[Any, Any, Call], Any]) -> Callable[[F], F]:
+def fast_path(answer: Callable[[Any, Any, Call], Any]) -> Callable[[F], F]:
     """Give a unary method that takes its call an ``answer`` for when nothing has to be waited for.
 
     ``answer(servicer, message, call)`` returns the reply, or None, having done nothing, to let the
@@ -64,7 +64,7 @@ def at_once(answer: Callable[[Any, Any, Call], Any]) -> Callable[[F], F]:
     """
 
     def mark(method: F) -> F:
-        method.at_once = answer  # type: ignore[attr-defined]
+        method.fast_path = answer  # type: ignore[attr-defined]
         return method
 
     return mark
@@ -92,7 +92,7 @@ def routes(services: Iterable[Service], interceptors: Sequence[Interceptor]) -> 
             handler = _handler(bound.method_fn, bound.signature)
             for interceptor in reversed(interceptors):
                 handler = interceptor(method, handler)
-            table[path] = Route(method, handler, _at_once(bound.method_fn, bound.signature))
+            table[path] = Route(method, handler, _fast_path(bound.method_fn, bound.signature))
     return table
 
 
@@ -124,8 +124,8 @@ def _handler(function: Any, signature: Any) -> Handler:
     }[signature.cardinality]
 
 
-def _at_once(function: Any, signature: Any) -> AnswerAtOnce | None:
-    answer = getattr(function, "at_once", None)
+def _fast_path(function: Any, signature: Any) -> FastPath | None:
+    answer = getattr(function, "fast_path", None)
     if answer is None:
         return None
     servicer, from_string = function.__self__, signature.request_type.FromString

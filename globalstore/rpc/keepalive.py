@@ -13,8 +13,8 @@ log = logging.getLogger("globalstore.rpc")
 _KEEPALIVE = b"alive?\x00\x00"
 
 
-class Patrolled(Protocol):
-    """What the patrol needs of a connection."""
+class KeptAlive(Protocol):
+    """What the keepalive needs of a connection."""
 
     peer: str
 
@@ -23,46 +23,46 @@ class Patrolled(Protocol):
         """Whether a call is in flight."""
 
     @property
-    def leaving(self) -> bool:
-        """Whether leave has been taken."""
+    def is_draining(self) -> bool:
+        """Whether no new call is taken."""
 
     def ping(self, payload: bytes) -> None:
         """Ask the client for a sign of life."""
 
-    def leave(self) -> None:
-        """Take leave of the client."""
+    def begin_drain(self) -> None:
+        """Take no new calls."""
 
     def close(self) -> None:
         """End the connection now."""
 
 
-class Patrol:
+class Keepalive:
     """Knows when a connection was last heard of and last busy, and acts on it."""
 
     def __init__(self, options: ListenerOptions, now: float) -> None:
         self._options = options
         self._opened_at = now
-        self.heard_at = now
+        self.received_at = now
         self.idle_since = now
 
-    async def walk(self, connection: Patrolled) -> None:
+    async def run(self, connection: KeptAlive) -> None:
         """Ping a silent client, drop one that does not answer, part from idle and old ones."""
         options = self._options
-        asked_at = math.inf
+        pinged_at = math.inf
         while True:
             now = trio.current_time()
-            if self.heard_at >= asked_at:
-                asked_at = math.inf
-            quiet_at = self.heard_at + options.keepalive_time
-            if quiet_at <= now and asked_at == math.inf:
-                asked_at = now
+            if self.received_at >= pinged_at:
+                pinged_at = math.inf
+            quiet_at = self.received_at + options.keepalive_time
+            if quiet_at <= now and pinged_at == math.inf:
+                pinged_at = now
                 connection.ping(_KEEPALIVE)
-            if asked_at + options.keepalive_timeout <= now:
+            if pinged_at + options.keepalive_timeout <= now:
                 log.info("keepalive unanswered, dropped peer=%s", connection.peer)
                 connection.close()
                 return
-            due = [asked_at + options.keepalive_timeout if asked_at < math.inf else quiet_at]
-            if not connection.leaving:
+            due = [pinged_at + options.keepalive_timeout if pinged_at < math.inf else quiet_at]
+            if not connection.is_draining:
                 # A busy connection is looked at again when it could first be idle for so long.
                 idle_since = now if connection.busy else self.idle_since
                 ends = (
@@ -70,7 +70,7 @@ class Patrol:
                     self._opened_at + options.max_connection_age,
                 )
                 if min(ends) <= now:
-                    connection.leave()
+                    connection.begin_drain()
                 else:
                     due += ends
             await trio.sleep_until(min(due))

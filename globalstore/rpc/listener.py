@@ -186,7 +186,7 @@ class Listener:
             for call in list(serving.in_flight):
                 call.drain()
             for connection in list(self._connections):
-                connection.leave()
+                connection.begin_drain()
             with trio.move_on_after(grace_seconds):
                 await self._connections_gone()
             cancelled = len(serving.in_flight)

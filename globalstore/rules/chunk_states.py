@@ -69,8 +69,8 @@ class Patches:
 
 
 def _patch(key: tuple[str, str, int, int], states: bytearray) -> Patch:
-    said = states.lstrip(b"\xff")
-    return Patch(*key, BLOCK_CHUNKS - len(said), bytes(said.rstrip(b"\xff")))
+    known = states.lstrip(b"\xff")
+    return Patch(*key, BLOCK_CHUNKS - len(known), bytes(known.rstrip(b"\xff")))
 
 
 def patched(states: bytes, patch: Patch) -> bytes:

@@ -5,7 +5,7 @@ from typing import Protocol, TypeVar
 
 import attrs
 
-from globalstore.registry.runtime.transports import Request
+from globalstore.registry.runtime.transports import TransportRequest
 from globalstore.registry.signals import GroupKey
 from globalstore.rules.scoring import GroupProgress
 
@@ -16,7 +16,7 @@ _ABSOLUTE_AGEING = 4
 class Waiting(Protocol):
     """A request and since when it waits, on trio's clock."""
 
-    request: Request
+    request: TransportRequest
     arrived: float
 
 
@@ -69,7 +69,7 @@ def ranked(
         request, waited_s = waiter.request, now - waiter.arrived
         return _key(request, waited_s), waiter.arrived, request.request_id
 
-    def _key(request: Request, waited_s: float) -> Key:
+    def _key(request: TransportRequest, waited_s: float) -> Key:
         if waited_s > _ABSOLUTE_AGEING * fairness.ageing_s:
             return (-1.0,)
         group = request.group

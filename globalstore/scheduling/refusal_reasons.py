@@ -75,7 +75,7 @@ class Refusals:
                 return
             workers = self._workers
             reasons = source_reasons.counted(
-                examined, workers.fresh(), workers.routable(), self._wall_us()
+                examined, workers.live(), workers.routable(), self._wall_us()
             )
             for reason, replicas in reasons.items():
                 self._count(space[0], reason, replicas * requests)

@@ -6,7 +6,7 @@ from itertools import islice
 import trio
 
 from globalstore.db import DatabaseError, Lane, Store
-from globalstore.liveness.stalls import Pulse
+from globalstore.liveness.stalls import StallDetector
 from globalstore.registry.runtime import transport_ends as registry
 from globalstore.rules.deadlines import Deadlines
 from globalstore.telemetry import get_logger
@@ -28,11 +28,11 @@ class TransportExpiry:
     """
 
     def __init__(
-        self, store: Store, pulse: Pulse, ttl_s: float, wall_us: Callable[[], int]
+        self, store: Store, stalls: StallDetector, ttl_s: float, wall_us: Callable[[], int]
     ) -> None:
         self.ttl_s = ttl_s
         self._store = store
-        self._pulse = pulse
+        self._stalls = stalls
         self._wall_us = wall_us
         self._deadlines: Deadlines[int] = Deadlines()
         self._sooner = trio.Event()
@@ -50,7 +50,7 @@ class TransportExpiry:
 
     def granted(self, transport_key: int) -> None:
         """A transport began."""
-        self._pulse.check()  # or an earlier stall would be added to a deadline that begins now
+        self._stalls.check()  # or an earlier stall would be added to a deadline that begins now
         if self._deadlines.set(transport_key, trio.current_time() + self.ttl_s):
             self._sooner.set()
 
@@ -59,7 +59,7 @@ class TransportExpiry:
         self._deadlines.discard(transport_key)
 
     def postpone(self, seconds: float) -> None:
-        """Give every transport more time: the server itself was deaf that long."""
+        """Give every transport more time: the server itself was stalled that long."""
         self._deadlines.postpone_all(seconds)
 
     async def run(self) -> None:
@@ -70,7 +70,7 @@ class TransportExpiry:
                 await self._sooner.wait()
                 self._sooner = trio.Event()
                 continue
-            if not self._pulse.check():
+            if not self._stalls.check():
                 await self._expire_due()
 
     async def _expire_due(self) -> None:
@@ -78,7 +78,7 @@ class TransportExpiry:
         while keys := list(islice(due, _EXPIRE_ROWS)):
             try:
                 ended = await self._store.write(
-                    registry.expire,
+                    registry.expire_transports,
                     keys,
                     "not completed in time: expired",
                     self._wall_us(),

@@ -3,7 +3,7 @@
 A waiter is a parked call: it exists only while its RPC lives and costs neither a thread nor a
 look at the database. Whatever may free a source kicks the queue of that artifact and view; one pass
 at a time then serves its oldest waiters in one transaction. While a pass is deciding on a waiter
-(``settling``) nobody else may end it, so it is either granted or withdrawn, never both. Its
+(``deciding``) nobody else may end it, so it is either granted or withdrawn, never both. Its
 deadline counts once it had its turn (``attempted``): the least patient gets one try.
 """
 
@@ -19,7 +19,14 @@ from globalstore.caches.sources import KnownSources
 from globalstore.db import DatabaseError, Lane, Store
 from globalstore.liveness.workers import Workers
 from globalstore.registry.runtime import transport_ends, transports
-from globalstore.registry.runtime.transports import Answer, Granted, Miss, Refused, Request, Round
+from globalstore.registry.runtime.transports import (
+    Answer,
+    Granted,
+    Miss,
+    RequestRefused,
+    Round,
+    TransportRequest,
+)
 from globalstore.registry.signals import GroupKey, Space
 from globalstore.rules.scoring import Mode, Scoring
 from globalstore.scheduling.queue_order import ranked
@@ -59,7 +66,7 @@ class SourceQueues:
         self._queues: dict[Space, Queue] = {}
         self._by_request: dict[str, Waiter] = {}
         self._by_requester: dict[str, set[Waiter]] = {}
-        self._by_group: dict[GroupKey, dict[str, Request]] = {}
+        self._by_group: dict[GroupKey, dict[str, TransportRequest]] = {}
         self._returning: dict[str, trio.Event] = {}
         self._due: deque[Queue] = deque()
         self._serving = 0
@@ -90,12 +97,12 @@ class SourceQueues:
         """End every waiting request as STOPPING, and each that comes later."""
         self._stopping = True
         for waiter in list(self._by_request.values()):
-            if not waiter.settling:
+            if not waiter.deciding:
                 self._withdraw(waiter, Withdrawn.STOPPING)
 
     # For the calls.
 
-    async def request(self, request: Request, patience_s: float) -> Answer | Withdrawn:
+    async def request(self, request: TransportRequest, patience_s: float) -> Answer | Withdrawn:
         """Wait up to ``patience_s`` seconds for a source; 0 is one immediate attempt.
 
         A second call with the same request joins the first: both get one answer and the longer
@@ -112,7 +119,7 @@ class SourceQueues:
                 return refused
             waiter = self._enqueue(request, deadline)
         elif waiter.request.fingerprint != request.fingerprint:
-            return Refused(
+            return RequestRefused(
                 f"request_id {request.request_id[:80]!r} was already used with different payload"
             )
         else:
@@ -122,7 +129,7 @@ class SourceQueues:
                 waiter.notify()
         return await self._wait(waiter)
 
-    def _refused(self, request: Request) -> Refused | Withdrawn | None:
+    def _refused(self, request: TransportRequest) -> RequestRefused | Withdrawn | None:
         if self._stopping:
             return Withdrawn.STOPPING
         if len(self) >= self._policy.max_waiters:
@@ -133,20 +140,20 @@ class SourceQueues:
             return None
         parts = self._by_group.get(group.key, {})
         if group.part_id in parts:
-            return Refused(transports.duplicate_part(group))
+            return RequestRefused(transports.duplicate_part(group))
         relaxed = group.kind.lower() in self._policy.relaxed_group_kinds
         for other in parts.values():
             assert other.group is not None
             if other.group.total_parts != group.total_parts or not (
                 relaxed or other.space == request.space
             ):
-                return Refused(transports.group_mismatch(group))
+                return RequestRefused(transports.group_mismatch(group))
             # All others agree with each other, so one tells for all; a relaxed group's spaces
             # may differ but are not compared.
             break
         return None
 
-    def _enqueue(self, request: Request, deadline: float) -> Waiter:
+    def _enqueue(self, request: TransportRequest, deadline: float) -> Waiter:
         waiter = Waiter(request, trio.current_time(), deadline)
         queue = self._queues.setdefault(request.space, Queue(request.space))
         queue.newcomers[request.request_id] = waiter
@@ -164,13 +171,13 @@ class SourceQueues:
         try:
             while waiter.answer is None:
                 # A pass may still save a waiter whose deadline has passed: only that ends the wait.
-                overdue = waiter.settling and waiter.deadline <= trio.current_time()
+                overdue = waiter.deciding and waiter.deadline <= trio.current_time()
                 limit = waiter.deadline if waiter.attempted and not overdue else math.inf
                 changed = waiter.changed
                 with trio.move_on_at(limit):
                     await changed.wait()
                     continue
-                if waiter.answer is None and not waiter.settling:
+                if waiter.answer is None and not waiter.deciding:
                     self._withdraw(waiter, Withdrawn.TIMED_OUT)
             await trio.lowlevel.checkpoint_if_cancelled()  # the caller may just have gone
             if isinstance(waiter.answer, Exception):
@@ -208,7 +215,7 @@ class SourceQueues:
         """A requester is gone: what it waits for ends as timed out."""
         for waiter in list(self._by_requester.get(worker_id, ())):
             waiter.deadline = -math.inf
-            if not waiter.settling:
+            if not waiter.deciding:
                 self._withdraw(waiter, Withdrawn.TIMED_OUT)
 
     # One pass over a queue.
@@ -256,12 +263,12 @@ class SourceQueues:
             next_ones = ranked(next_ones, groups, self._policy.fairness, now, wall_us)
         # No more of them can be granted in this pass.
         next_ones = next_ones[: self._policy.batch_limit]
-        asked = list(dict.fromkeys(next_ones + newcomers))
-        if not asked:
+        tried = list(dict.fromkeys(next_ones + newcomers))
+        if not tried:
             return
-        for waiter in asked:
-            waiter.settling = True
-        asked_for = Round(
+        for waiter in tried:
+            waiter.deciding = True
+        batch = Round(
             ranked=[waiter.request for waiter in next_ones],
             newcomers=[waiter.request for waiter in newcomers],
             routable=self._workers.routable(),
@@ -272,24 +279,24 @@ class SourceQueues:
             groups=groups,
         )
         try:
-            answers = await self._store.write(transports.grant, asked_for, wall_us)
+            answers = await self._store.write(transports.grant, batch, wall_us)
         except Exception as fault:  # noqa: BLE001  each caller raises it on its own
-            for waiter in asked:
-                self._settle(waiter, fault)
+            for waiter in tried:
+                self._decide(waiter, fault)
             self._kick_rest(queue)
             return
-        self._take_in(queue, asked, answers)
+        self._take_in(queue, tried, answers)
 
-    def _take_in(self, queue: Queue, asked: list[Waiter], answers: dict[str, Answer]) -> None:
+    def _take_in(self, queue: Queue, tried: list[Waiter], answers: dict[str, Answer]) -> None:
         """Pass the answers of one pass on, and see whether another one is needed."""
         misses = {answer for answer in answers.values() if isinstance(answer, Miss)}
         busy = Miss.BUSY in misses
-        for waiter in asked:
+        for waiter in tried:
             answer = answers.get(waiter.request.request_id, Miss.BUSY)
             if answer is Miss.BUSY:
                 self._keep(waiter, attempted=busy)
             else:
-                self._settle(waiter, answer)
+                self._decide(waiter, answer)
         if busy and queue.untried:
             # Nothing is left for those before them, so nothing for them.
             for waiter in [w for w in queue.waiters.values() if not w.attempted]:
@@ -298,7 +305,7 @@ class SourceQueues:
         misses.discard(Miss.BUSY)
         if misses:
             for waiter in list(queue.waiters.values()):
-                self._settle(waiter, next(iter(misses)))
+                self._decide(waiter, next(iter(misses)))
         elif not busy:
             self._kick_rest(queue)
         if queue.newcomers:
@@ -327,7 +334,7 @@ class SourceQueues:
 
     def _keep(self, waiter: Waiter, *, attempted: bool) -> None:
         """Let a waiter wait on; if it had its turn, its deadline counts from now on."""
-        waiter.settling = False
+        waiter.deciding = False
         if waiter.callers == 0:
             self._forget(waiter)
             self._on_event("cancelled")
@@ -339,8 +346,8 @@ class SourceQueues:
             waiter.attempted = True
             waiter.notify()
 
-    def _settle(self, waiter: Waiter, answer: Answer | Exception) -> None:
-        waiter.settling = False
+    def _decide(self, waiter: Waiter, answer: Answer | Exception) -> None:
+        waiter.deciding = False
         waiter.answer = answer
         self._forget(waiter)
         waiter.notify()
@@ -357,7 +364,7 @@ class SourceQueues:
     def _abandoned(self, waiter: Waiter) -> None:
         """Nobody is left to hear the answer: give back what was granted."""
         if waiter.answer is None:
-            if not waiter.settling:
+            if not waiter.deciding:
                 self._forget(waiter)
                 self._on_event("cancelled")
         elif isinstance(waiter.answer, Granted) and not waiter.answer.replayed:

@@ -6,7 +6,13 @@ from collections.abc import Iterable
 import attrs
 import trio
 
-from globalstore.registry.runtime.transports import Answer, Granted, Miss, Refused, Request
+from globalstore.registry.runtime.transports import (
+    Answer,
+    Granted,
+    Miss,
+    RequestRefused,
+    TransportRequest,
+)
 from globalstore.registry.signals import GroupKey, Space
 from globalstore.rules.scoring import Scoring
 from globalstore.scheduling.queue_order import Fairness
@@ -24,10 +30,10 @@ class Withdrawn(enum.Enum):
 class Waiter:
     """A request that waits, for one or more calls that carry it."""
 
-    request: Request
+    request: TransportRequest
     arrived: float
     deadline: float
-    settling: bool = False
+    deciding: bool = False
     attempted: bool = False
     callers: int = 0
     answer: Answer | Withdrawn | Exception | None = None
@@ -72,7 +78,7 @@ def event_of(answer: Answer | Exception) -> str:
     match answer:
         case Granted():
             return "replayed" if answer.replayed else "granted"
-        case Refused():
+        case RequestRefused():
             return "refused"
         case Miss():
             return "not_found"

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from globalstore.api.context import Application
-from globalstore.api.middleware.handler_slots import Slots
+from globalstore.api.context import HandlerContext
+from globalstore.api.middleware.handler_slots import HandlerSlots
 from globalstore.api.middleware.tokens import Tokens
 from globalstore.api.standard.health import HealthService
 from globalstore.caches.keys import KeyCache
@@ -16,13 +16,13 @@ from globalstore.config.schema.worker_policy import TransportScheduler
 from globalstore.db import Observers, Runner, Store, StoreOptions
 from globalstore.http import HealthState
 from globalstore.leases.clock import LeaseClock
-from globalstore.leases.expiry import LeaseExpiry, settle_shard_leases, settle_tier_leases
-from globalstore.leases.keys import settle_keys
-from globalstore.leases.realizations import settle_groups
-from globalstore.liveness.daemon_locks import Lanes
+from globalstore.leases.expiry import LeaseExpiry, expire_shard_leases, expire_tier_leases
+from globalstore.leases.keys import expire_keys
+from globalstore.leases.realizations import expire_realizations
+from globalstore.liveness.daemon_locks import DaemonLocks
 from globalstore.liveness.instance_expiry import InstanceReaper
 from globalstore.liveness.instances import Instances
-from globalstore.liveness.stalls import Pulse
+from globalstore.liveness.stalls import StallDetector
 from globalstore.liveness.worker_expiry import HeartbeatWriter, Reaper, grace_s
 from globalstore.liveness.workers import Workers
 from globalstore.maintenance.abandoned_nodes import AbandonedNodes
@@ -36,7 +36,7 @@ from globalstore.scheduling.refusal_reasons import Refusals
 from globalstore.scheduling.transport_expiry import TransportExpiry
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.waiters import Policy
-from globalstore.server.followers import Commits
+from globalstore.server.followers import Followers
 from globalstore.telemetry.capabilities import (
     INSTANCE_CAPABILITIES,
     WORKER_CAPABILITIES,
@@ -45,7 +45,7 @@ from globalstore.telemetry.capabilities import (
 from globalstore.telemetry.metrics import Metrics
 from globalstore.waiting.chunk_reports import ChunkReports, WorkerSlots
 from globalstore.waiting.drains import Drains
-from globalstore.waiting.realizations import GroupWaiters
+from globalstore.waiting.realizations import RealizationWaiters
 
 
 def wall_us() -> int:
@@ -83,7 +83,7 @@ def queue_policy(chosen: TransportScheduler) -> Policy:
     )
 
 
-class Parts:
+class Components:
     """The parts of one server. Made inside trio, since some of them note the time.
 
     ``runner`` says where the database runs; a simulation runs it inline. Raises TokenFileUnusable.
@@ -102,7 +102,7 @@ class Parts:
         self.metrics = Metrics()
         self.health = HealthState()
         self.grpc_health = HealthService()
-        self.pulse = Pulse()
+        self.stalls = StallDetector()
         self.workers = Workers(
             timeout_s,
             grace_s(timeout_s),
@@ -110,7 +110,7 @@ class Parts:
             on_capabilities=CapabilityDirectory(
                 self.metrics.capability_entries, "worker", WORKER_CAPABILITIES
             ).changed,
-            check_stall=self.pulse.check,
+            check_stall=self.stalls.check,
         )
         self.instances = Instances(
             timeout_s,
@@ -118,20 +118,20 @@ class Parts:
             on_capabilities=CapabilityDirectory(
                 self.metrics.capability_entries, "instance", INSTANCE_CAPABILITIES
             ).changed,
-            check_stall=self.pulse.check,
+            check_stall=self.stalls.check,
         )
         self.sources = KnownSources()
         self.drains = Drains()
-        self.group_waiters = GroupWaiters(
+        self.realization_waiters = RealizationWaiters(
             policy.group_realization.max_waiters_per_transaction,
-            self.metrics.groups.active_waiters.set,
+            self.metrics.realizations.active_waiters.set,
         )
-        self._commits = Commits(
+        self._commits = Followers(
             self.workers,
             self.instances,
             self.sources,
             self.drains,
-            self.group_waiters,
+            self.realization_waiters,
             self.metrics,
         )
         self.store = Store(
@@ -157,37 +157,39 @@ class Parts:
             self._count_dispatch,
         )
         self.refusals = Refusals(self.store, self.workers, self.metrics.transport_filter, wall)
-        self.pulse.tell(self.workers.postpone)
-        self.pulse.tell(self.instances.postpone)
-        self.expiry = TransportExpiry(self.store, self.pulse, policy.effective_transport_ttl, wall)
-        self.pulse.tell(self.expiry.postpone)
+        self.stalls.subscribe(self.workers.postpone)
+        self.stalls.subscribe(self.instances.postpone)
+        self.expiry = TransportExpiry(self.store, self.stalls, policy.effective_transport_ttl, wall)
+        self.stalls.subscribe(self.expiry.postpone)
         self.keys = KeyCache(self.store)
         self.chunk_reports = ChunkReports(self.store)
         self.lease_clock = LeaseClock(wall)
-        self.leases = LeaseExpiry(self.lease_clock, self.pulse)
+        self.leases = LeaseExpiry(self.lease_clock, self.stalls)
         self.leases.add(
             LeaseKind.SHARD_HOME,
-            partial(settle_shard_leases, self.store, self.lease_clock),
+            partial(expire_shard_leases, self.store, self.lease_clock),
             patient=False,
         )
         self.leases.add(
             LeaseKind.KEY,
-            partial(settle_keys, self.store, self.lease_clock, wall),
+            partial(expire_keys, self.store, self.lease_clock, wall),
             patient=False,
         )
         self.leases.add(
             LeaseKind.GROUP,
-            partial(settle_groups, self.store, self.lease_clock, wall),
+            partial(expire_realizations, self.store, self.lease_clock, wall),
             patient=False,
         )
         self.leases.add(
-            LeaseKind.MEMORY_TIER, partial(settle_tier_leases, self.store, wall), patient=True
+            LeaseKind.MEMORY_TIER, partial(expire_tier_leases, self.store, wall), patient=True
         )
         self._commits.attach(self.queues, self.expiry, self.keys, self.leases)
         reducer = policy.control_reducer
-        self.lanes = Lanes(reducer.shard_count, reducer.queue_capacity, self.metrics.lanes)
-        self.slots = Slots(config.server.max_workers)
-        self.app = Application(
+        self.daemon_locks = DaemonLocks(
+            reducer.shard_count, reducer.queue_capacity, self.metrics.daemon_locks
+        )
+        self.handler_slots = HandlerSlots(config.server.max_workers)
+        self.context = HandlerContext(
             config,
             self.store,
             self.workers,
@@ -195,10 +197,10 @@ class Parts:
             self.queues,
             self.drains,
             self.refusals,
-            self.lanes,
+            self.daemon_locks,
             self.keys,
-            self.group_waiters,
-            self.slots,
+            self.realization_waiters,
+            self.handler_slots,
             self.metrics,
             wall,
             self.lease_clock,
@@ -208,15 +210,20 @@ class Parts:
         token_file = config.server.auth.token_file
         self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
         self.heartbeats = HeartbeatWriter(
-            self.store, self.workers, workers.record_heartbeats, self._heartbeats_written
+            self.store, self.workers, workers.record_worker_heartbeats, self._heartbeats_written
         )
         self.instance_heartbeats = HeartbeatWriter(
-            self.store, self.instances, instances.record_heartbeats
+            self.store, self.instances, instances.record_instance_heartbeats
         )
         self.reaper = Reaper(
-            self.store, self.workers, self.lanes, self.pulse, wall, self.metrics.worker_expired.inc
+            self.store,
+            self.workers,
+            self.daemon_locks,
+            self.stalls,
+            wall,
+            self.metrics.worker_expired.inc,
         )
-        self.instance_reaper = InstanceReaper(self.store, self.instances, self.pulse, wall)
+        self.instance_reaper = InstanceReaper(self.store, self.instances, self.stalls, wall)
         self.maintenance = Maintenance(
             self.store,
             Schedule(
@@ -237,7 +244,7 @@ class Parts:
     def _count_dispatch(self, event: str) -> None:
         self.metrics.transport_dispatch_events.labels(event).inc()
 
-    def _heartbeats_written(self, asked: int, written: int) -> None:
-        self.metrics.heartbeat_flush_batch_size.observe(asked)
+    def _heartbeats_written(self, taken: int, written: int) -> None:
+        self.metrics.heartbeat_flush_batch_size.observe(taken)
         self.metrics.heartbeat_flush_updates.labels("batched").inc(written)
-        self.metrics.heartbeat_flush_updates.labels("dropped").inc(asked - written)
+        self.metrics.heartbeat_flush_updates.labels("dropped").inc(taken - written)

@@ -14,12 +14,12 @@ from globalstore.scheduling.transport_expiry import TransportExpiry
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.telemetry.metrics import Metrics
 from globalstore.waiting.drains import Drains
-from globalstore.waiting.realizations import GroupWaiters
+from globalstore.waiting.realizations import RealizationWaiters
 
 _TIER_NAMES = {int(tier): tier.name for tier in MemoryTier}
 
 
-class Commits:
+class Followers:
     """Carries the events of the registry to whoever keeps something in memory."""
 
     def __init__(
@@ -28,7 +28,7 @@ class Commits:
         instances: Instances,
         sources: KnownSources,
         drains: Drains,
-        groups: GroupWaiters,
+        groups: RealizationWaiters,
         metrics: Metrics,
     ) -> None:
         self._workers = workers
@@ -123,18 +123,18 @@ class Commits:
                     self._instances.ended(instance_key)
                 case signals.KeyChanged(key):
                     self._keys.changed(key)
-                case signals.GroupEnded(fingerprint, state):
+                case signals.RealizationEnded(fingerprint, state):
                     self._groups.ended(fingerprint, state)
-                case signals.GroupRowsWritten(operation, table, rows):
-                    self._metrics.groups.wrote(operation, table, rows)
+                case signals.RealizationRowsWritten(operation, table, rows):
+                    self._metrics.realizations.wrote(operation, table, rows)
                 case signals.LeaseGranted(kind, key, expires_at_us):
                     self._leases.granted(kind, key, expires_at_us)
                 case signals.LeaseEnded(kind, key):
                     self._leases.ended(kind, key)
                 case signals.MemoryTierSampled(sample):
                     sampled(self._metrics, sample)
-                case signals.LeasesSettled():
-                    self._leases.settled(event)
+                case signals.LeasesExpired():
+                    self._leases.expired(event)
                 case _:
                     raise TypeError(f"nobody follows {event!r}")
 

@@ -2,27 +2,27 @@
 
 from globalstore.leases.wall_clock import ClockWatch
 from globalstore.rpc import Listener
-from globalstore.server.components import Parts
+from globalstore.server.components import Components
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.server")
 
 
-class Vitals:
-    """Shows how the parts are, in the metrics and to probes. Reads memory only."""
+class Gauges:
+    """Shows how the components are, in the metrics and to probes. Reads memory only."""
 
-    def __init__(self, parts: Parts, listener: Listener) -> None:
-        self._parts = parts
+    def __init__(self, components: Components, listener: Listener) -> None:
+        self._components = components
         self._listener = listener
-        self._clock = ClockWatch(parts.wall_us)
+        self._clock = ClockWatch(components.wall_us)
         self._busy_seconds = 0.0
 
     def look(self, lag_s: float) -> None:
         """Set every gauge; ``lag_s`` is how late the event loop was within the last second."""
-        parts, metrics = self._parts, self._parts.metrics
-        parts.health.set_lag(lag_s)
+        components, metrics = self._components, self._components.metrics
+        components.health.set_lag(lag_s)
         metrics.event_loop_lag.set(lag_s)
-        metrics.ready.set(parts.health.ready)
+        metrics.ready.set(components.health.ready)
         metrics.calls.end_peak_window()
         metrics.grpc_connections.set(self._listener.statistics().connections)
         self._look_at_workers()
@@ -34,13 +34,13 @@ class Vitals:
             _log.warning("wall clock was set", step_s=round(step_s, 3))
 
     def _look_at_workers(self) -> None:
-        workers, metrics = self._parts.workers, self._parts.metrics
-        metrics.active_workers.set(len(workers.fresh()))
+        workers, metrics = self._components.workers, self._components.metrics
+        metrics.active_workers.set(len(workers.live()))
         metrics.workers_unconfirmed.set(workers.unconfirmed)
         metrics.heartbeat_buffer_pending.set(workers.unwritten)
 
     def _look_at_slots(self) -> None:
-        slots, metrics = self._parts.slots, self._parts.metrics
+        slots, metrics = self._components.handler_slots, self._components.metrics
         metrics.executor_max_threads.set(slots.limit)
         metrics.executor_live_threads.set(slots.limit)
         metrics.executor_busy_threads.set(slots.busy)
@@ -48,7 +48,11 @@ class Vitals:
         metrics.executor_queue_depth.set(slots.waiting)
 
     def _look_at_database(self) -> None:
-        store, metrics, health = self._parts.store, self._parts.metrics, self._parts.health
+        store, metrics, health = (
+            self._components.store,
+            self._components.metrics,
+            self._components.health,
+        )
         database = store.statistics()
         metrics.db_wal_bytes.set(database.wal_bytes)
         metrics.db_free_bytes.set(database.free_bytes)

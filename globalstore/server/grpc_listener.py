@@ -7,7 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from globalstore.api.context import Application
+from globalstore.api.context import HandlerContext
 from globalstore.api.middleware.access_log import AccessLog, log_context
 from globalstore.api.middleware.status_codes import status_of
 from globalstore.api.middleware.tokens import Tokens
@@ -22,10 +22,10 @@ class TlsUnusable(Exception):
     """The certificate, key or client authorities cannot be used; the text says which and why."""
 
 
-def listener(app: Application, health: HealthService, tokens: Tokens | None) -> Listener:
+def listener(context: HandlerContext, health: HealthService, tokens: Tokens | None) -> Listener:
     """Return the listener with every service, not bound yet. Raises TlsUnusable."""
-    config = app.config
-    services = all_services(app)
+    config = context.config
+    services = all_services(context)
     for name in ["", *(service.name for service in services)]:
         health.set(name, ServingStatus.NOT_SERVING)
     offered = [*services, health.service]
@@ -35,19 +35,19 @@ def listener(app: Application, health: HealthService, tokens: Tokens | None) -> 
         offered,
         limits=_limits(config),
         options=_options(config),
-        interceptors=[log_context, app.slots.interceptor],
-        observers=[app.metrics.calls, AccessLog()],
+        interceptors=[log_context, context.handler_slots.interceptor],
+        observers=[context.metrics.calls, AccessLog()],
         authorize=tokens.authorize if tokens else None,
         map_error=status_of,
     )
 
 
 def _limits(config: GlobalStoreConfig) -> Limits:
-    said = config.server.limits
+    bounds = config.server.limits
     limits = Limits(
-        message_bytes_max=said.max_message_bytes,
-        inbound_bytes_max=said.max_inbound_buffer_bytes,
-        connections_max=said.max_connections,
+        message_bytes_max=bounds.max_message_bytes,
+        inbound_bytes_max=bounds.max_inbound_buffer_bytes,
+        connections_max=bounds.max_connections,
     )
     streams = config.server.grpc.max_concurrent_streams
     return attrs.evolve(limits, streams_max=streams) if streams else limits

@@ -35,9 +35,9 @@ from globalstore.rpc import Listener
 from globalstore.rpc.sockets import listening_sockets
 from globalstore.server import grpc_listener
 from globalstore.server.certificates import Certificates
-from globalstore.server.components import Parts, wall_us
+from globalstore.server.components import Components, wall_us
 from globalstore.server.followers import sampled
-from globalstore.server.gauges import Vitals
+from globalstore.server.gauges import Gauges
 from globalstore.telemetry import get_logger
 from globalstore.telemetry.labels import ARTIFACTS_MAX
 from globalstore.telemetry.memory_tiers import NODES_MAX
@@ -59,7 +59,7 @@ def _new_cluster_id(now_us: int) -> str:
     return f"{moment:%Y%m%dT%H%M%S}Z_{secrets.token_hex(4)}"
 
 
-class Server(Parts):
+class Server(Components):
     """One Global Store: its parts, and the order in which they start and stop."""
 
     def __init__(
@@ -105,14 +105,14 @@ class Server(Parts):
         async with self.store, self.queues, trio.open_nursery() as nursery:
             metrics_port = await self._start_http(nursery)
             await self._recover()
-            self.listener = grpc_listener.listener(self.app, self.grpc_health, self.tokens)
+            self.listener = grpc_listener.listener(self.context, self.grpc_health, self.tokens)
             await self.listener.bind()
             if self.config.server.grpc.tls.enabled:
                 self._certificates = Certificates(
                     self.config, self.listener, self.metrics.tls_cert_expiry.set
                 )
-            self.pulse.on_second = Vitals(self, self.listener).look
-            self.app.info = self._server_info(self.listener, metrics_port)
+            self.stalls.on_second = Gauges(self, self.listener).look
+            self.context.info = self._server_info(self.listener, metrics_port)
             await nursery.start(self.listener.serve)
             self._start_background(nursery)
             # What exists now lives as long as the process; looking through it again and again
@@ -122,7 +122,7 @@ class Server(Parts):
             self.grpc_health.set_all(ServingStatus.SERVING)
             self.health.not_ready.clear("startup")
             _log.info("ready")
-            task_status.started(self.app.info)
+            task_status.started(self.context.info)
             await self._until_stopped()
             await self._drain(self.listener)
             nursery.cancel_scope.cancel()
@@ -158,11 +158,11 @@ class Server(Parts):
         self.cluster = await self.store.write(
             recovery.recover, _new_cluster_id(now_us), now_us, lane=Lane.CONTROL
         )
-        active = await self.store.read(workers.active)
+        active = await self.store.read(workers.active_workers)
         self.workers.restore(active)
         for worker in active:
             self.instances.worker_registered(worker)
-        self.instances.restore(await self.store.read(instances.active))
+        self.instances.restore(await self.store.read(instances.active_instances))
         self.expiry.restore(await self.store.read(transport_ends.in_progress))
         self.metrics.restore_replicas(
             await self.store.read(replica_lists.totals),
@@ -190,13 +190,13 @@ class Server(Parts):
         self.leases.restore(
             LeaseKind.SHARD_HOME,
             await self.store.write(
-                shard_leases.restore, self.lease_clock.now_us(), lane=Lane.CONTROL
+                shard_leases.restore_shard_leases, self.lease_clock.now_us(), lane=Lane.CONTROL
             ),
         )
         self.leases.restore(
             LeaseKind.MEMORY_TIER,
             await self.store.write(
-                memory_tiers.restore,
+                memory_tiers.restore_tier_leases,
                 self.lease_clock.now_us(),
                 pending_ttl_us(self.config.worker_policy.pending_lease_ttl),
                 lane=Lane.CONTROL,
@@ -206,12 +206,12 @@ class Server(Parts):
             sampled(self.metrics, sample)
         self.leases.restore(
             LeaseKind.KEY,
-            await self.store.write(keys.restore, self.lease_clock.now_us(), lane=Lane.CONTROL),
+            await self.store.write(keys.restore_keys, self.lease_clock.now_us(), lane=Lane.CONTROL),
         )
         self.leases.restore(
             LeaseKind.GROUP,
             await self.store.write(
-                realizations.restore, self.lease_clock.now_us(), lane=Lane.CONTROL
+                realizations.restore_realizations, self.lease_clock.now_us(), lane=Lane.CONTROL
             ),
         )
 
@@ -236,7 +236,7 @@ class Server(Parts):
 
     def _start_background(self, nursery: trio.Nursery) -> None:
         tasks: dict[str, Callable[[], Awaitable[None]]] = {
-            "pulse": self.pulse.run,
+            "stalls": self.stalls.run,
             "heartbeat reaper": self.reaper.run,
             "heartbeat writer": self.heartbeats.run,
             "instance reaper": self.instance_reaper.run,

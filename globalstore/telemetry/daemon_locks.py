@@ -1,4 +1,4 @@
-"""Metrics of the lanes in which changes of one daemon's state follow each other."""
+"""Metrics of the locks under which the changes of a daemon follow each other."""
 
 from collections.abc import Callable
 from typing import Final
@@ -11,22 +11,22 @@ _BUCKETS: Final = (
 )  # fmt: skip
 
 
-class LaneMetrics:
+class DaemonLockMetrics:
     """How many changes wait, for how long, and what becomes of them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._depth = Gauge(
-            f"{_PREFIX}_queue_depth", "Changes waiting in a lane.", ["shard"], registry=registry
+            f"{_PREFIX}_queue_depth", "Changes waiting for a lock.", ["shard"], registry=registry
         )
         self._latency = Histogram(
             f"{_PREFIX}_queue_latency_seconds",
-            "Wait of a change in its lane.",
+            "Wait of a change for its lock.",
             buckets=_BUCKETS,
             registry=registry,
         )
         self._intents = Counter(
             f"{_PREFIX}_intents_total",
-            "Changes by lane and fate.",
+            "Changes by shard and fate.",
             ["shard", "kind", "result"],
             registry=registry,
         )

@@ -199,11 +199,11 @@ class Logger:
         fields: dict[str, object],
         error: BaseException | None = None,
     ) -> None:
-        said = fields | {k: v for k, v in self._fields.items() if k not in fields}
-        said |= {k: v for k, v in _call_fields.get().items() if k not in said}
+        context = fields | {k: v for k, v in self._fields.items() if k not in fields}
+        context |= {k: v for k, v in _call_fields.get().items() if k not in context}
         trace = (type(error), error, error.__traceback__) if error is not None else None
         record = logging.LogRecord(self._logger.name, level, "", 0, message, (), trace)
-        record.fields = said
+        record.fields = context
         self._logger.handle(record)
 
 

@@ -10,10 +10,10 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from globalstore.telemetry.calls import CallMetrics
-from globalstore.telemetry.daemon_locks import LaneMetrics
+from globalstore.telemetry.daemon_locks import DaemonLockMetrics
 from globalstore.telemetry.labels import ArtifactSeries
 from globalstore.telemetry.memory_tiers import MemoryTierMetrics
-from globalstore.telemetry.realizations import GroupMetrics
+from globalstore.telemetry.realizations import RealizationMetrics
 from globalstore.telemetry.shares import SourceShares
 
 # Creation times would double the counters of a scrape; nobody asked for them.
@@ -60,8 +60,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.calls = CallMetrics(self.registry)
-        self.lanes = LaneMetrics(self.registry)
-        self.groups = GroupMetrics(self.registry)
+        self.daemon_locks = DaemonLockMetrics(self.registry)
+        self.realizations = RealizationMetrics(self.registry)
         self.memory_tiers = MemoryTierMetrics(self.registry)
         self._define_server()
         self._define_workers()

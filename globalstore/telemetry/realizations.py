@@ -26,7 +26,7 @@ _WRITES: Final = (
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
-class GroupMetrics:
+class RealizationMetrics:
     """Counts of calls, waits, rows and what is cleaned up."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

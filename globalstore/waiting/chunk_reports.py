@@ -11,7 +11,7 @@ import trio
 from globalstore.db import DatabaseError, Store
 from globalstore.liveness.workers import LiveWorker, Workers
 from globalstore.registry.runtime import chunks
-from globalstore.registry.runtime.chunks import Report, Unsettled
+from globalstore.registry.runtime.chunks import ChunkReport, Unapplied
 from globalstore.rules.chunk_states import Patches
 from globalstore.rules.refusals import Unavailable
 from globalstore.telemetry import get_logger
@@ -43,10 +43,10 @@ class ChunkReports:
         self._store = store
         self._in_parts = trio.CapacityLimiter(_IN_PARTS_MAX)
         self._work = trio.Event()
-        self._settled = trio.Event()
+        self._applied = trio.Event()
         self._failure: DatabaseError | None = None
 
-    async def keep(self, said: Report, patches: Patches) -> None:
+    async def keep(self, report: ChunkReport, patches: Patches) -> None:
         """Store a report; when this returns it is durable, and seen as a whole.
 
         Raises what the registry refuses and what the store raises. When cancelled, all of it counts
@@ -54,33 +54,35 @@ class ChunkReports:
         """
         if len(patches) > chunks.BLOCKS_AT_ONCE:
             async with self._in_parts:
-                await self._keep_in_parts(said, patches)
+                await self._keep_in_parts(report, patches)
             return
         in_order = patches.in_order()
-        await self.once_settled(lambda: self._store.write(chunks.report, said, in_order))
+        await self.once_applied(lambda: self._store.write(chunks.report_chunks, report, in_order))
 
-    async def _keep_in_parts(self, said: Report, patches: Patches) -> None:
+    async def _keep_in_parts(self, report: ChunkReport, patches: Patches) -> None:
         try:
-            batch_key = await self._store.write(chunks.open_batch, said)
+            batch_key = await self._store.write(chunks.open_batch, report)
             for part in patches.parts(chunks.BLOCKS_AT_ONCE):
                 await self._store.bulk(chunks.add_part, batch_key, chunks.part_json(part))
-            await self.once_settled(lambda: self._store.write(chunks.accept, batch_key, said))
+            await self.once_applied(
+                lambda: self._store.write(chunks.accept_report, batch_key, report)
+            )
         finally:
             self._work.set()  # to apply it, or else to clear it away
-        await self.once_settled(lambda: self._store.read(chunks.applied, batch_key))
+        await self.once_applied(lambda: self._store.read(chunks.applied, batch_key))
 
-    async def once_settled(self, ask: Callable[[], Awaitable[R | Unsettled]]) -> R:
+    async def once_applied(self, ask: Callable[[], Awaitable[R | Unapplied]]) -> R:
         """Ask again, whenever reports have been applied, until none is in the way.
 
         Raises Unavailable while they cannot be applied.
         """
         while True:
-            settled = self._settled  # before asking: what is applied meanwhile must wake us
+            applied = self._applied  # before asking: what is applied meanwhile must wake us
             answer = await ask()
-            if not isinstance(answer, Unsettled):
+            if not isinstance(answer, Unapplied):
                 return answer
             if self._failure is None:
-                await settled.wait()
+                await applied.wait()
             if self._failure is not None:
                 raise Unavailable(f"a report of chunks cannot be applied now: {self._failure}")
 
@@ -91,20 +93,20 @@ class ChunkReports:
             try:
                 while await self._store.bulk(chunks.apply_part):
                     pass
-                self._tell(None)
+                self._announce(None)
                 await self._clear_away()
             except DatabaseError as error:
-                self._tell(error)
+                self._announce(error)
                 _log.limited("apply", "chunk reports not applied yet", reason=str(error))
                 await trio.sleep(_RETRY_S)
                 continue
             await self._work.wait()
 
-    def _tell(self, failure: DatabaseError | None) -> None:
+    def _announce(self, failure: DatabaseError | None) -> None:
         """Wake who waits: all is applied, or cannot be."""
         self._failure = failure
-        self._settled.set()
-        self._settled = trio.Event()
+        self._applied.set()
+        self._applied = trio.Event()
 
     def _busy(self) -> bool:
         return self._in_parts.borrowed_tokens > 0

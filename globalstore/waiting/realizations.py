@@ -14,7 +14,7 @@ from globalstore.rules.refusals import ResourceExhausted
 
 
 @attrs.define(eq=False)
-class Crowd:
+class Waiters:
     """Those who wait for one realization; ``state`` is None until it has ended."""
 
     state: int | None = None
@@ -22,7 +22,7 @@ class Crowd:
     count: int = 0
 
 
-class GroupWaiters:
+class RealizationWaiters:
     """All calls that wait for realizations, by fingerprint.
 
     ``on_count`` is told how many there are whenever that changes.
@@ -31,43 +31,43 @@ class GroupWaiters:
     def __init__(self, max_per_group: int, on_count: Callable[[int], None]) -> None:
         self._max_per_group = max_per_group
         self._on_count = on_count
-        self._crowds: dict[bytes, Crowd] = {}
+        self._waiters: dict[bytes, Waiters] = {}
         self._count = 0
 
     def __repr__(self) -> str:
-        return f"<GroupWaiters [waiters: {self._count}, groups: {len(self._crowds)}]>"
+        return f"<GroupWaiters [waiters: {self._count}, groups: {len(self._waiters)}]>"
 
     def __len__(self) -> int:
         return self._count
 
     @contextmanager
-    def waiting(self, fingerprint: bytes) -> Iterator[Crowd]:
+    def waiting(self, fingerprint: bytes) -> Iterator[Waiters]:
         """Belong to those who wait for a realization, for as long as the block runs.
 
         The state is to be looked up inside the block: what ends the realization after that look
         sets ``ended``. Raises ResourceExhausted when too many wait for it already.
         """
-        crowd = self._crowds.setdefault(fingerprint, Crowd())
-        if crowd.count >= self._max_per_group:
+        waiters = self._waiters.setdefault(fingerprint, Waiters())
+        if waiters.count >= self._max_per_group:
             raise ResourceExhausted(
-                f"{crowd.count} calls are waiting for this group realization already"
+                f"{waiters.count} calls are waiting for this group realization already"
             )
-        crowd.count += 1
+        waiters.count += 1
         self._changed(1)
         try:
-            yield crowd
+            yield waiters
         finally:
-            crowd.count -= 1
+            waiters.count -= 1
             self._changed(-1)
-            if not crowd.count and self._crowds.get(fingerprint) is crowd:
-                del self._crowds[fingerprint]
+            if not waiters.count and self._waiters.get(fingerprint) is waiters:
+                del self._waiters[fingerprint]
 
     def ended(self, fingerprint: bytes, state: int) -> None:
         """A commit has ended a realization: wake everybody who waits for it."""
-        crowd = self._crowds.pop(fingerprint, None)
-        if crowd is not None:
-            crowd.state = state
-            crowd.ended.set()
+        waiters = self._waiters.pop(fingerprint, None)
+        if waiters is not None:
+            waiters.state = state
+            waiters.ended.set()
 
     def _changed(self, by: int) -> None:
         self._count += by

@@ -12,7 +12,7 @@ from socketless import CallFailed, Host
 from globalstore.db import Full, Store, Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import chunks
-from globalstore.registry.runtime.chunks import Report
+from globalstore.registry.runtime.chunks import ChunkReport
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.chunk_states import ChunkState, Patches
 from globalstore.rules.refusals import Unavailable
@@ -152,7 +152,7 @@ async def test_many_chunks_are_deleted_in_bounded_slices(
         assert await rows(store) == 2500
         operations = store.server.store.statistics().operations
         await goodbye(store, worker.worker_id)
-        deleted = await store.server.store.bulk(chunks.purge, 0, 1000)
+        deleted = await store.server.store.bulk(chunks.purge_chunks, 0, 1000)
         assert deleted == 1000
         # The last operation is counted a moment after it was answered.
         assert store.server.store.statistics().operations - operations in {1, 2}
@@ -185,19 +185,19 @@ def scattered(state: int) -> Patches:
 async def test_a_scattered_report_that_was_accepted_is_applied_by_the_next_server(
     parts_applied: int, tmp_path: Path
 ) -> None:
-    said = Report("n1", "w1", 1)
+    said = ChunkReport("n1", "w1", 1)
     path = tmp_path / "store.db"
     async with Store(path, migrations=MIGRATIONS) as store:
         batch = await store.write(chunks.open_batch, said)
         for part in scattered(COLD).parts(500):
             await store.bulk(chunks.add_part, batch, chunks.part_json(part))
-        await store.write(chunks.accept, batch, said)
+        await store.write(chunks.accept_report, batch, said)
         for _ in range(parts_applied):
             assert await store.bulk(chunks.apply_part)
     async with Store(path, migrations=MIGRATIONS) as store, trio.open_nursery() as nursery:
         reports = ChunkReports(store)
         nursery.start_soon(reports.run)
-        await reports.once_settled(lambda: store.read(chunks.held, "a0000", None, frozenset[int]()))
+        await reports.once_applied(lambda: store.read(chunks.held, "a0000", None, frozenset[int]()))
         assert await store.read(lambda tx: tx.all("SELECT count(*) FROM chunk_blocks")) == [(1700,)]
         nursery.cancel_scope.cancel()
 
@@ -215,7 +215,7 @@ async def test_a_scattered_report_that_is_cut_off_happened_wholly_or_not_at_all(
 
         async def keep() -> None:
             with scope:
-                await reports.keep(Report("n1", "w1", 1), scattered(HOT))
+                await reports.keep(ChunkReport("n1", "w1", 1), scattered(HOT))
 
         scope = trio.CancelScope()
         async with trio.open_nursery() as callers:
@@ -225,7 +225,7 @@ async def test_a_scattered_report_that_is_cut_off_happened_wholly_or_not_at_all(
             scope.cancel()
 
         async def left() -> int:
-            await reports.once_settled(
+            await reports.once_applied(
                 lambda: store.read(chunks.held, "a0000", None, frozenset[int]())
             )
             ((count,),) = await store.read(lambda tx: tx.all("SELECT count(*) FROM chunk_batches"))
@@ -259,7 +259,7 @@ async def test_nobody_waits_for_a_report_that_cannot_be_applied(
     monkeypatch.setattr(chunks, "apply_part", refuse)
     question = wire.QueryChunkLocationsRequest(artifact_id="a0001")
     with pytest.raises(Unavailable, match="no space"):
-        await reports.keep(Report("n1", "w1", 1), scattered(HOT))
+        await reports.keep(ChunkReport("n1", "w1", 1), scattered(HOT))
     with pytest.raises(CallFailed, match="UNAVAILABLE"):
         await host.call(question)
     full[0] = False

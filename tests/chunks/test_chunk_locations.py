@@ -7,7 +7,7 @@ from chunking import COLD, COPIED_GPU, HOT, LOCKED_TX, entry, query, report, sta
 from purerpc import StatusCode
 from serving import Serving, eventually, pass_time, refused, serving
 
-from globalstore.api.runtime import chunks as face
+from globalstore.api.runtime import chunks as handlers
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.waiting import chunk_reports as scheduling
 
@@ -35,7 +35,7 @@ async def test_an_unknown_artifact_has_no_locations_and_a_blank_one_is_refused()
         async with refused(StatusCode.INVALID_ARGUMENT, "artifact_id"):
             await query(store, " ")
         async with refused(StatusCode.INVALID_ARGUMENT, "chunk_indices"):
-            await query(store, "model", *range(face.INDICES_MAX + 1))
+            await query(store, "model", *range(handlers.INDICES_MAX + 1))
 
 
 async def test_only_chunks_that_were_asked_for_are_told() -> None:
@@ -58,7 +58,7 @@ async def test_artifacts_do_not_mix() -> None:
 async def test_too_many_locations_are_refused_with_advice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(face, "LOCATIONS_MAX", 100)
+    monkeypatch.setattr(handlers, "LOCATIONS_MAX", 100)
     async with serving() as store:
         await store.register("d1")
         await report(store, *(entry(n) for n in range(101)))

@@ -66,7 +66,7 @@ class Waiting:
 
     async def start(self, transaction_id: str, wait_s: float, count: int = 1) -> None:
         """Begin to wait, and return when all of the calls are parked."""
-        waiters = self._store.server.group_waiters
+        waiters = self._store.server.realization_waiters
         before = len(waiters)
         for _ in range(count):
             self._nursery.start_soon(self._wait, transaction_id, wait_s)
@@ -92,7 +92,7 @@ async def test_a_wait_needs_a_realization() -> None:
             for unknown in (UNKNOWN, "grt_1", "x"):
                 async with refused(StatusCode.NOT_FOUND, unknown):
                     await wait(store, unknown, wait_s)
-        assert len(store.server.group_waiters) == 0
+        assert len(store.server.realization_waiters) == 0
 
 
 @pytest.mark.parametrize("wait_s", [None, -1, 0])
@@ -135,7 +135,7 @@ async def test_publication_wakes_whoever_waits(
         await report(store, transaction_id, "1")
         await eventually(lambda: len(waiting.told) == 3)
         assert waiting.told == [(OK, PUBLISHED)] * 3
-        assert len(store.server.group_waiters) == 0
+        assert len(store.server.realization_waiters) == 0
         assert sample(store, "active_waiters") == 0
         assert sample(store, "waiter_polls_total", result="published") == 3
 
@@ -220,7 +220,7 @@ async def test_who_goes_away_leaves_room_at_once(nursery: trio.Nursery) -> None:
         ):
             other = attrs.evolve(store, catalog=services.ArtifactCatalogServiceStub(channel))
             await Waiting(other, inner).start(transaction_id, 100)
-        await eventually(lambda: len(store.server.group_waiters) == 0)
+        await eventually(lambda: len(store.server.realization_waiters) == 0)
         assert trio.current_time() - began < 20, "not by the end of the realization, after 30 s"
         await Waiting(store, nursery).start(transaction_id, 100)
 
@@ -259,12 +259,12 @@ async def test_a_drain_ends_waiting_at_once(
             codes.append((caught.value.code, trio.current_time()))
 
         nursery.start_soon(one)
-        await eventually(lambda: len(server.group_waiters) == 1)
+        await eventually(lambda: len(server.realization_waiters) == 1)
         began = trio.current_time()
         await host.stop()
         await eventually(lambda: codes)
         assert codes == [(StatusCode.UNAVAILABLE, began)]
-        assert len(server.group_waiters) == 0
+        assert len(server.realization_waiters) == 0
 
 
 # Aborting.

@@ -28,8 +28,8 @@ from grouping import (
 from purerpc import RpcFailedError, StatusCode
 from serving import configuration, serving
 
-from globalstore.registry.catalog.realizations import State
-from globalstore.waiting.realizations import GroupWaiters
+from globalstore.registry.catalog.realizations import RealizationState
+from globalstore.waiting.realizations import RealizationWaiters
 
 CLIENTS = 40
 FAILED, EXISTS = StatusCode.FAILED_PRECONDITION, StatusCode.ALREADY_EXISTS
@@ -178,7 +178,7 @@ async def test_a_thousand_waiters_are_awake_within_50_ms_of_the_publication() ->
     async with serving(on()) as store:
         transaction_id = await begun(store)
         fingerprint = bytes.fromhex(transaction_id.removeprefix("grt_"))
-        waiters, woken = store.server.group_waiters, []
+        waiters, woken = store.server.realization_waiters, []
 
         async def one() -> None:
             with waiters.waiting(fingerprint) as crowd:
@@ -203,14 +203,14 @@ async def test_a_thousand_waiters_are_awake_within_50_ms_of_the_publication() ->
                 await report(store, transaction_id, part_id)
         after = store.server.store.statistics()
         assert (after.queries, after.operations) == (queries.queries, queries.operations + 2)
-        assert {state for _, state in woken} == {State.PUBLISHED}
+        assert {state for _, state in woken} == {RealizationState.PUBLISHED}
         assert len(woken) == 1000
         assert max(at for at, _ in woken) - ended_at < 0.05
 
 
 async def test_who_comes_after_the_end_waits_in_a_crowd_of_its_own() -> None:
     counts: list[int] = []
-    waiters = GroupWaiters(10, counts.append)
+    waiters = RealizationWaiters(10, counts.append)
     with waiters.waiting(b"a") as first:
         waiters.ended(b"a", 5)
         with waiters.waiting(b"a") as second:

@@ -1,4 +1,4 @@
-"""A served HTTP face and a client that speaks bytes."""
+"""A served HTTP app and a client that speaks bytes."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ class Answer:
 
 
 @attrs.define
-class Face:
+class Site:
     """The server's side of a test, and the means to ask it."""
 
     metrics: Metrics = attrs.Factory(Metrics)
@@ -66,5 +66,5 @@ def parse(raw):
 
 
 @pytest.fixture
-def face():
-    return Face()
+def site():
+    return Site()

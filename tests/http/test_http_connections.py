@@ -23,9 +23,9 @@ async def read_answer(stream):
     return parse(raw)
 
 
-async def test_a_connection_serves_one_request_after_another(face, nursery):
-    await face.start(nursery)
-    async with await face.connect() as stream:
+async def test_a_connection_serves_one_request_after_another(site, nursery):
+    await site.start(nursery)
+    async with await site.connect() as stream:
         for _ in range(3):
             await stream.send_all(REQUEST)
             assert (await read_answer(stream)).status == 200
@@ -34,9 +34,9 @@ async def test_a_connection_serves_one_request_after_another(face, nursery):
 @pytest.mark.parametrize(
     "said", [b"", b"GET /livez HT", b"GET /livez HTTP/1.1\r\nHost: x\r\n", REQUEST]
 )
-async def test_a_client_that_falls_silent_is_disconnected(face, nursery, mock_clock, said):
-    await face.start(nursery)
-    stream = await face.connect()
+async def test_a_client_that_falls_silent_is_disconnected(site, nursery, mock_clock, said):
+    await site.start(nursery)
+    stream = await site.connect()
     await stream.send_all(said)
     if said == REQUEST:
         assert (await read_answer(stream)).status == 200
@@ -45,9 +45,9 @@ async def test_a_client_that_falls_silent_is_disconnected(face, nursery, mock_cl
     assert await read_to_end(stream) == b""
 
 
-async def test_a_client_that_sends_its_head_in_drops_is_disconnected(face, nursery, mock_clock):
-    await face.start(nursery)
-    stream = await face.connect()
+async def test_a_client_that_sends_its_head_in_drops_is_disconnected(site, nursery, mock_clock):
+    await site.start(nursery)
+    stream = await site.connect()
     for letter in b"GET /livez":
         await stream.send_all(bytes([letter]))
         await trio.testing.wait_all_tasks_blocked(0.005)
@@ -55,53 +55,53 @@ async def test_a_client_that_sends_its_head_in_drops_is_disconnected(face, nurse
     assert await read_to_end(stream) == b""
 
 
-async def serve_with_small_buffers(face, nursery):
+async def serve_with_small_buffers(site, nursery):
     for number in range(1000):
-        face.metrics.replicas_changed(f"{number:0100}", "RAM", 1, edge=True)
+        site.metrics.replicas_changed(f"{number:0100}", "RAM", 1, edge=True)
     [sock] = await listening_sockets("127.0.0.1", 0, reuse_port=False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    face.port = sock.getsockname()[1]
-    await nursery.start(serve_http, HttpApp(face.metrics.registry, face.state), [sock])
+    site.port = sock.getsockname()[1]
+    await nursery.start(serve_http, HttpApp(site.metrics.registry, site.state), [sock])
 
 
-async def stuck_scraper(face):
+async def stuck_scraper(site):
     """A client that asks for more than the buffers hold and reads nothing."""
     sock = trio.socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    await sock.connect(("127.0.0.1", face.port))
+    await sock.connect(("127.0.0.1", site.port))
     await sock.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
     # Whoever asks later gets a later rendering: by then the first one has been handed over.
     await trio.testing.wait_all_tasks_blocked(0.01)
-    assert (await face.ask("/metrics")).status == 200
+    assert (await site.ask("/metrics")).status == 200
     await trio.testing.wait_all_tasks_blocked(0.01)
     return trio.SocketStream(sock)
 
 
-async def test_a_client_that_does_not_read_is_disconnected(face, nursery, mock_clock, caplog):
-    await serve_with_small_buffers(face, nursery)
-    stream = await stuck_scraper(face)
+async def test_a_client_that_does_not_read_is_disconnected(site, nursery, mock_clock, caplog):
+    await serve_with_small_buffers(site, nursery)
+    stream = await stuck_scraper(site)
     mock_clock.jump(serving.WRITE_SECONDS_MAX + 0.1)
     await trio.testing.wait_all_tasks_blocked(0.01)
     received = await read_to_end(stream)
-    assert len(received) < len((await face.ask("/metrics")).body)
+    assert len(received) < len((await site.ask("/metrics")).body)
     assert "http connection ended" in caplog.text
 
 
-async def test_a_client_that_does_not_read_does_not_hold_up_the_end(face):
+async def test_a_client_that_does_not_read_does_not_hold_up_the_end(site):
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
-            await serve_with_small_buffers(face, nursery)
-            stream = await stuck_scraper(face)
+            await serve_with_small_buffers(site, nursery)
+            stream = await stuck_scraper(site)
             nursery.cancel_scope.cancel()
     await trio.aclose_forcefully(stream)
 
 
-async def test_the_oldest_connection_makes_room_for_one_too_many(face, nursery):
-    await face.start(nursery)
-    silent = [await face.connect() for _ in range(serving.CONNECTIONS_MAX)]
+async def test_the_oldest_connection_makes_room_for_one_too_many(site, nursery):
+    await site.start(nursery)
+    silent = [await site.connect() for _ in range(serving.CONNECTIONS_MAX)]
     await trio.testing.wait_all_tasks_blocked(0.01)
     with trio.fail_after(5):
-        assert (await face.ask("/livez")).status == 200
+        assert (await site.ask("/livez")).status == 200
         assert await read_to_end(silent[0]) == b""
     await silent[-1].send_all(LAST_REQUEST)
     assert parse(await read_to_end(silent[-1])).status == 200
@@ -117,9 +117,9 @@ async def test_the_oldest_connection_makes_room_for_one_too_many(face, nursery):
         b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 3000 + b"\r\n",
     ],
 )
-async def test_a_head_that_is_too_large_is_refused(face, nursery, head):
-    await face.start(nursery)
-    stream = await face.connect()
+async def test_a_head_that_is_too_large_is_refused(site, nursery, head):
+    await site.start(nursery)
+    stream = await site.connect()
     # A head just as long whose end never comes; the rest would only be cut off.
     await stream.send_all(head[: serving.HEAD_BYTES_MAX + 200])
     with trio.fail_after(5):
@@ -137,20 +137,20 @@ async def test_a_head_that_is_too_large_is_refused(face, nursery, head):
         b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
     ],
 )
-async def test_noise_is_refused_and_harms_nobody(face, nursery, noise, caplog):
-    await face.start(nursery)
-    stream = await face.connect()
+async def test_noise_is_refused_and_harms_nobody(site, nursery, noise, caplog):
+    await site.start(nursery)
+    stream = await site.connect()
     await stream.send_all(noise)
     with trio.fail_after(5):
         answer = await read_to_end(stream)
         assert not answer or parse(answer).status == 400
-        assert (await face.ask("/livez")).status == 200
+        assert (await site.ask("/livez")).status == 200
     assert "Traceback" not in caplog.text
 
 
-async def test_a_body_in_countless_pieces_holds_nothing_up(face, nursery):
-    await face.start(nursery)
-    stream = await face.connect()
+async def test_a_body_in_countless_pieces_holds_nothing_up(site, nursery):
+    await site.start(nursery)
+    stream = await site.connect()
     await stream.send_all(
         b"POST /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         + b"1\r\nx\r\n" * 2000
@@ -158,12 +158,12 @@ async def test_a_body_in_countless_pieces_holds_nothing_up(face, nursery):
     with trio.fail_after(5):
         answer = await read_to_end(stream)
     assert answer.startswith(b"HTTP/1.1 405")
-    assert (await face.ask("/livez")).status == 200
+    assert (await site.ask("/livez")).status == 200
 
 
-async def test_an_upgrade_to_a_websocket_is_refused(face, nursery):
-    await face.start(nursery)
-    stream = await face.connect()
+async def test_an_upgrade_to_a_websocket_is_refused(site, nursery):
+    await site.start(nursery)
+    stream = await site.connect()
     await stream.send_all(
         b"GET /livez HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -172,21 +172,21 @@ async def test_an_upgrade_to_a_websocket_is_refused(face, nursery):
         assert parse(await read_to_end(stream)).status == 403
 
 
-async def test_a_client_that_leaves_before_its_answer_harms_nobody(face, nursery, caplog):
-    await face.start(nursery)
+async def test_a_client_that_leaves_before_its_answer_harms_nobody(site, nursery, caplog):
+    await site.start(nursery)
     for _ in range(20):
-        stream = await face.connect()
+        stream = await site.connect()
         await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 5)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         await stream.aclose()
-    assert (await face.ask("/livez")).status == 200
+    assert (await site.ask("/livez")).status == 200
     assert "Traceback" not in caplog.text
 
 
-async def test_a_busy_port_is_detected_also_when_it_is_shared(face, nursery):
-    await face.start(nursery)
+async def test_a_busy_port_is_detected_also_when_it_is_shared(site, nursery):
+    await site.start(nursery)
     with pytest.raises(PortBusy):
-        await listening_sockets("127.0.0.1", face.port, reuse_port=False)
+        await listening_sockets("127.0.0.1", site.port, reuse_port=False)
     with trio.socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         await other.bind(("127.0.0.1", 0))
@@ -195,20 +195,20 @@ async def test_a_busy_port_is_detected_also_when_it_is_shared(face, nursery):
             await listening_sockets("127.0.0.1", other.getsockname()[1], reuse_port=False)
 
 
-async def test_the_server_library_announces_nothing(face, nursery, caplog, capfd):
+async def test_the_server_library_announces_nothing(site, nursery, caplog, capfd):
     caplog.set_level(logging.DEBUG)
-    await face.start(nursery)
-    await face.ask("/livez")
+    await site.start(nursery)
+    await site.ask("/livez")
     assert "Running on" not in caplog.text
     assert "http request" in caplog.text
     assert capfd.readouterr() == ("", "")
 
 
-async def test_when_cancelled_it_frees_the_port_at_once(face):
+async def test_when_cancelled_it_frees_the_port_at_once(site):
     async with trio.open_nursery() as nursery:
-        await face.start(nursery)
-        stream = await face.connect()
+        await site.start(nursery)
+        stream = await site.connect()
         nursery.cancel_scope.cancel()
     assert await read_to_end(stream) == b""
-    [sock] = await listening_sockets("127.0.0.1", face.port, reuse_port=False)
+    [sock] = await listening_sockets("127.0.0.1", site.port, reuse_port=False)
     sock.close()

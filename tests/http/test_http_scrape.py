@@ -74,13 +74,13 @@ def test_a_large_cluster_has_series_in_every_metric_that_is_labelled_by_artifact
     assert len(labelled) == len(bounded)
 
 
-async def test_a_scrape_of_a_large_cluster_is_small_and_quick(face, nursery):
-    busy_cluster(face.metrics)
-    await face.start(nursery)
+async def test_a_scrape_of_a_large_cluster_is_small_and_quick(site, nursery):
+    busy_cluster(site.metrics)
+    await site.start(nursery)
     durations = []
     for _ in range(5):
         begun = time.process_time()
-        answer = await face.ask("/metrics")
+        answer = await site.ask("/metrics")
         durations.append(time.process_time() - begun)
     assert len(answer.body) <= 2_000_000
     print(f"{len(answer.body)} bytes, {[round(d * 1000) for d in durations]} ms")

@@ -137,7 +137,7 @@ async def test_whoever_lists_first_after_a_stall_sees_everybody_as_before_it(
         await register(store)
         mock_clock.jump(60)
         # Nothing else had its turn yet: not even the one who measures stalls.
-        call = store.server.instances.roll_call(0)
+        call = store.server.instances.list_now(0)
         assert [call.silent_s(instance) for instance in call.active.values()] == [
             pytest.approx(0, abs=1)
         ]
@@ -198,8 +198,10 @@ async def fill(store: Serving, count: int) -> None:
 
     def register_all(tx: Any) -> None:
         for number in range(count):
-            asked = registry.Registration(f"n{number:05}", "d1", "", "e", "", "{}", "", "", 0)
-            registry.register(tx, asked, NOW_US)
+            asked = registry.InstanceRegistration(
+                f"n{number:05}", "d1", "", "e", "", "{}", "", "", 0
+            )
+            registry.register_instance(tx, asked, NOW_US)
 
     await store.server.store.bulk(register_all)
 
@@ -256,7 +258,7 @@ async def test_a_registration_that_overtakes_the_expiry_lives_and_one_after_it_r
 ) -> None:
     async with serving(configuration(worker_policy=POLICY)) as store:
         await register(store)
-        [before] = store.server.instances.roll_call(0).active.values()
+        [before] = store.server.instances.list_now(0).active.values()
         answers: list[Any] = []
 
         async def come_back() -> None:
@@ -272,7 +274,7 @@ async def test_a_registration_that_overtakes_the_expiry_lives_and_one_after_it_r
         # The same order once more, and as late as it can come, touches no later generation.
         row = "SELECT * FROM instances"
         stored = await store.read(row)
-        said = registry.Said(
+        said = registry.LivenessRow(
             instance_key=before.key,
             generation=before.state.generation,
             last_heartbeat=NOW_US,
@@ -280,7 +282,7 @@ async def test_a_registration_that_overtakes_the_expiry_lives_and_one_after_it_r
             capability_flags=1,
         )
         late = await store.server.store.write(
-            registry.expire, [said], NOW_US + 1, lane=Lane.CONTROL
+            registry.expire_instances, [said], NOW_US + 1, lane=Lane.CONTROL
         )
         assert late == set()
         assert await store.read(row) == stored
@@ -294,7 +296,7 @@ async def test_an_expiry_that_cannot_be_written_is_tried_again(
     async with serving(configuration(worker_policy=POLICY)) as store:
         await register(store)
         tries = 0
-        expire = registry.expire
+        expire = registry.expire_instances
 
         def full_at_first(*args: Any) -> set[int]:
             nonlocal tries
@@ -303,7 +305,7 @@ async def test_an_expiry_that_cannot_be_written_is_tried_again(
                 raise Full("the disk is full")
             return expire(*args)
 
-        monkeypatch.setattr(registry, "expire", full_at_first)
+        monkeypatch.setattr(registry, "expire_instances", full_at_first)
         await pass_time(mock_clock, 11.25)
         await eventually(lambda: tries == 1 and not store.server.instances._expiring)
         assert await ids(store) == ["i1"]

@@ -102,14 +102,14 @@ async def test_an_instance_is_disconnected_after_two_timeouts_though_its_end_can
 ) -> None:
     async with serving(configuration(worker_policy={"heartbeat_timeout": "10s"})) as store:
         await register(store)
-        call = store.server.instances.roll_call(0)
+        call = store.server.instances.list_now(0)
         [instance] = call.active.values()
-        face = api.InstancesFace()
-        face.app = store.server.app
+        handlers = api.InstanceHandlers()
+        handlers.context = store.server.context
         shown = []
         for seconds in (0, 10, 10.1, 20, 20.1):
-            later = type(call)(call.active, call.workers, instance.heard_at + seconds, 0)
-            shown.append(face._status(later, instance))
+            later = type(call)(call.active, call.workers, instance.heartbeat_at + seconds, 0)
+            shown.append(handlers._status(later, instance))
         assert shown == [
             wire.CONNECTION_STATUS_CONNECTED,
             wire.CONNECTION_STATUS_CONNECTED,
@@ -128,14 +128,16 @@ async def test_whoever_changes_while_the_ended_ones_are_read_is_listed_once(
         await register(store, "i1")
         if change == "returns":
             await unregister(store, "i1")
-        plain = store.server.app.read
+        plain = store.server.context.read
 
         async def change_after(query: Any, *args: Any) -> Any:
             found = await plain(query, *args)
             await (unregister if change == "ends" else register)(store, "i1")
             return found
 
-        monkeypatch.setattr(type(store.server.app), "read", lambda app, *args: change_after(*args))
+        monkeypatch.setattr(
+            type(store.server.context), "read", lambda context, *args: change_after(*args)
+        )
         shown = {each.instance_id: each.status for each in await listed(store, **ALL)}
         assert len(await listed(store, **ALL)) == 2
         assert shown == {
@@ -170,9 +172,9 @@ async def test_a_list_shows_one_instant_however_long_it_takes(
 
         monkeypatch.setattr(api.trio.lowlevel, "checkpoint", change_much)
         request = wire.ListActiveInstancesRequest()
-        face = api.InstancesFace()
-        face.app = store.server.app
-        answer = await face.ListActiveInstances(request, None)
+        handlers = api.InstanceHandlers()
+        handlers.context = store.server.context
+        answer = await handlers.ListActiveInstances(request, None)
         monkeypatch.undo()
         shown = wire.ListActiveInstancesResponse.FromString(answer.SerializeToString()).instances
         assert turns >= 3
@@ -188,12 +190,12 @@ async def fill(store: Serving, active: int, ended: int) -> None:
     def register_all(tx: Any) -> None:
         for number in range(active + ended):
             name = f"engine-{number:06}"
-            asked = registry.Registration(
+            asked = registry.InstanceRegistration(
                 name, f"d{number // 8}", "", "vllm", "10.0.0.1:7", labels, "10.0.0.1:8", "", SIGNALS
             )
-            registry.register(tx, asked, NOW_US + number)
+            registry.register_instance(tx, asked, NOW_US + number)
             if number >= active:
-                registry.unregister(tx, name, [], NOW_US + number)
+                registry.unregister_instance(tx, name, [], NOW_US + number)
 
     await store.server.store.bulk(register_all)
 
@@ -213,13 +215,13 @@ async def test_ten_thousand_instances_are_listed_in_short_turns(
             began = time.thread_time()
 
         monkeypatch.setattr(api.trio.lowlevel, "checkpoint", between_turns)
-        face = api.InstancesFace()
-        face.app = store.server.app
+        handlers = api.InstanceHandlers()
+        handlers.context = store.server.context
         for required in (0, NODE_AGENT):
             turns.clear()
             began = time.thread_time()
             request = wire.ListActiveInstancesRequest(required_capability_flags=required)
-            answer = await face.ListActiveInstances(request, None)
+            answer = await handlers.ListActiveInstances(request, None)
             turns.append(time.thread_time() - began)
             assert len(turns) >= MANY / api._INSTANCES_PER_TURN
             # A collection of garbage may fall into some turn.

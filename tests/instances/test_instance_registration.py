@@ -208,7 +208,7 @@ async def test_an_instance_follows_its_daemon_to_another_worker_id() -> None:
 async def test_more_instances_than_there_may_be_are_refused_and_known_ones_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("globalstore.api.instances.ACTIVE_MAX", 2)
+    monkeypatch.setattr("globalstore.api.runtime.instances.ACTIVE_MAX", 2)
     assert scheduling.ACTIVE_MAX > 10_000
     async with serving() as store:
         await register(store, "i1")

@@ -15,8 +15,8 @@ from globalstore.db import Full
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.leases.clock import LeaseClock
 from globalstore.leases.expiry import LeaseExpiry
-from globalstore.liveness.stalls import TICK_S, Pulse
-from globalstore.registry.signals import LeaseKind, LeasesSettled
+from globalstore.liveness.stalls import TICK_S, StallDetector
+from globalstore.registry.signals import LeaseKind, LeasesExpired
 
 SECOND = 1_000_000
 KIND = LeaseKind.SHARD_HOME
@@ -27,8 +27,8 @@ class Book:
 
     def __init__(self, *, patient: bool = False) -> None:
         self.clock = LeaseClock(lambda: EPOCH_US)
-        self.pulse = Pulse()
-        self.expiry = LeaseExpiry(self.clock, self.pulse)
+        self.stalls = StallDetector()
+        self.expiry = LeaseExpiry(self.clock, self.stalls)
         self.expiry.add(KIND, self.settle, patient=patient)
         self.until: dict[int, int] = {}
         self.ended: list[tuple[int, int]] = []
@@ -53,13 +53,13 @@ class Book:
         later = [(key, self.until[key]) for key in keys if key not in ended]
         for key in ended:
             self.ended.append((key, now - self.until.pop(key, now)))
-        self.expiry.settled(LeasesSettled(KIND, ended, later))
+        self.expiry.expired(LeasesExpired(KIND, ended, later))
 
 
 @asynccontextmanager
 async def kept(book: Book) -> AsyncIterator[Book]:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(book.pulse.run)
+        nursery.start_soon(book.stalls.run)
         nursery.start_soon(book.expiry.run)
         yield book
         nursery.cancel_scope.cancel()

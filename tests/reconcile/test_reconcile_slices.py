@@ -119,7 +119,7 @@ async def test_a_registration_between_the_slices_makes_the_rest_stale(
 
         async def end_then(*args: object) -> object:
             if args[0] is inventory_writes.guarded:
-                await store.server.store.write(workers.unregister, daemon.worker_id, True, 0)
+                await store.server.store.write(workers.unregister_worker, daemon.worker_id, True, 0)
             return await plain(*args)
 
         monkeypatch.setattr(store.server.store, "bulk", end_then)
@@ -156,7 +156,8 @@ async def test_requests_of_one_worker_wait_for_each_other_and_are_no_gap() -> No
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send, 1)
-            while "reconcile" not in repr(store.server.lanes) and not store.server.lanes._lanes:
+            locks = store.server.daemon_locks
+            while "reconcile" not in repr(locks) and not locks._locks:
                 await trio.lowlevel.checkpoint()
             nursery.start_soon(send, 2)
         assert answers == {1: APPLIED, 2: APPLIED}

@@ -194,9 +194,9 @@ async def test_a_marked_replica_changes_the_checksum_of_its_worker() -> None:
         worker, replica_id = await one_replica(store)
         live = store.server.workers.find(worker)
         assert live is not None
-        before = await store.server.app.checksum_of(live)
+        before = await store.server.context.checksum_of(live)
         await mark(store, replica_id)
-        assert await store.server.app.checksum_of(live) != before
+        assert await store.server.context.checksum_of(live) != before
 
 
 async def test_without_a_timeout_a_drain_is_a_snapshot() -> None:

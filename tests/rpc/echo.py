@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from google.protobuf.wrappers_pb2 import StringValue
 
-from globalstore.rpc import Limits, Listener, ListenerOptions, at_once
+from globalstore.rpc import Limits, Listener, ListenerOptions, fast_path
 from globalstore.rpc.connection import Connection
 from globalstore.rpc.dispatch import routes
 from globalstore.rpc.serving import Serving
@@ -62,26 +62,26 @@ class Echo:
         self.ended = trio.Event()
         self.sent = 0
 
-    async def unary(self, input_message: Any, request: Any) -> Any:
-        return StringValue(value=input_message.value)
+    async def unary(self, message: Any, request: Any) -> Any:
+        return StringValue(value=message.value)
 
-    async def plain(self, input_message: Any) -> Any:
-        return StringValue(value="plain " + input_message.value)
+    async def plain(self, message: Any) -> Any:
+        return StringValue(value="plain " + message.value)
 
-    async def metadata(self, input_message: Any, request: Any) -> Any:
+    async def metadata(self, message: Any, request: Any) -> Any:
         request.initial_metadata.append(("early", "1"))
         request.trailing_metadata.append(("late-bin", b"\x00\x01"))
         request.trailing_metadata.append(("peer", request.peer))
         return StringValue(value=repr(dict(request.metadata)))
 
-    async def count(self, input_message: Any) -> AsyncIterator[Any]:
-        for number in range(int(input_message.value)):
+    async def count(self, message: Any) -> AsyncIterator[Any]:
+        for number in range(int(message.value)):
             self.sent = number + 1
             yield StringValue(value=str(number))
 
-    async def flood(self, input_message: Any) -> AsyncIterator[Any]:
+    async def flood(self, message: Any) -> AsyncIterator[Any]:
         """More than any buffer of a kernel holds, in messages of 10 kB."""
-        for number in range(int(input_message.value)):
+        for number in range(int(message.value)):
             self.sent = number + 1
             yield StringValue(value="x" * 10_000)
 
@@ -99,7 +99,7 @@ class Echo:
         async for m in input_messages:
             yield m
 
-    async def hang(self, input_message: Any) -> Any:
+    async def hang(self, message: Any) -> Any:
         self.running.set()
         try:
             await trio.sleep_forever()
@@ -109,17 +109,17 @@ class Echo:
         finally:
             self.ended.set()
 
-    async def wait(self, input_message: Any, request: Any) -> Any:
+    async def wait(self, message: Any, request: Any) -> Any:
         self.running.set()
         with request.only_waiting():
             await trio.sleep_forever()
 
-    async def held(self, input_message: Any) -> Any:
+    async def held(self, message: Any) -> Any:
         self.running.set()
         await self.release.wait()
-        return input_message
+        return message
 
-    async def stubborn(self, input_message: Any) -> Any:
+    async def stubborn(self, message: Any) -> Any:
         """Swallows its cancellation once, and answers all the same."""
         self.running.set()
         try:
@@ -128,48 +128,48 @@ class Echo:
             self.log.append("swallowed")
         return StringValue(value="still alive")
 
-    async def immovable(self, input_message: Any) -> Any:
+    async def immovable(self, message: Any) -> Any:
         """Does not end when cancelled."""
         self.running.set()
         with trio.CancelScope(shield=True):
             await self.release.wait()
-        return input_message
+        return message
 
-    async def abort(self, input_message: Any, request: Any) -> Any:
+    async def abort(self, message: Any, request: Any) -> Any:
         request.abort(purerpc.StatusCode.ABORTED, "try again", [("hint", "soon")])
 
-    async def not_found(self, input_message: Any) -> Any:
+    async def not_found(self, message: Any) -> Any:
         raise purerpc.NotFoundError("no such thing")
 
-    async def fail(self, input_message: Any) -> Any:
+    async def fail(self, message: Any) -> Any:
         raise ValueError("a secret of the server")
 
-    async def fail_in_nursery(self, input_message: Any) -> Any:
+    async def fail_in_nursery(self, message: Any) -> Any:
         async with trio.open_nursery():
             raise KeyError("typed")
 
-    async def bad_metadata(self, input_message: Any, request: Any) -> Any:
+    async def bad_metadata(self, message: Any, request: Any) -> Any:
         request.trailing_metadata.append(("x", "a\nb"))
-        return input_message
+        return message
 
-    def _quick_at_once(self, input_message: Any, request: Any) -> Any:
+    def _quick_fast(self, message: Any, request: Any) -> Any:
         """Answers what begins with a q, refuses an x, breaks over a !, and leaves the rest."""
-        if input_message.value.startswith("x"):
+        if message.value.startswith("x"):
             request.abort(purerpc.StatusCode.ABORTED, "no x")
-        if input_message.value == "!":
+        if message.value == "!":
             raise ValueError("a secret of the server")
-        if not input_message.value.startswith("q"):
+        if not message.value.startswith("q"):
             return None
-        return StringValue(value="at once " + input_message.value)
+        return StringValue(value="at once " + message.value)
 
-    @at_once(_quick_at_once)
-    async def quick(self, input_message: Any, request: Any) -> Any:
-        return StringValue(value="later " + input_message.value)
+    @fast_path(_quick_fast)
+    async def quick(self, message: Any, request: Any) -> Any:
+        return StringValue(value="later " + message.value)
 
-    async def missing(self, input_message: Any) -> Any:
+    async def missing(self, message: Any) -> Any:
         raise NotImplementedError
 
-    async def missing_stream(self, input_message: Any) -> Any:
+    async def missing_stream(self, message: Any) -> Any:
         raise NotImplementedError
 
     @property

@@ -314,7 +314,7 @@ async def test_interceptors_wrap_the_handler_the_first_outermost():
 async def test_a_call_knows_its_peer_its_time_and_tells_its_state(mock_clock):
     seen = {}
 
-    async def look(input_message, request):
+    async def look(message, request):
         seen.update(
             peer=request.peer, left=request.time_remaining, path=request.path, text=repr(request)
         )

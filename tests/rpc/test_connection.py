@@ -62,14 +62,14 @@ async def test_a_connection_with_a_call_is_not_idle(autojump_clock):
         assert trio.current_time() == pytest.approx(130.0, abs=1.5)
 
 
-async def test_an_old_connection_takes_leave_and_its_calls_end_first(autojump_clock):
+async def test_an_old_connection_drains_and_its_calls_end_first(autojump_clock):
     echo = Echo()
     async with served(echo, options=ListenerOptions(max_connection_age=60)) as peer:
         stream_id = await peer.call("Held")
         await trio.sleep(59)
         assert repr(peer.connection).endswith("OPEN, calls: 1]>")
         await trio.sleep(10)
-        assert repr(peer.connection).endswith("LEAVING, calls: 1]>")
+        assert repr(peer.connection).endswith("DRAINING, calls: 1]>")
         assert not peer.closed.is_set()
         echo.release.set()
         assert (await peer.answer(stream_id)).data == message(text("x"))

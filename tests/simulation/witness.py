@@ -32,8 +32,8 @@ _LINES_KEPT = 200
 class Known:
     """What is known of one daemon: when the server heard of it, and what it then was told.
 
-    A call that was never answered may have been heard. ``heard_at`` is that of answered calls, so
-    no later than the truth, ``may_at`` that of all calls, so no earlier; ``run`` and ``may_run``
+    A call that was never answered may have been heard. ``heartbeat_at`` is that of answered calls,
+    so no later than the truth, ``may_at`` that of all calls, so no earlier; ``run`` and ``may_run``
     are the runs of the server that those belong to, ``may_confirm`` the one that may have been
     told what the daemon holds. ``may_be_gone`` since it ordered its own
     end or a server that is gone may have expired it, ``gone_at`` since that order was answered.
@@ -41,7 +41,7 @@ class Known:
 
     may_at: float
     may_run: int
-    heard_at: float = -math.inf
+    heartbeat_at: float = -math.inf
     run: int = -1
     stalls: int = 0
     may_confirm: int = -1
@@ -129,7 +129,7 @@ class Witness:
     def _judge_liveness(self, daemon: str, what: str, answer: Any, run: int) -> None:
         known = self._known[daemon]
         if answer.status == wire.STATUS_OK:
-            known.heard_at, known.run, known.stalls = self.now(), run, self._stalls
+            known.heartbeat_at, known.run, known.stalls = self.now(), run, self._stalls
             known.may_be_gone, known.gone_at = False, math.inf
             return
         assert what == "WorkerHeartbeat", (daemon, answer)
@@ -139,11 +139,11 @@ class Witness:
     def _silent_s(self, known: Known) -> float:
         """How long a daemon was silent to the present server, at most."""
         error_s = STALL_ERROR_S * (self._stalls - known.stalls) + CLOCK_ERROR_S
-        return self.now() - self._since(known.heard_at, known.run) + error_s
+        return self.now() - self._since(known.heartbeat_at, known.run) + error_s
 
-    def _since(self, heard_at: float, run: int) -> float:
+    def _since(self, heartbeat_at: float, run: int) -> float:
         """Since when a daemon is silent: to the present server, its own start counts as hearing."""
-        return heard_at if run == self._run else max(heard_at, self._started_at)
+        return heartbeat_at if run == self._run else max(heartbeat_at, self._started_at)
 
     def _judge_grant(self, answer: Any) -> None:
         """A source is heard, active, and may have told this very server what it holds."""

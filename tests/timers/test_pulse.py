@@ -4,15 +4,15 @@ import pytest
 import trio
 import trio.testing
 
-from globalstore.liveness.stalls import Pulse
+from globalstore.liveness.stalls import StallDetector
 
 
 async def test_lateness_is_published_once_a_second(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
     seen: list[float] = []
-    pulse = Pulse(seen.append)
-    nursery.start_soon(pulse.run)
+    stalls = StallDetector(seen.append)
+    nursery.start_soon(stalls.run)
     await trio.testing.wait_all_tasks_blocked()
     mock_clock.jump(0.25 + 3)
     await trio.testing.wait_all_tasks_blocked()
@@ -26,9 +26,9 @@ async def test_a_stall_is_told_to_everybody_who_holds_deadlines(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
     told: list[float] = []
-    pulse = Pulse()
-    pulse.tell(told.append)
-    nursery.start_soon(pulse.run)
+    stalls = StallDetector()
+    stalls.subscribe(told.append)
+    nursery.start_soon(stalls.run)
     await trio.testing.wait_all_tasks_blocked()
     for _ in range(10):
         mock_clock.jump(0.25)
@@ -43,9 +43,9 @@ async def test_whoever_asks_first_after_a_stall_is_told_of_it(
     mock_clock: trio.testing.MockClock,
 ) -> None:
     told: list[float] = []
-    pulse = Pulse()
-    pulse.tell(told.append)
+    stalls = StallDetector()
+    stalls.subscribe(told.append)
     mock_clock.jump(10)
-    assert pulse.check()
+    assert stalls.check()
     assert told == pytest.approx([9.75])
-    assert not pulse.check()
+    assert not stalls.check()

@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 import pytest
 
-from globalstore.registry.runtime.transports import Group, Request
+from globalstore.registry.runtime.transports import RequestGroup, TransportRequest
 from globalstore.rules.scoring import GroupProgress
 from globalstore.scheduling.queue_order import Fairness, ranked, ratio
 
@@ -17,7 +17,7 @@ NOW, NOW_US = 1000.0, 1_700_000_000_000_000
 class Waiter:
     """A request that waits since ``arrived`` seconds on the clock of the tests."""
 
-    request: Request
+    request: TransportRequest
     arrived: float
 
     @property
@@ -26,8 +26,8 @@ class Waiter:
 
 
 def waiter(name: str, group: str = "", waited_s: float = 1, parts: int = 4, **f: Any) -> Waiter:
-    of = Group("k", group, 0, name, parts, f.get("priority", 0)) if group else None
-    request = Request("a", "", "n", "h", 0, "", name, b"", of, b"")
+    of = RequestGroup("k", group, 0, name, parts, f.get("priority", 0)) if group else None
+    request = TransportRequest("a", "", "n", "h", 0, "", name, b"", of, b"")
     return Waiter(request, NOW - waited_s)
 
 

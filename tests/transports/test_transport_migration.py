@@ -5,7 +5,7 @@ from pathlib import Path
 from globalstore.db import Snapshot, Store, Transaction
 from globalstore.registry import worker_ids
 from globalstore.registry.runtime import replicas
-from globalstore.registry.runtime.replicas import MemoryTier, Place, Registration
+from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.transfer import ExportState, Transfer
@@ -15,11 +15,11 @@ READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
 
 
 def register(tx: Transaction, device: int, worker: str, slots: int) -> None:
-    asked = Registration(
+    asked = ReplicaRegistration(
         "model", "", Place("n", "h", 1, MemoryTier.RAM, device), 100, slots, worker, READABLE,
         "", False, "", None, None, None,
     )  # fmt: skip
-    replicas.register(tx, asked, replicas.fresh_id(), 1)
+    replicas.register_replica(tx, asked, replicas.new_id(), 1)
 
 
 def loads(tx: Snapshot) -> dict[str, tuple[int, int]]:

@@ -21,9 +21,16 @@ from globalstore.registry.runtime import (
     transports,
     workers,
 )
-from globalstore.registry.runtime.replicas import MemoryTier, Place, Registration
+from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
 from globalstore.registry.runtime.transport_ends import Outcome
-from globalstore.registry.runtime.transports import Granted, Group, Miss, Refused, Request, Round
+from globalstore.registry.runtime.transports import (
+    Granted,
+    Miss,
+    RequestGroup,
+    RequestRefused,
+    Round,
+    TransportRequest,
+)
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.scoring import Choice, GroupProgress, Mode, Scoring
 from globalstore.rules.transfer import ExportState, Transfer
@@ -83,9 +90,9 @@ class History:
 
     async def register_worker(self) -> None:
         daemon = self.rng.choice(DAEMONS)
-        asked = workers.Registration(daemon, "n", daemon, 1, 2, 0, 0, 0, False, "")
+        asked = workers.WorkerRegistration(daemon, "n", daemon, 1, 2, 0, 0, 0, False, "")
         answer = await self.store.write(
-            workers.register, asked, frozenset(), f"w-{daemon}", self.now_us
+            workers.register_worker, asked, frozenset(), f"w-{daemon}", self.now_us
         )
         assert isinstance(answer, workers.Registered)
         self.keys[daemon] = answer.worker.worker_key
@@ -101,7 +108,7 @@ class History:
         if daemon not in self.known:
             return
         graceful = self.rng.random() < 0.5
-        await self.store.write(workers.unregister, f"w-{daemon}", graceful, self.now_us)
+        await self.store.write(workers.unregister_worker, f"w-{daemon}", graceful, self.now_us)
         self.active[daemon] = False
         for replica in self.replicas.values():
             if replica.daemon == daemon:
@@ -114,12 +121,12 @@ class History:
     async def register(self) -> None:
         artifact, device = self.rng.choice(["x", "y"]), self.rng.randrange(4)
         daemon, limit = self.rng.choice(DAEMONS), self.rng.randint(1, 3)
-        asked = Registration(
+        asked = ReplicaRegistration(
             artifact, "", Place("n", "h", 1, MemoryTier.RAM, device), 100, limit, f"w-{daemon}",
             READABLE, "", False, "", None, None, None,
         )  # fmt: skip
-        new_id = replicas.fresh_id()
-        got = await self.store.write(replicas.register, asked, new_id, self.now_us)
+        new_id = replicas.new_id()
+        got = await self.store.write(replicas.register_replica, asked, new_id, self.now_us)
         self.keys[daemon] = await self.store.write(worker_ids.intern, f"w-{daemon}")
         known = [k for k, r in self.replicas.items() if r.identity == (artifact, device)]
         assert got == (known[0] if known else new_id)
@@ -133,9 +140,9 @@ class History:
                 transport.source = daemon
 
     async def unregister(self) -> None:
-        replica_id = self.rng.choice([*self.replicas, replicas.fresh_id()])
+        replica_id = self.rng.choice([*self.replicas, replicas.new_id()])
         artifact = self.rng.choice(["x", "y"])
-        found = await self.store.write(replicas.unregister, artifact, replica_id)
+        found = await self.store.write(replicas.unregister_replica, artifact, replica_id)
         known = self.replicas.get(replica_id)
         assert found == (known is not None and known.identity[0] == artifact)
         if found:
@@ -165,7 +172,7 @@ class History:
         for each in asked:
             self.granted(each, answers[each.request_id])
 
-    def best(self, tx: Snapshot, artifact: str, asked: Request) -> bytes | None:
+    def best(self, tx: Snapshot, artifact: str, asked: TransportRequest) -> bytes | None:
         """Return the source that is the best by what the database says, read anew."""
         row = tx.one("SELECT artifact_key FROM artifacts WHERE artifact_id = ?", (artifact,))
         where: dict[str, object] = {
@@ -185,19 +192,19 @@ class History:
         chosen = choice.best(group)
         return None if chosen is None else chosen.source.replica_id
 
-    def request(self, artifact: str, name: str) -> Request:
+    def request(self, artifact: str, name: str) -> TransportRequest:
         fingerprint = artifact.encode() + self.rng.choice([b"", b"", b"", b"2"])
         requester = self.rng.choice(["", "", "w-a", "w-b"])
         group = None
         if self.rng.random() < 0.5:
             self.parts += 1
-            group = Group("k", self.rng.choice(GROUPS), 0, f"p{self.parts}", 9, 0)
-        return Request(
+            group = RequestGroup("k", self.rng.choice(GROUPS), 0, f"p{self.parts}", 9, 0)
+        return TransportRequest(
             artifact, "", "n", "a", 0, requester, name, fingerprint, group,
-            replicas.fresh_id(),
+            replicas.new_id(),
         )  # fmt: skip
 
-    def granted(self, asked: Request, answer: Any) -> None:
+    def granted(self, asked: TransportRequest, answer: Any) -> None:
         """Follow one answer; claims of one pass are judged in their order."""
         owner = next(
             (k for k, t in self.transports.items() if t.request_id == asked.request_id), None
@@ -205,7 +212,7 @@ class History:
         if owner is not None and self.transports[owner].outcome in {0, 1}:
             earlier = self.transports[owner]
             if earlier.fingerprint != asked.fingerprint:
-                assert isinstance(answer, Refused)
+                assert isinstance(answer, RequestRefused)
                 return
             gone = earlier.replica_id not in self.replicas
             if earlier.outcome is Outcome.SUCCESS or not gone:
@@ -236,7 +243,7 @@ class History:
             assert answer is (Miss.BUSY if mine else Miss.NO_REPLICA)
 
     async def complete(self) -> None:
-        transport_id = self.rng.choice([*self.transports, replicas.fresh_id()])
+        transport_id = self.rng.choice([*self.transports, replicas.new_id()])
         outcome = Outcome(self.rng.randint(1, 4))
         found = await self.store.write(
             transport_ends.complete, transport_id, outcome, "", self.now_us
@@ -254,7 +261,7 @@ class History:
             return [known[key] for key in some]
 
         named = await self.store.read(ids)
-        ended = await self.store.write(transport_ends.expire, some, "why", self.now_us)
+        ended = await self.store.write(transport_ends.expire_transports, some, "why", self.now_us)
         assert ended == len(some)
         for transport_id in named:
             self.end(transport_id, Outcome.EXPIRED)

@@ -12,8 +12,8 @@ from serving import memory_info, serving
 from globalstore.db import Runner, Store
 from globalstore.registry import worker_ids
 from globalstore.registry.runtime import replicas, transports
-from globalstore.registry.runtime.replicas import MemoryTier, Place, Registration
-from globalstore.registry.runtime.transports import Granted, Miss, Request, Round
+from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
+from globalstore.registry.runtime.transports import Granted, Miss, Round, TransportRequest
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.scoring import Mode, Scoring
 from globalstore.rules.transfer import ExportState, Transfer
@@ -45,8 +45,8 @@ class Candidate:
         )  # fmt: skip
 
 
-def registration(device: int, tier: MemoryTier, limit: int) -> Registration:
-    return Registration(
+def registration(device: int, tier: MemoryTier, limit: int) -> ReplicaRegistration:
+    return ReplicaRegistration(
         artifact_id="model",
         view_id="",
         place=Place("node", "host", 1, tier, device),
@@ -63,8 +63,8 @@ def registration(device: int, tier: MemoryTier, limit: int) -> Registration:
     )
 
 
-def request(name: str) -> Request:
-    return Request(
+def request(name: str) -> TransportRequest:
+    return TransportRequest(
         artifact_id="model",
         view_id="",
         node_id="n",
@@ -74,7 +74,7 @@ def request(name: str) -> Request:
         request_id=name,
         fingerprint=b"f",
         group=None,
-        transport_id=replicas.fresh_id(),
+        transport_id=replicas.new_id(),
     )
 
 
@@ -85,7 +85,7 @@ async def chosen(candidates: list[Candidate], claims: int, now_us: int = 1000) -
         key = await store.write(worker_ids.intern, "w")
         for each in candidates:
             asked = registration(each.number, each.tier, each.limit)
-            await store.write(replicas.register, asked, each.replica_id, 1)
+            await store.write(replicas.register_replica, asked, each.replica_id, 1)
             state = attrs.asdict(each) | {"id": each.replica_id}
             await store.write(
                 lambda tx, state: tx.run(
@@ -188,9 +188,9 @@ async def test_a_source_is_found_behind_many_better_ones_whose_workers_are_silen
         key = await store.write(worker_ids.intern, "heard")
         for device in range(200):
             silent = registration(device, GPU, 9)
-            await store.write(replicas.register, silent, replicas.fresh_id(), 1)
+            await store.write(replicas.register_replica, silent, replicas.new_id(), 1)
         heard = attrs.evolve(registration(777, DISK, 1), worker_id="heard")
-        await store.write(replicas.register, heard, replicas.fresh_id(), 1)
+        await store.write(replicas.register_replica, heard, replicas.new_id(), 1)
         asked = [request("r")]
         round_ = Round(ranked=asked, newcomers=asked, routable=frozenset({key}))
         (answer,) = (await store.write(transports.grant, round_, 5)).values()

@@ -64,7 +64,7 @@ async def test_a_grant_that_commits_after_the_client_has_gone_is_given_back() ->
         async with held_up(store):
             store.server.queues.worker_routable()
             waiter = store.server.queues._by_request["r"]
-            await until(store, lambda: waiter.settling)
+            await until(store, lambda: waiter.deciding)
             claim.scope.cancel()
             await until(store, lambda: waiter.callers == 0)
         await until(store, lambda: nothing_waits(store))
@@ -119,7 +119,7 @@ async def test_a_deadline_that_passes_while_a_grant_is_made_gets_the_grant(
         async with held_up(store):
             store.server.queues.worker_routable()
             waiter = store.server.queues._by_request["r"]
-            await until(store, lambda: waiter.settling)
+            await until(store, lambda: waiter.deciding)
             mock_clock.jump(0.2)
             await trio.testing.wait_all_tasks_blocked()
             assert not claim.ended.is_set()
@@ -137,7 +137,7 @@ async def test_a_deadline_that_passes_while_a_pass_finds_nothing_ends_the_wait_a
         async with held_up(store):
             store.server.queues.worker_routable()
             waiter = store.server.queues._by_request["r"]
-            await until(store, lambda: waiter.settling)
+            await until(store, lambda: waiter.deciding)
             mock_clock.jump(0.2)
             await trio.testing.wait_all_tasks_blocked()
             assert not claim.ended.is_set()

@@ -12,8 +12,8 @@ from globalstore.caches.sources import KnownSources
 from globalstore.db import Runner, Store
 from globalstore.registry import signals, worker_ids
 from globalstore.registry.runtime import replicas, sources, transport_ends, transports
-from globalstore.registry.runtime.replicas import MemoryTier, Place, Registration
-from globalstore.registry.runtime.transports import Granted, Miss, Request, Round
+from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
+from globalstore.registry.runtime.transports import Granted, Miss, Round, TransportRequest
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.registry.signals import Shortlist, SourcesListed
 from globalstore.rules.scoring import Candidate, GroupProgress, Mode, Scoring, Weights, WorkerLoad
@@ -33,11 +33,11 @@ class Registry:
     number: int = 0
 
     async def replica(self, device: int, slots: int = 1, worker: str = "w") -> bytes:
-        asked = Registration(
+        asked = ReplicaRegistration(
             "model", "", Place("n", "h", 1, MemoryTier.RAM, device), 100, slots, worker,
             READABLE, "", False, "", None, None, None,
         )  # fmt: skip
-        return await self.store.write(replicas.register, asked, replicas.fresh_id(), 1)
+        return await self.store.write(replicas.register_replica, asked, replicas.new_id(), 1)
 
     async def listed(self) -> Shortlist:
         """Return what a pass would bring along if it had been listed now."""
@@ -49,8 +49,8 @@ class Registry:
     async def claim(self, known: Shortlist | None, mode: Mode = Mode.LEGACY) -> Any:
         """Return the device that is granted, or why none is."""
         self.number += 1
-        request = Request(
-            "model", "", "n", "a", 0, "", f"r{self.number}", b"f", None, replicas.fresh_id()
+        request = TransportRequest(
+            "model", "", "n", "a", 0, "", f"r{self.number}", b"f", None, replicas.new_id()
         )
         round_ = Round(
             ranked=[request],
@@ -293,11 +293,11 @@ def test_groups_are_counted_from_commits_and_read_again_when_rows_are_forgotten(
 async def test_a_group_is_counted_from_its_rows() -> None:
     async with registry() as it:
         first, second = await it.replica(1, slots=9), await it.replica(2, slots=1)
-        group = transports.Group("k", "g", 7, "p0", 9, 0)
+        group = transports.RequestGroup("k", "g", 7, "p0", 9, 0)
         for number in range(4):
-            request = Request(
+            request = TransportRequest(
                 "model", "", "n", "a", 0, "", f"r{number}", b"f",
-                attrs.evolve(group, part_id=f"p{number}"), replicas.fresh_id(),
+                attrs.evolve(group, part_id=f"p{number}"), replicas.new_id(),
             )  # fmt: skip
             round_ = Round(
                 ranked=[request],
@@ -372,11 +372,11 @@ async def test_the_parts_of_a_group_are_spread_also_within_one_pass() -> None:
     async with registry() as it:
         for device in range(3):
             await it.replica(device, slots=9)
-        group = transports.Group("k", "g", 0, "p", 12, 0)
+        group = transports.RequestGroup("k", "g", 0, "p", 12, 0)
         asked = [
-            Request(
+            TransportRequest(
                 "model", "", "n", "a", 0, "", f"r{n}", b"f", attrs.evolve(group, part_id=f"p{n}"),
-                replicas.fresh_id(),
+                replicas.new_id(),
             )
             for n in range(12)
         ]  # fmt: skip
@@ -398,7 +398,7 @@ async def test_a_pass_grants_no_more_than_its_batch_and_says_nothing_of_the_rest
     async with registry() as it:
         await it.replica(1, slots=9)
         asked = [
-            Request("model", "", "n", "a", 0, "", f"r{n}", b"f", None, replicas.fresh_id())
+            TransportRequest("model", "", "n", "a", 0, "", f"r{n}", b"f", None, replicas.new_id())
             for n in range(5)
         ]
         round_ = Round(

@@ -254,7 +254,7 @@ async def test_a_heartbeat_time_once_shown_is_kept_in_the_file_too(
         assert listed.last_heartbeat_ts.ToMicroseconds() >= shown[0]
 
 
-@pytest.mark.parametrize("look", ["routable", "fresh"])
+@pytest.mark.parametrize("look", ["routable", "live"])
 async def test_whoever_asks_first_after_a_stall_sees_everybody_as_before_it(
     mock_clock: trio.testing.MockClock, look: str
 ) -> None:

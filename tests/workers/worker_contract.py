@@ -93,13 +93,13 @@ class Contract:
         for row in self.rows.values():
             row.confirmed = False
         for worker in self.workers.values():
-            worker.heard_at = worker.gap_since = worker.prove_by = None
-            worker.said_checksum = ""
+            worker.heartbeat_at = worker.gap_since = worker.prove_by = None
+            worker.reported_checksum = ""
             worker.expires_at = self.now + TIMEOUT_S + GRACE_S
             worker.needs_reconcile |= worker.active
 
     def _heard(self, worker: Worker) -> None:
-        worker.heard_at = self.now
+        worker.heartbeat_at = self.now
         worker.expires_at = self.now + TIMEOUT_S + GRACE_S
 
     # Workers.
@@ -125,7 +125,7 @@ class Contract:
         self.workers[asked.daemon_id] = worker
         worker.asked, worker.endpoint, worker.accepting = asked, endpoint, True
         worker.flags, worker.free = asked.capability_flags, asked.mem_pool_available_size
-        worker.said_checksum, worker.gap_since = "", None
+        worker.reported_checksum, worker.gap_since = "", None
         self._heard(worker)
         if own is not None:
             self._start_generation(own, recovery)
@@ -157,7 +157,7 @@ class Contract:
         worker.accepting, worker.free = said.accepting_new_requests, said.mem_pool_available_size
         if said.HasField("capability_flags"):
             worker.flags = said.capability_flags
-        worker.said_checksum = said.state_checksum
+        worker.reported_checksum = said.state_checksum
         held = {key.artifact for key in self.held(worker.worker_id)}
         obsolete = [a for a in said.registered_artifact_ids if a not in held]
         sync = (
@@ -191,7 +191,7 @@ class Contract:
             and (worker.accepting or include_unavailable)
             and worker.flags & flags == flags
         ]
-        return sorted(found, key=lambda w: (-(w.heard_at or 0), w.worker_id))
+        return sorted(found, key=lambda w: (-(w.heartbeat_at or 0), w.worker_id))
 
     # Replicas.
 
@@ -271,7 +271,7 @@ class Contract:
         return (
             worker.fresh(self.now)
             and worker.accepting
-            and worker.said_checksum == self.checksum(worker.worker_id) != EMPTY
+            and worker.reported_checksum == self.checksum(worker.worker_id) != EMPTY
         )
 
     def _apply(self, worker: Worker, inventory: Any) -> list[tuple[int, Identity, bool]]:

@@ -69,7 +69,7 @@ class Worker:
     accepting: bool
     flags: int
     free: int
-    heard_at: float | None
+    heartbeat_at: float | None
     expires_at: float
     active: bool = True
     generation: int = 1
@@ -78,12 +78,12 @@ class Worker:
     seq: int = 0
     version: int = 1
     needs_reconcile: bool = False
-    said_checksum: str = ""
+    reported_checksum: str = ""
     gap_since: float | None = None
     prove_by: float | None = None
 
     def fresh(self, now: float) -> bool:
-        return self.active and self.heard_at is not None and now - self.heard_at < TIMEOUT_S
+        return self.active and self.heartbeat_at is not None and now - self.heartbeat_at < TIMEOUT_S
 
 
 class Reconciled(NamedTuple):

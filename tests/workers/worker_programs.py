@@ -112,10 +112,10 @@ class Program:
     def _heard_as_promised(self) -> bool:
         """Tell whether what is in memory alone is as the contract has it."""
         return {
-            (w.state.worker_id, w.heard_at, w.accepting, w.said_checksum, w.gap_since)
+            (w.state.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum, w.gap_since)
             for w in self.host.running.workers._by_key.values()
         } == {
-            (w.worker_id, w.heard_at, w.accepting, w.said_checksum, w.gap_since)
+            (w.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum, w.gap_since)
             for w in self.contract.workers.values()
             if w.active
         }
@@ -252,7 +252,7 @@ class Program:
             live = self.host.running.workers.find(worker.worker_id)
             assert (live is not None) == worker.active
             if live is not None:
-                checksum = await self.host.running.app.checksum_of(live)
+                checksum = await self.host.running.context.checksum_of(live)
                 assert checksum == self.contract.checksum(worker.worker_id)
         await self.listing(0, True)
         await self.listing(0, False)

@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from globalstore.api.context import Application, timestamp
+from globalstore.api.context import HandlerContext, timestamp
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.registry import catalog_lists
 from globalstore.registry.catalog.disk_locations import DiskLocation
-from globalstore.registry.catalog_lists import ENTRIES_MAX, Artifact, Generation, Key
+from globalstore.registry.catalog_lists import ENTRIES_MAX, Generation, ListedArtifact, ListedKey
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
 from globalstore.rules.refusals import NotFound
@@ -29,35 +29,33 @@ _PLACE_KINDS = {1: "MANAGED", 2: "IMPORTED"}
 Entry = TypeVar("Entry")
 
 
-class CatalogListsFace:
+class CatalogListHandlers:
     """What operators ask about keys and artifacts."""
 
-    app: Application
+    context: HandlerContext
 
-    async def ListKeys(  # noqa: N802
-        self, input_message: admin.ListKeysRequest, request: Call
+    async def ListKeys(
+        self, message: admin.ListKeysRequest, request: Call
     ) -> admin.ListKeysResponse:
         """List keys page by page."""
-        lease_us = self.app.lease_clock.now_us()
-        keys, next_after = await self.app.read(
+        lease_us = self.context.lease_clock.now_us()
+        keys, next_after = await self.context.read(
             catalog_lists.list_keys,
-            identifier("prefix", input_message.prefix),
-            identifier("after", input_message.after),
-            _page_size(input_message.page_size),
-            input_message.include_absent,
+            identifier("prefix", message.prefix),
+            identifier("after", message.after),
+            _page_size(message.page_size),
+            message.include_absent,
             lease_us,
         )
         response = admin.ListKeysResponse(next_after=next_after)
         await _extend(response.keys, keys, lambda key: _key(key, lease_us))
         return response
 
-    async def ShowKey(  # noqa: N802
-        self, input_message: admin.ShowKeyRequest, request: Call
-    ) -> admin.ShowKeyResponse:
+    async def ShowKey(self, message: admin.ShowKeyRequest, request: Call) -> admin.ShowKeyResponse:
         """Show a key and its targets, the latest first."""
-        name = required("key", input_message.key)
-        lease_us = self.app.lease_clock.now_us()
-        shown = await self.app.read(catalog_lists.show_key, name, lease_us)
+        name = required("key", message.key)
+        lease_us = self.context.lease_clock.now_us()
+        shown = await self.context.read(catalog_lists.show_key, name, lease_us)
         if shown is None:
             raise NotFound(f"there never was a key {name[:80]!r}")
         key, generations = shown
@@ -67,27 +65,27 @@ class CatalogListsFace:
         await _extend(response.generations, generations[:ENTRIES_MAX], _generation)
         return response
 
-    async def ListArtifacts(  # noqa: N802
-        self, input_message: admin.ListArtifactsRequest, request: Call
+    async def ListArtifacts(
+        self, message: admin.ListArtifactsRequest, request: Call
     ) -> admin.ListArtifactsResponse:
         """List artifacts page by page."""
-        artifacts, next_after = await self.app.read(
+        artifacts, next_after = await self.context.read(
             catalog_lists.list_artifacts,
-            identifier("prefix", input_message.prefix),
-            identifier("after", input_message.after),
-            _page_size(input_message.page_size),
+            identifier("prefix", message.prefix),
+            identifier("after", message.after),
+            _page_size(message.page_size),
         )
         response = admin.ListArtifactsResponse(next_after=next_after)
         await _extend(response.artifacts, artifacts, _artifact)
         return response
 
-    async def ShowArtifact(  # noqa: N802
-        self, input_message: admin.ShowArtifactRequest, request: Call
+    async def ShowArtifact(
+        self, message: admin.ShowArtifactRequest, request: Call
     ) -> admin.ShowArtifactResponse:
         """Show an artifact and what points at it."""
-        artifact_id = looked_up("artifact_id", input_message.artifact_id)
-        about = await self.app.read(
-            catalog_lists.show_artifact, artifact_id, self.app.lease_clock.now_us()
+        artifact_id = looked_up("artifact_id", message.artifact_id)
+        about = await self.context.read(
+            catalog_lists.show_artifact, artifact_id, self.context.lease_clock.now_us()
         )
         found = about.artifact
         if found is None and not (about.sealed_to or about.sealed_from or about.places):
@@ -104,8 +102,8 @@ class CatalogListsFace:
         return response
 
 
-def _page_size(asked: int) -> int:
-    return min(asked or _PAGE_SIZE, _PAGE_SIZE_MAX)
+def _page_size(wanted: int) -> int:
+    return min(wanted or _PAGE_SIZE, _PAGE_SIZE_MAX)
 
 
 async def _extend(messages: Any, entries: Sequence[Entry], message: Callable[[Entry], Any]) -> None:
@@ -114,7 +112,7 @@ async def _extend(messages: Any, entries: Sequence[Entry], message: Callable[[En
         await trio.lowlevel.checkpoint()
 
 
-def _key(key: Key, lease_us: int) -> admin.KeyRecord:
+def _key(key: ListedKey, lease_us: int) -> admin.KeyRecord:
     record = admin.KeyRecord(
         key=key.key,
         kind=key.kind.name,
@@ -149,7 +147,7 @@ def _timestamp(us: int | None) -> Timestamp | None:
     return None if us is None else timestamp(us)
 
 
-def _artifact(artifact: Artifact) -> admin.ArtifactRecord:
+def _artifact(artifact: ListedArtifact) -> admin.ArtifactRecord:
     return admin.ArtifactRecord(
         artifact_id=artifact.artifact_id,
         id_kind=_ID_KINDS.get(artifact.id_kind, ""),

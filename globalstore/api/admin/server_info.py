@@ -1,25 +1,23 @@
 """HealthCheck, GetServerInfo."""
 
-from globalstore.api.context import Application
+from globalstore.api.context import HandlerContext
 from globalstore.config import host_port
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.rpc import Call, at_once
+from globalstore.rpc import Call, fast_path
 from globalstore.rules.refusals import Unavailable
 
 
-class AdminFace:
+class ServerInfoHandlers:
     """The calls that say something about the server itself."""
 
-    app: Application
+    context: HandlerContext
 
-    def _well_at_once(
-        self, _: wire.HealthCheckRequest, call: Call
-    ) -> wire.HealthCheckResponse | None:
+    def _well_fast(self, _: wire.HealthCheckRequest, call: Call) -> wire.HealthCheckResponse | None:
         return None if call.draining.is_set() else self._well()
 
-    @at_once(_well_at_once)
-    async def HealthCheck(  # noqa: N802
-        self, input_message: wire.HealthCheckRequest, request: Call
+    @fast_path(_well_fast)
+    async def HealthCheck(
+        self, message: wire.HealthCheckRequest, request: Call
     ) -> wire.HealthCheckResponse:
         """Answer that the server is there, and of which cluster it is."""
         if request.draining.is_set():
@@ -28,14 +26,14 @@ class AdminFace:
 
     def _well(self) -> wire.HealthCheckResponse:
         return wire.HealthCheckResponse(
-            status=wire.STATUS_OK, cluster_token=self.app.config.meta.cluster_token
+            status=wire.STATUS_OK, cluster_token=self.context.config.meta.cluster_token
         )
 
-    async def GetServerInfo(  # noqa: N802
-        self, input_message: wire.GetServerInfoRequest, request: Call
+    async def GetServerInfo(
+        self, message: wire.GetServerInfoRequest, request: Call
     ) -> wire.GetServerInfoResponse:
         """Tell where the server listens and what it calls itself."""
-        info = self.app.info
+        info = self.context.info
         if info is None:
             raise Unavailable("the server is starting")
         return wire.GetServerInfoResponse(

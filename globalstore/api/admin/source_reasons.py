@@ -2,10 +2,10 @@
 
 import trio
 
-from globalstore.api.context import Application
+from globalstore.api.context import HandlerContext
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.registry.runtime import source_reasons
-from globalstore.registry.runtime.source_reasons import Audience, Explained, Reason
+from globalstore.registry.runtime.source_reasons import ChoiceContext, Explained, Reason
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
 from globalstore.rules.scoring import Mode
@@ -18,24 +18,26 @@ _PASSING = frozenset(Reason) - {Reason.PRESENCE_ONLY, Reason.EXPIRED}
 _RECORDS_PER_TURN = 50
 
 
-class ExplainingFace:
+class SourceReasonHandlers:
     """What operators ask about the choice of sources."""
 
-    app: Application
+    context: HandlerContext
 
-    async def ExplainSources(  # noqa: N802
-        self, input_message: admin.ExplainSourcesRequest, request: Call
+    async def ExplainSources(
+        self, message: admin.ExplainSourcesRequest, request: Call
     ) -> admin.ExplainSourcesResponse:
         """Say of every replica how it would fare, or what rules it out."""
-        artifact_id = looked_up("artifact_id", input_message.artifact_id)
-        view_id = identifier("view_id", input_message.view_id)
-        requester = identifier("requester_worker_id", input_message.requester_worker_id)
-        scoring, now_us = self.app.queues.scoring, self.app.wall_us()
-        by = Audience(scoring, self.app.workers.fresh(), self.app.workers.routable(), now_us)
-        explained, is_truncated = await self.app.read(
+        artifact_id = looked_up("artifact_id", message.artifact_id)
+        view_id = identifier("view_id", message.view_id)
+        requester = identifier("requester_worker_id", message.requester_worker_id)
+        scoring, now_us = self.context.queues.scoring, self.context.wall_us()
+        by = ChoiceContext(
+            scoring, self.context.workers.live(), self.context.workers.routable(), now_us
+        )
+        explained, is_truncated = await self.context.read(
             source_reasons.explain, artifact_id, view_id, source_reasons.EXAMINED_MAX, by
         )
-        waiting, of_requester = self.app.queues.waiting((artifact_id, view_id), requester)
+        waiting, of_requester = self.context.queues.waiting((artifact_id, view_id), requester)
         response = admin.ExplainSourcesResponse(
             mode=scoring.mode.value,
             verdict=_verdict(explained),
@@ -52,7 +54,7 @@ class ExplainingFace:
         return response
 
 
-def _message(explained: Explained, by: Audience, requester: str) -> admin.ExplainedSource:
+def _message(explained: Explained, by: ChoiceContext, requester: str) -> admin.ExplainedSource:
     each, terms = explained.examined, explained.terms
     idle_s = None
     if each.last_assigned_us:

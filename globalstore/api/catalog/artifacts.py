@@ -5,7 +5,7 @@ import re
 
 import trio
 
-from globalstore.api.context import Application
+from globalstore.api.context import HandlerContext
 from globalstore.db import Lane, Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -26,46 +26,46 @@ _BULK_BYTES = 1 << 20
 _INDEX_KEY = re.compile(r"[0-9a-f]{64}")
 
 
-class ArtifactsFace:
+class ArtifactHandlers:
     """The calls by which artifacts are described, and their indexes read."""
 
-    app: Application
+    context: HandlerContext
 
-    async def UpsertArtifactMetadata(  # noqa: N802
-        self, input_message: wire.UpsertArtifactMetadataRequest, request: Call
+    async def UpsertArtifactMetadata(
+        self, message: wire.UpsertArtifactMetadataRequest, request: Call
     ) -> wire.UpsertArtifactMetadataResponse:
         """Store what an artifact is, with its index; nothing said before is erased."""
-        if not input_message.HasField("descriptor"):
+        if not message.HasField("descriptor"):
             raise InvalidArgument("descriptor is required")
-        said, data = input_message.descriptor, input_message.canonical_index_data
+        descriptor, data = message.descriptor, message.canonical_index_data
         # Asked for before anything about them is judged.
-        required("descriptor.artifact_id", said.artifact_id)
-        required("descriptor.index_multihash", said.index_multihash)
+        required("descriptor.artifact_id", descriptor.artifact_id)
+        required("descriptor.index_multihash", descriptor.index_multihash)
         if not data:
             raise InvalidArgument("canonical_index_data is required")
         if len(data) <= _CHECKED_AT_ONCE_BYTES:
-            artifact_id, description = _described(said, data)
+            artifact_id, description = _described(descriptor, data)
         else:
-            self.app.slots.release(request)
-            artifact_id, description = await trio.to_thread.run_sync(_described, said, data)
+            self.context.handler_slots.release(request)
+            artifact_id, description = await trio.to_thread.run_sync(_described, descriptor, data)
         index = TensorIndex(data, description.encoding, description.schema_version)
-        now_us = self.app.wall_us()
+        now_us = self.context.wall_us()
 
         def store(tx: Transaction) -> None:
-            artifacts.ensure(tx, artifact_id, description, index, now_us)
+            artifacts.ensure_artifact(tx, artifact_id, description, index, now_us)
 
         lane = Lane.NORMAL if len(data) <= _BULK_BYTES else Lane.BULK
-        await self.app.write(request, store, lane=lane)
+        await self.context.write(request, store, lane=lane)
         return wire.UpsertArtifactMetadataResponse(status=wire.STATUS_OK)
 
-    async def GetArtifactIndex(  # noqa: N802
-        self, input_message: wire.GetArtifactIndexRequest, request: Call
+    async def GetArtifactIndex(
+        self, message: wire.GetArtifactIndexRequest, request: Call
     ) -> wire.GetArtifactIndexResponse:
         """Return the index with a digest."""
-        key = required("tensor_index_key", input_message.tensor_index_key)
+        key = required("tensor_index_key", message.tensor_index_key)
         if not _INDEX_KEY.fullmatch(key):
             return wire.GetArtifactIndexResponse(status=wire.STATUS_NOT_FOUND)
-        index = await self.app.read(artifacts.index_of_key, bytes.fromhex(key))
+        index = await self.context.read(artifacts.index_of_key, bytes.fromhex(key))
         if index is None:
             return wire.GetArtifactIndexResponse(status=wire.STATUS_NOT_FOUND)
         return wire.GetArtifactIndexResponse(
@@ -75,12 +75,12 @@ class ArtifactsFace:
             schema_version=index.schema_version,
         )
 
-    async def GetArtifactIndexById(  # noqa: N802
-        self, input_message: wire.GetArtifactIndexByIdRequest, request: Call
+    async def GetArtifactIndexById(
+        self, message: wire.GetArtifactIndexByIdRequest, request: Call
     ) -> wire.GetArtifactIndexByIdResponse:
         """Return the index of an artifact; a sealed assembly is not followed to its target."""
-        artifact_id = looked_up("artifact_id", input_message.artifact_id)
-        index = await self.app.read(artifacts.index_of_artifact, artifact_id)
+        artifact_id = looked_up("artifact_id", message.artifact_id)
+        index = await self.context.read(artifacts.index_of_artifact, artifact_id)
         if index is None:
             return wire.GetArtifactIndexByIdResponse(status=wire.STATUS_NOT_FOUND)
         return wire.GetArtifactIndexByIdResponse(
@@ -91,11 +91,11 @@ class ArtifactsFace:
         )
 
 
-def _described(said: common.ArtifactDescriptor, data: bytes) -> tuple[str, Description]:
+def _described(descriptor: common.ArtifactDescriptor, data: bytes) -> tuple[str, Description]:
     """Return the id and what is said of it, judged in the order of the contract."""
-    artifact_id = described("descriptor.artifact_id", said.artifact_id)
-    index_multihash = said.index_multihash.strip()
-    data_multihash = identifier("descriptor.data_multihash", said.data_multihash)
+    artifact_id = described("descriptor.artifact_id", descriptor.artifact_id)
+    index_multihash = descriptor.index_multihash.strip()
+    data_multihash = identifier("descriptor.data_multihash", descriptor.data_multihash)
     digest = multihash.decode("descriptor.index_multihash", index_multihash)
     if hashlib.sha256(data).digest() != digest:
         raise FailedPrecondition(
@@ -109,7 +109,7 @@ def _described(said: common.ArtifactDescriptor, data: bytes) -> tuple[str, Descr
             raise FailedPrecondition("descriptor.data_multihash is not that of the artifact id")
     elif data_multihash:
         multihash.decode("descriptor.data_multihash", data_multihash)
-    encoding = identifier("descriptor.encoding", said.encoding)
+    encoding = identifier("descriptor.encoding", descriptor.encoding)
     if encoding in {"", INDEX_ENCODING}:
         tensor_index.check_object("canonical_index_data", data)
     if data_multihash and scheme_of(artifact_id) is Scheme.CGID:
@@ -117,8 +117,8 @@ def _described(said: common.ArtifactDescriptor, data: bytes) -> tuple[str, Descr
     return artifact_id, Description(
         index_multihash,
         data_multihash,
-        identifier("descriptor.schema_version", said.schema_version),
+        identifier("descriptor.schema_version", descriptor.schema_version),
         encoding,
-        storable("descriptor.total_size", said.total_size),
-        descriptors.id_kind(artifact_id, said.id_kind),
+        storable("descriptor.total_size", descriptor.total_size),
+        descriptors.id_kind(artifact_id, descriptor.id_kind),
     )

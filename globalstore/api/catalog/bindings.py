@@ -1,6 +1,6 @@
 """UpsertArtifactBinding, GetArtifactBinding."""
 
-from globalstore.api.context import Application, timestamp
+from globalstore.api.context import HandlerContext, timestamp
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import bindings
 from globalstore.registry.catalog.bindings import Binding
@@ -12,20 +12,20 @@ from globalstore.rules.values import required
 _KINDS = {wire.ARTIFACT_BINDING_KIND_UNSPECIFIED, wire.ARTIFACT_BINDING_KIND_SEAL}
 
 
-class BindingsFace:
+class BindingHandlers:
     """The calls by which an assembly is sealed, and found sealed."""
 
-    app: Application
+    context: HandlerContext
 
-    async def UpsertArtifactBinding(  # noqa: N802
-        self, input_message: wire.UpsertArtifactBindingRequest, request: Call
+    async def UpsertArtifactBinding(
+        self, message: wire.UpsertArtifactBindingRequest, request: Call
     ) -> wire.UpsertArtifactBindingResponse:
         """Bind an assembly to what it was sealed to, once and for all."""
-        if not input_message.HasField("binding"):
+        if not message.HasField("binding"):
             raise InvalidArgument("binding is required")
-        said = input_message.binding
-        from_artifact_id = stored("binding.from_artifact_id", said.from_artifact_id)
-        to_artifact_id = stored("binding.to_artifact_id", said.to_artifact_id)
+        wanted = message.binding
+        from_artifact_id = stored("binding.from_artifact_id", wanted.from_artifact_id)
+        to_artifact_id = stored("binding.to_artifact_id", wanted.to_artifact_id)
         if scheme_of(from_artifact_id) is Scheme.MI2:
             raise InvalidArgument(
                 "binding.from_artifact_id is a mi2 id, which is sealed by nature; expected that of"
@@ -37,21 +37,21 @@ class BindingsFace:
             )
         if from_artifact_id == to_artifact_id:
             raise InvalidArgument("binding: from_artifact_id and to_artifact_id are the same")
-        if said.kind not in _KINDS:
-            raise InvalidArgument(f"binding.kind is {said.kind}, expected SEAL or unspecified")
-        binding, created = await self.app.write(
-            request, bindings.bind, from_artifact_id, to_artifact_id, self.app.wall_us()
+        if wanted.kind not in _KINDS:
+            raise InvalidArgument(f"binding.kind is {wanted.kind}, expected SEAL or unspecified")
+        binding, created = await self.context.write(
+            request, bindings.bind, from_artifact_id, to_artifact_id, self.context.wall_us()
         )
         return wire.UpsertArtifactBindingResponse(
             status=wire.STATUS_OK, binding=_message(binding), created=created
         )
 
-    async def GetArtifactBinding(  # noqa: N802
-        self, input_message: wire.GetArtifactBindingRequest, request: Call
+    async def GetArtifactBinding(
+        self, message: wire.GetArtifactBindingRequest, request: Call
     ) -> wire.GetArtifactBindingResponse:
         """Tell what an assembly was sealed to."""
-        artifact_id = required("artifact_id", input_message.artifact_id)
-        binding = await self.app.read(bindings.find, artifact_id)
+        artifact_id = required("artifact_id", message.artifact_id)
+        binding = await self.context.read(bindings.find_binding, artifact_id)
         if binding is None:
             return wire.GetArtifactBindingResponse(status=wire.STATUS_NOT_FOUND)
         return wire.GetArtifactBindingResponse(status=wire.STATUS_OK, binding=_message(binding))

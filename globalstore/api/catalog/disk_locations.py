@@ -2,7 +2,7 @@
 
 import trio
 
-from globalstore.api.context import Application, timestamp
+from globalstore.api.context import HandlerContext, timestamp
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import disk_locations
 from globalstore.registry.catalog.disk_locations import DiskLocation
@@ -22,42 +22,42 @@ _KINDS: dict[int, wire.DiskLocationKind] = {
 _LOCATIONS_PER_TURN = 100
 
 
-class DiskLocationsFace:
+class DiskLocationHandlers:
     """The calls by which everybody learns what lies on the shared disk."""
 
-    app: Application
+    context: HandlerContext
 
-    async def UpsertArtifactDiskLocation(  # noqa: N802
-        self, input_message: wire.UpsertArtifactDiskLocationRequest, request: Call
+    async def UpsertArtifactDiskLocation(
+        self, message: wire.UpsertArtifactDiskLocationRequest, request: Call
     ) -> wire.UpsertArtifactDiskLocationResponse:
         """Record where an artifact lies, or that it does no longer, which is for good."""
-        kind = _KINDS.get(input_message.kind)
-        artifact_id = stored("artifact_id", input_message.artifact_id)
-        cluster_id = required("cluster_id", input_message.cluster_id)
-        path = relative_path("relative_path", input_message.relative_path)
+        kind = _KINDS.get(message.kind)
+        artifact_id = stored("artifact_id", message.artifact_id)
+        cluster_id = required("cluster_id", message.cluster_id)
+        path = relative_path("relative_path", message.relative_path)
         if kind is None:
             raise InvalidArgument(
-                f"kind is {input_message.kind}, expected MANAGED, IMPORTED or unspecified"
+                f"kind is {message.kind}, expected MANAGED, IMPORTED or unspecified"
             )
-        await self.app.write(
+        await self.context.write(
             request,
-            disk_locations.upsert,
+            disk_locations.upsert_disk_location,
             artifact_id,
             cluster_id,
             path,
             kind,
-            input_message.is_deleted,
-            self.app.wall_us(),
+            message.is_deleted,
+            self.context.wall_us(),
         )
         return wire.UpsertArtifactDiskLocationResponse(status=wire.STATUS_OK)
 
-    async def ListArtifactDiskLocations(  # noqa: N802
-        self, input_message: wire.ListArtifactDiskLocationsRequest, request: Call
+    async def ListArtifactDiskLocations(
+        self, message: wire.ListArtifactDiskLocationsRequest, request: Call
     ) -> wire.ListArtifactDiskLocationsResponse:
         """List where an artifact lies; an unknown one lies nowhere."""
-        artifact_id = stored("artifact_id", input_message.artifact_id)
-        cluster_id, found = await self.app.read(
-            disk_locations.locations, artifact_id, input_message.include_deleted
+        artifact_id = stored("artifact_id", message.artifact_id)
+        cluster_id, found = await self.context.read(
+            disk_locations.locations, artifact_id, message.include_deleted
         )
         response = wire.ListArtifactDiskLocationsResponse(status=wire.STATUS_OK)
         for start in range(0, len(found), _LOCATIONS_PER_TURN):

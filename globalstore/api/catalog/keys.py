@@ -6,13 +6,13 @@ from typing import TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 
-from globalstore.api.context import Application, Encoded
+from globalstore.api.context import Encoded, HandlerContext
 from globalstore.caches.keys import Known
 from globalstore.db import Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import keys as registry
 from globalstore.registry.catalog.keys import Clock, KeyMapping, Kind
-from globalstore.rpc import Call, at_once
+from globalstore.rpc import Call, fast_path
 from globalstore.rules.artifact_ids import stored
 from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.values import UINT32_MAX, identifier, required
@@ -30,95 +30,93 @@ R = TypeVar("R")
 _NOT_FOUND = Encoded(wire.ResolveKeyMappingResponse(status=wire.STATUS_NOT_FOUND))
 
 
-class KeysFace:
+class KeyHandlers:
     """The calls by which names are pointed at artifacts, and followed."""
 
-    app: Application
+    context: HandlerContext
 
-    async def UpsertKeyMapping(  # noqa: N802
-        self, input_message: wire.UpsertKeyMappingRequest, request: Call
+    async def UpsertKeyMapping(
+        self, message: wire.UpsertKeyMappingRequest, request: Call
     ) -> wire.UpsertKeyMappingResponse:
         """Point a new key at an artifact, or refresh one that points there already."""
-        asked = registry.Upsert(
-            key=required("key", input_message.key),
-            artifact_id=stored("artifact_id", input_message.artifact_id),
-            replica_uuid=identifier("replica_uuid", input_message.replica_uuid),
-            daemon_address=identifier("daemon_address", input_message.daemon_address),
-            ttl_s=_seconds("ttl", input_message.ttl) if input_message.HasField("ttl") else None,
+        change = registry.Upsert(
+            key=required("key", message.key),
+            artifact_id=stored("artifact_id", message.artifact_id),
+            replica_uuid=identifier("replica_uuid", message.replica_uuid),
+            daemon_address=identifier("daemon_address", message.daemon_address),
+            ttl_s=_seconds("ttl", message.ttl) if message.HasField("ttl") else None,
         )
-        other = await self._write(request, registry.upsert, asked)
+        other = await self._write(request, registry.upsert_key, change)
         if other is None:
             return wire.UpsertKeyMappingResponse(status=wire.STATUS_OK)
         return wire.UpsertKeyMappingResponse(
             status=wire.STATUS_ERROR,
-            conflict_reason=f"key {asked.key} points at {other}; swap it to change that",
+            conflict_reason=f"key {change.key} points at {other}; swap it to change that",
         )
 
-    async def SwapKeyMapping(  # noqa: N802
-        self, input_message: wire.SwapKeyMappingRequest, request: Call
+    async def SwapKeyMapping(
+        self, message: wire.SwapKeyMappingRequest, request: Call
     ) -> wire.SwapKeyMappingResponse:
         """Point a key at another artifact, if it still points where the caller thinks."""
-        asked = registry.Swap(
-            key=required("key", input_message.key),
-            artifact_id=stored("new_artifact_id", input_message.new_artifact_id),
-            expected_artifact_id=identifier(
-                "expected_artifact_id", input_message.expected_artifact_id
-            ),
+        change = registry.Swap(
+            key=required("key", message.key),
+            artifact_id=stored("new_artifact_id", message.new_artifact_id),
+            expected_artifact_id=identifier("expected_artifact_id", message.expected_artifact_id),
             expected_generation=(
-                input_message.expected_generation
-                if input_message.HasField("expected_generation")
-                else None
+                message.expected_generation if message.HasField("expected_generation") else None
             ),
-            operation_id=identifier("operation_id", input_message.operation_id),
+            operation_id=identifier("operation_id", message.operation_id),
         )
-        swapped = await self._write(request, registry.swap, asked)
+        swapped = await self._write(request, registry.swap_key, change)
         return wire.SwapKeyMappingResponse(
             status=wire.STATUS_OK if swapped.won else wire.STATUS_ERROR,
             artifact_id=swapped.artifact_id,
             generation=swapped.generation,
         )
 
-    def _resolve_at_once(
+    def _resolve_fast(
         self, message: wire.ResolveKeyMappingRequest, _: Call
     ) -> wire.ResolveKeyMappingResponse | None:
-        known = self.app.keys.known(message.key.strip())
+        known = self.context.keys.known(message.key.strip())
         return None if known is None else cast(wire.ResolveKeyMappingResponse, self._answer(known))
 
-    @at_once(_resolve_at_once)
-    async def ResolveKeyMapping(  # noqa: N802
-        self, input_message: wire.ResolveKeyMappingRequest, request: Call
+    @fast_path(_resolve_fast)
+    async def ResolveKeyMapping(
+        self, message: wire.ResolveKeyMappingRequest, request: Call
     ) -> wire.ResolveKeyMappingResponse:
         """Tell what a key points at; nearly always from memory."""
-        key = required("key", input_message.key)
+        key = required("key", message.key)
         # Known, and yet not answered at once: when many calls come together.
-        known = self.app.keys.known(key)
+        known = self.context.keys.known(key)
         if known is None:
-            self.app.slots.release(request)
-            known = await self.app.keys.look_up(key)
+            self.context.handler_slots.release(request)
+            known = await self.context.keys.look_up(key)
         return cast(wire.ResolveKeyMappingResponse, self._answer(known))
 
-    async def RevokeKeyMapping(  # noqa: N802
-        self, input_message: wire.RevokeKeyMappingRequest, request: Call
+    async def RevokeKeyMapping(
+        self, message: wire.RevokeKeyMappingRequest, request: Call
     ) -> wire.RevokeKeyMappingResponse:
         """Let a key point at nothing."""
-        key = required("key", input_message.key)
-        found = await self._write(request, registry.revoke, key)
+        key = required("key", message.key)
+        found = await self._write(request, registry.revoke_key, key)
         return wire.RevokeKeyMappingResponse(
             status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND
         )
 
     async def _write(
-        self, call: Call, operation: Callable[[Transaction, A, int, Clock], R], asked: A
+        self, call: Call, operation: Callable[[Transaction, A, int, Clock], R], change: A
     ) -> R:
-        app = self.app
-        return await app.write(call, operation, asked, app.wall_us(), app.lease_clock.now_us)
+        context = self.context
+        return await context.write(
+            call, operation, change, context.wall_us(), context.lease_clock.now_us
+        )
 
     def _answer(self, known: Known) -> Encoded:
         mapping = known.mapping
         # A key that points at the version set of a group has no artifact to tell.
         if mapping is None or not mapping.artifact_id:
             return _NOT_FOUND
-        lease_us = 0 if mapping.expires_at_us is None else self.app.lease_clock.now_us()
+        lease_us = 0 if mapping.expires_at_us is None else self.context.lease_clock.now_us()
         if mapping.expired(lease_us):
             return _NOT_FOUND
         cache_s = self._cache_s(mapping, lease_us)
@@ -128,7 +126,7 @@ class KeysFace:
 
     def _cache_s(self, mapping: KeyMapping, lease_us: int) -> int:
         if mapping.kind is Kind.ALIAS:
-            return self.app.config.worker_policy.key_mapping.alias_cache_ttl_seconds
+            return self.context.config.worker_policy.key_mapping.alias_cache_ttl_seconds
         if mapping.expires_at_us is not None:
             return math.ceil((mapping.expires_at_us - lease_us) / 1_000_000)
         return _IMMUTABLE_CACHE_S if mapping.ttl_s is None else mapping.ttl_s

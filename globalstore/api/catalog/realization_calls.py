@@ -7,11 +7,11 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
 
-from globalstore.api.context import Application
+from globalstore.api.context import HandlerContext
 from globalstore.config.kinds import GroupPublishAuthorityMode
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog.realization_joins import Identity
-from globalstore.registry.catalog.realizations import MemberState, State
+from globalstore.registry.catalog.realizations import MemberState, RealizationState
 from globalstore.rules.realizations import TRANSACTION_PREFIX, digest_of
 from globalstore.rules.refusals import FailedPrecondition, InvalidArgument, NotFound, Refusal
 from globalstore.rules.values import identifier
@@ -27,12 +27,12 @@ _RESULTS = {
 # Digests that clients send: several times the longest in use.
 _HASH_BYTES_MAX = 1024
 
-STATES: dict[State, wire.GroupRealizationState] = {
-    State.PREPARING: wire.GROUP_REALIZATION_STATE_PREPARING,
-    State.READY_TO_PUBLISH: wire.GROUP_REALIZATION_STATE_READY_TO_PUBLISH,
-    State.PUBLISHED: wire.GROUP_REALIZATION_STATE_PUBLISHED,
-    State.ABORTED: wire.GROUP_REALIZATION_STATE_ABORTED,
-    State.EXPIRED: wire.GROUP_REALIZATION_STATE_EXPIRED,
+STATES: dict[RealizationState, wire.GroupRealizationState] = {
+    RealizationState.PREPARING: wire.GROUP_REALIZATION_STATE_PREPARING,
+    RealizationState.READY_TO_PUBLISH: wire.GROUP_REALIZATION_STATE_READY_TO_PUBLISH,
+    RealizationState.PUBLISHED: wire.GROUP_REALIZATION_STATE_PUBLISHED,
+    RealizationState.ABORTED: wire.GROUP_REALIZATION_STATE_ABORTED,
+    RealizationState.EXPIRED: wire.GROUP_REALIZATION_STATE_EXPIRED,
 }
 MEMBER_STATES: dict[MemberState, wire.GroupRealizationMemberState] = {
     MemberState.JOINED: wire.GROUP_REALIZATION_MEMBER_STATE_JOINED,
@@ -44,11 +44,11 @@ MEMBER_STATES: dict[MemberState, wire.GroupRealizationMemberState] = {
 }
 
 
-class _Face(Protocol):
-    app: Application
+class _Handlers(Protocol):
+    context: HandlerContext
 
 
-F = TypeVar("F", bound=_Face)
+F = TypeVar("F", bound=_Handlers)
 A = TypeVar("A")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,27 +56,29 @@ R = TypeVar("R")
 Handler = Callable[Concatenate[F, P], Coroutine[Any, Any, A]]
 
 
-def group_call(operation: str) -> Callable[[Handler[F, P, A]], Handler[F, P, A]]:
+def realization_call(operation: str) -> Callable[[Handler[F, P, A]], Handler[F, P, A]]:
     """Refuse a call while groups are switched off, and count and time it under a name."""
 
     def decorate(handler: Handler[F, P, A]) -> Handler[F, P, A]:
         @wraps(handler)
-        async def call(face: F, /, *args: P.args, **kwargs: P.kwargs) -> A:
+        async def call(handlers: F, /, *args: P.args, **kwargs: P.kwargs) -> A:
             began, result = trio.current_time(), "error"
             try:
-                if not face.app.config.worker_policy.group_realization.enabled:
+                if not handlers.context.config.worker_policy.group_realization.enabled:
                     raise FailedPrecondition(
                         "group realization is switched off; set"
                         " worker_policy.group_realization.enabled"
                     )
-                answer = await handler(face, *args, **kwargs)
+                answer = await handler(handlers, *args, **kwargs)
                 result = _RESULTS[getattr(answer, "status", wire.STATUS_OK)]
                 return answer
             except Refusal as refused:
                 result = _snake(type(refused).__name__)
                 raise
             finally:
-                face.app.metrics.groups.called(operation, result, trio.current_time() - began)
+                handlers.context.metrics.realizations.called(
+                    operation, result, trio.current_time() - began
+                )
 
         return call
 
@@ -87,7 +89,7 @@ def _snake(name: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def told(outcome: R | Refusal) -> R:
+def accepted(outcome: R | Refusal) -> R:
     """Raise what an operation has refused with after keeping what it wrote."""
     if isinstance(outcome, Refusal):
         raise outcome
@@ -120,9 +122,9 @@ def identity_of(
     )
 
 
-def is_explicit(app: Application) -> bool:
+def is_explicit(context: HandlerContext) -> bool:
     """Tell whether groups are published by somebody with authority, not by themselves."""
     return (
-        app.config.worker_policy.group_realization.publish_authority_mode
+        context.config.worker_policy.group_realization.publish_authority_mode
         is GroupPublishAuthorityMode.GROUP_PUBLISH_AUTHORITY_MODE_COORDINATOR_EXPLICIT
     )

@@ -5,8 +5,14 @@ from functools import lru_cache
 import trio
 
 from globalstore.api.catalog import version_sets
-from globalstore.api.catalog.realization_calls import STATES, digest, group_call, identity_of, told
-from globalstore.api.context import Application
+from globalstore.api.catalog.realization_calls import (
+    STATES,
+    accepted,
+    digest,
+    identity_of,
+    realization_call,
+)
+from globalstore.api.context import HandlerContext
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import realization_joins
 from globalstore.registry.catalog.realization_joins import Join, KeyReference, SetReference, Terms
@@ -32,46 +38,46 @@ _PARTS_AT_ONCE = 64
 _ALIASES = frozenset({"", "current", "latest"})
 
 
-class GroupJoinsFace:
+class RealizationJoinHandlers:
     """The call by which a group begins to realize a version, and its members come."""
 
-    app: Application
+    context: HandlerContext
 
-    @group_call("begin")
-    async def BeginOrJoinGroupRealization(  # noqa: N802
-        self, input_message: wire.BeginOrJoinGroupRealizationRequest, request: Call
+    @realization_call("begin")
+    async def BeginOrJoinGroupRealization(
+        self, message: wire.BeginOrJoinGroupRealizationRequest, request: Call
     ) -> wire.BeginOrJoinGroupRealizationResponse:
         """Enter the realization of a slot, which begins if nobody did before."""
-        self.app.slots.release(request)
-        policy = self.app.config.worker_policy.group_realization
-        asked = await _join(input_message, policy.max_total_parts)
+        self.context.handler_slots.release(request)
+        policy = self.context.config.worker_policy.group_realization
+        join = await _join(message, policy.max_total_parts)
         terms = Terms(
             _lifetime_us(policy.default_deadline_ms),
             _lifetime_us(policy.transaction_ttl_ms),
             policy.max_active_transactions,
         )
-        app = self.app
-        joined = told(
-            await app.write(
+        context = self.context
+        joined = accepted(
+            await context.write(
                 request,
                 realization_joins.begin_or_join,
-                asked,
+                join,
                 terms,
                 version_sets.of_artifact,
-                app.wall_us(),
-                app.lease_clock.now_us,
+                context.wall_us(),
+                context.lease_clock.now_us,
             )
         )
-        group = joined.group
+        realization = joined.realization
         return wire.BeginOrJoinGroupRealizationResponse(
             status=wire.STATUS_OK,
-            transaction_id=group.transaction_id,
-            version_set=version_sets.reference(group.version_set.manifest_hash),
-            realization_kind=version_sets.KINDS[group.version_set.kind],
+            transaction_id=realization.transaction_id,
+            version_set=version_sets.reference(realization.version_set.manifest_hash),
+            realization_kind=version_sets.KINDS[realization.version_set.kind],
             part=version_sets.part_message(joined.part),
-            state=STATES[group.state],
-            transaction_fingerprint=group.fingerprint,
-            key_generation=group.key_generation or 0,
+            state=STATES[realization.state],
+            transaction_fingerprint=realization.fingerprint,
+            key_generation=realization.key_generation or 0,
         )
 
 

@@ -3,42 +3,42 @@
 from globalstore.api.catalog.realization_calls import (
     MEMBER_STATES,
     STATES,
+    accepted,
     digest,
     fingerprint_of,
-    group_call,
     identity_of,
     is_explicit,
-    told,
+    realization_call,
 )
-from globalstore.api.context import Application
+from globalstore.api.context import HandlerContext
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import realization_reports
 from globalstore.registry.catalog.realization_joins import Identity
-from globalstore.registry.catalog.realization_reports import Report
+from globalstore.registry.catalog.realization_reports import PreparedReport
 from globalstore.rpc import Call
 from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.values import identifier, required, storable, uuid_bytes
 
 
-class GroupReportsFace:
+class RealizationReportHandlers:
     """The call by which a member tells that it is prepared."""
 
-    app: Application
+    context: HandlerContext
 
-    @group_call("report")
-    async def ReportGroupRealizationPrepared(  # noqa: N802
-        self, input_message: wire.ReportGroupRealizationPreparedRequest, request: Call
+    @realization_call("report")
+    async def ReportGroupRealizationPrepared(
+        self, message: wire.ReportGroupRealizationPreparedRequest, request: Call
     ) -> wire.ReportGroupRealizationPreparedResponse:
         """Note that a part is prepared; the last one may publish the group."""
-        asked, app = _report(input_message), self.app
-        reported = told(
-            await app.write(
+        report, context = _report(message), self.context
+        reported = accepted(
+            await context.write(
                 request,
-                realization_reports.report,
-                asked,
-                not is_explicit(self.app),
-                app.wall_us(),
-                app.lease_clock.now_us,
+                realization_reports.report_prepared,
+                report,
+                not is_explicit(self.context),
+                context.wall_us(),
+                context.lease_clock.now_us,
             )
         )
         return wire.ReportGroupRealizationPreparedResponse(
@@ -49,7 +49,7 @@ class GroupReportsFace:
         )
 
 
-def _report(message: wire.ReportGroupRealizationPreparedRequest) -> Report:
+def _report(message: wire.ReportGroupRealizationPreparedRequest) -> PreparedReport:
     transaction = fingerprint_of(required("transaction_id", message.transaction_id))
     part_id = required("part_id", message.part_id)
     staged = message.staged_value
@@ -60,7 +60,7 @@ def _report(message: wire.ReportGroupRealizationPreparedRequest) -> Report:
     staged_session_id = identifier("staged_value.daemon_session_id", staged.daemon_session_id)
     top = identity_of(message)
     source_id = identifier("source_replica_id", message.source_replica_id)
-    return Report(
+    return PreparedReport(
         transaction=transaction,
         part_id=part_id,
         identity=Identity(

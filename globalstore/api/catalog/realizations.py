@@ -10,15 +10,20 @@ from globalstore.api.catalog import version_sets
 from globalstore.api.catalog.realization_calls import (
     MEMBER_STATES,
     STATES,
+    accepted,
     fingerprint_of,
-    group_call,
     is_explicit,
-    told,
+    realization_call,
 )
-from globalstore.api.context import Application, Encoded
+from globalstore.api.context import Encoded, HandlerContext
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import realizations
-from globalstore.registry.catalog.realizations import Group, Member, MemberState, State
+from globalstore.registry.catalog.realizations import (
+    Member,
+    MemberState,
+    Realization,
+    RealizationState,
+)
 from globalstore.rpc import Call
 from globalstore.rules.realizations import TRANSACTION_PREFIX, digest_of
 from globalstore.rules.refusals import NotFound, PermissionDenied, ResourceExhausted
@@ -37,57 +42,61 @@ _WAITED = {
     state: Encoded(
         wire.WaitGroupRealizationPublishedResponse(
             status=wire.STATUS_OK
-            if state is State.PUBLISHED
+            if state is RealizationState.PUBLISHED
             else wire.STATUS_ERROR
             if state.is_final
             else wire.STATUS_TIMED_OUT,
             state=STATES[state],
         )
     )
-    for state in State
+    for state in RealizationState
 }
 
 
-class GroupsFace:
+class RealizationHandlers:
     """The calls by which a group is published or aborted, and everybody learns of it."""
 
-    app: Application
+    context: HandlerContext
 
-    @group_call("publish")
-    async def PublishGroupRealization(  # noqa: N802
-        self, input_message: wire.PublishGroupRealizationRequest, request: Call
+    @realization_call("publish")
+    async def PublishGroupRealization(
+        self, message: wire.PublishGroupRealizationRequest, request: Call
     ) -> wire.PublishGroupRealizationResponse:
         """Publish a group that is ready."""
-        transaction_id = required("transaction_id", input_message.transaction_id)
-        if is_explicit(self.app):
+        transaction_id = required("transaction_id", message.transaction_id)
+        if is_explicit(self.context):
             # What would allow it is a live operation lease; this server grants none yet.
             raise PermissionDenied(
                 "authority: publishing needs a live operation lease of kind"
                 f" group_realization_publish whose target is {transaction_id[:80]}"
             )
-        fingerprint, app = fingerprint_of(transaction_id), self.app
-        group = told(
-            await app.write(
-                request, realizations.publish, fingerprint, app.wall_us(), app.lease_clock.now_us
+        fingerprint, context = fingerprint_of(transaction_id), self.context
+        realization = accepted(
+            await context.write(
+                request,
+                realizations.publish_realization,
+                fingerprint,
+                context.wall_us(),
+                context.lease_clock.now_us,
             )
         )
         return wire.PublishGroupRealizationResponse(
-            status=wire.STATUS_OK, state=STATES[group.state]
+            status=wire.STATUS_OK, state=STATES[realization.state]
         )
 
-    @group_call("wait")
-    async def WaitGroupRealizationPublished(  # noqa: N802
-        self, input_message: wire.WaitGroupRealizationPublishedRequest, request: Call
+    @realization_call("wait")
+    async def WaitGroupRealizationPublished(
+        self, message: wire.WaitGroupRealizationPublishedRequest, request: Call
     ) -> wire.WaitGroupRealizationPublishedResponse:
         """Wait until a realization has ended, or the caller's deadline passes."""
-        fingerprint = fingerprint_of(required("transaction_id", input_message.transaction_id))
-        deadline_us = input_message.deadline_unix_nanos // 1000
+        fingerprint = fingerprint_of(required("transaction_id", message.transaction_id))
+        deadline_us = message.deadline_unix_nanos // 1000
         patience_s = min(
-            (deadline_us - self.app.wall_us()) / 1_000_000,
+            (deadline_us - self.context.wall_us()) / 1_000_000,
             max(0.0, request.time_remaining - _REPLY_MARGIN_S),
         )
-        self.app.slots.release(request)
-        polls = self.app.metrics.groups.waiter_polls
+        self.context.handler_slots.release(request)
+        polls = self.context.metrics.realizations.waiter_polls
         try:
             state = await self._wait(request, fingerprint, patience_s)
         except (NotFound, ResourceExhausted) as refused:
@@ -96,122 +105,132 @@ class GroupsFace:
         polls.labels(state.name.lower() if state.is_final else "timed_out").inc()
         return cast(wire.WaitGroupRealizationPublishedResponse, _WAITED[state])
 
-    async def _wait(self, request: Call, fingerprint: bytes, patience_s: float) -> State:
+    async def _wait(self, request: Call, fingerprint: bytes, patience_s: float) -> RealizationState:
         if patience_s <= 0:
             return await self._state(request, fingerprint)
-        with self.app.group_waiters.waiting(fingerprint) as crowd:
+        with self.context.realization_waiters.waiting(fingerprint) as waiters:
             state = await self._state(request, fingerprint)
             if state.is_final:
                 return state
             with request.only_waiting(), trio.move_on_after(patience_s):
-                await crowd.ended.wait()
-            if crowd.state is not None:
-                return State(crowd.state)
+                await waiters.ended.wait()
+            if waiters.state is not None:
+                return RealizationState(waiters.state)
             return await self._state(request, fingerprint)
 
-    async def _state(self, request: Call, fingerprint: bytes) -> State:
-        group = await self.app.read(realizations.find, fingerprint)
-        if group is None:
+    async def _state(self, request: Call, fingerprint: bytes) -> RealizationState:
+        realization = await self.context.read(realizations.find_realization, fingerprint)
+        if realization is None:
             raise NotFound(f"no group realization {TRANSACTION_PREFIX}{fingerprint.hex()}")
-        if group.is_due(self.app.lease_clock.now_us()):
-            group = await self._observe(request, fingerprint)
-        return group.state
+        if realization.is_due(self.context.lease_clock.now_us()):
+            realization = await self._observe(request, fingerprint)
+        return realization.state
 
-    async def _observe(self, request: Call, fingerprint: bytes) -> Group:
-        app = self.app
-        return told(
-            await app.write(
-                request, realizations.observe, fingerprint, app.wall_us(), app.lease_clock.now_us
+    async def _observe(self, request: Call, fingerprint: bytes) -> Realization:
+        context = self.context
+        return accepted(
+            await context.write(
+                request,
+                realizations.observe,
+                fingerprint,
+                context.wall_us(),
+                context.lease_clock.now_us,
             )
         )
 
-    @group_call("abort")
-    async def AbortGroupRealization(  # noqa: N802
-        self, input_message: wire.AbortGroupRealizationRequest, request: Call
+    @realization_call("abort")
+    async def AbortGroupRealization(
+        self, message: wire.AbortGroupRealizationRequest, request: Call
     ) -> wire.AbortGroupRealizationResponse:
         """End a realization without publishing it."""
-        fingerprint = fingerprint_of(required("transaction_id", input_message.transaction_id))
-        code, app = identifier("failure_code", input_message.failure_code), self.app
-        detail = input_message.failure_detail[:_DETAIL_CHARACTERS_MAX]
-        group = told(
-            await app.write(
+        fingerprint = fingerprint_of(required("transaction_id", message.transaction_id))
+        code, context = identifier("failure_code", message.failure_code), self.context
+        detail = message.failure_detail[:_DETAIL_CHARACTERS_MAX]
+        realization = accepted(
+            await context.write(
                 request,
                 realizations.abort,
                 fingerprint,
                 code,
                 detail,
-                app.wall_us(),
-                app.lease_clock.now_us,
+                context.wall_us(),
+                context.lease_clock.now_us,
             )
         )
-        return wire.AbortGroupRealizationResponse(status=wire.STATUS_OK, state=STATES[group.state])
+        return wire.AbortGroupRealizationResponse(
+            status=wire.STATUS_OK, state=STATES[realization.state]
+        )
 
-    @group_call("get")
-    async def GetGroupRealization(  # noqa: N802
-        self, input_message: wire.GetGroupRealizationRequest, request: Call
+    @realization_call("get")
+    async def GetGroupRealization(
+        self, message: wire.GetGroupRealizationRequest, request: Call
     ) -> wire.GetGroupRealizationResponse:
         """Show a realization with its members."""
-        transaction_id = required("transaction_id", input_message.transaction_id)
+        transaction_id = required("transaction_id", message.transaction_id)
         fingerprint = digest_of(TRANSACTION_PREFIX, transaction_id)
-        shown = None if fingerprint is None else await self.app.read(realizations.show, fingerprint)
+        shown = (
+            None if fingerprint is None else await self.context.read(realizations.show, fingerprint)
+        )
         if fingerprint is None or shown is None:
             return wire.GetGroupRealizationResponse(status=wire.STATUS_NOT_FOUND)
-        group, members = shown
-        if group.is_due(self.app.lease_clock.now_us()):
-            group = await self._observe(request, fingerprint)
-        response = _shown(group, members)
+        realization, members = shown
+        if realization.is_due(self.context.lease_clock.now_us()):
+            realization = await self._observe(request, fingerprint)
+        response = _shown(realization, members)
         response.publish_authority_mode = (
-            "COORDINATOR_EXPLICIT" if is_explicit(self.app) else "AUTO_WHEN_READY"
+            "COORDINATOR_EXPLICIT" if is_explicit(self.context) else "AUTO_WHEN_READY"
         )
-        reasons = _reasons(group)
+        reasons = _reasons(realization)
         for start in range(0, len(members), _MEMBERS_PER_TURN):
             response.members.extend(
-                _member(group, member, reasons.get(member.part_id, ""))
+                _member(realization, member, reasons.get(member.part_id, ""))
                 for member in members[start : start + _MEMBERS_PER_TURN]
             )
             await trio.lowlevel.checkpoint()
         return response
 
 
-def _shown(group: Group, members: Iterable[Member]) -> wire.GetGroupRealizationResponse:
+def _shown(realization: Realization, members: Iterable[Member]) -> wire.GetGroupRealizationResponse:
     there = {MemberState.PREPARED, MemberState.PUBLISHED}
     present = {
         member.part_id
         for member in members
-        if group.member_state(is_prepared=member.is_prepared) in there
+        if realization.member_state(is_prepared=member.is_prepared) in there
     }
-    if group.state is State.PUBLISHED:
-        present.update(group.required_part_ids)  # also when its members are forgotten
+    if realization.state is RealizationState.PUBLISHED:
+        present.update(realization.required_part_ids)  # also when its members are forgotten
     return wire.GetGroupRealizationResponse(
         status=wire.STATUS_OK,
-        transaction_id=group.transaction_id,
-        version_set=version_sets.reference(group.version_set.manifest_hash),
-        realization_kind=version_sets.KINDS[group.version_set.kind],
-        state=STATES[group.state],
-        required_part_ids=group.required_part_ids,
-        missing_part_ids=[part for part in group.required_part_ids if part not in present],
-        group_kind=group.group_kind,
-        group_id=group.group_id,
-        epoch=group.epoch,
-        total_parts=len(group.required_part_ids),
-        prepared_count=group.count(MemberState.PREPARED),
-        failed_count=group.count(MemberState.FAILED),
-        published_count=group.count(MemberState.PUBLISHED),
-        failure_code=group.failure_code,
-        failure_detail=group.failure_detail,
-        deadline_unix_nanos=group.deadline_unix_nanos,
+        transaction_id=realization.transaction_id,
+        version_set=version_sets.reference(realization.version_set.manifest_hash),
+        realization_kind=version_sets.KINDS[realization.version_set.kind],
+        state=STATES[realization.state],
+        required_part_ids=realization.required_part_ids,
+        missing_part_ids=[part for part in realization.required_part_ids if part not in present],
+        group_kind=realization.group_kind,
+        group_id=realization.group_id,
+        epoch=realization.epoch,
+        total_parts=len(realization.required_part_ids),
+        prepared_count=realization.count(MemberState.PREPARED),
+        failed_count=realization.count(MemberState.FAILED),
+        published_count=realization.count(MemberState.PUBLISHED),
+        failure_code=realization.failure_code,
+        failure_detail=realization.failure_detail,
+        deadline_unix_nanos=realization.deadline_unix_nanos,
     )
 
 
-def _reasons(group: Group) -> dict[str, str]:
+def _reasons(realization: Realization) -> dict[str, str]:
     """Return why the sources of parts were refused, by part."""
-    if not group.is_fenced:
+    if not realization.is_fenced:
         return {}
-    return {each["part_id"]: each["reason"] for each in json.loads(group.failure_detail)}
+    return {each["part_id"]: each["reason"] for each in json.loads(realization.failure_detail)}
 
 
-def _member(group: Group, member: Member, reason: str) -> wire.GroupRealizationMemberDiagnostic:
-    state = group.member_state(is_prepared=member.is_prepared)
+def _member(
+    realization: Realization, member: Member, reason: str
+) -> wire.GroupRealizationMemberDiagnostic:
+    state = realization.member_state(is_prepared=member.is_prepared)
     shown = wire.GroupRealizationMemberDiagnostic(
         part_id=member.part_id,
         state=MEMBER_STATES[state],
@@ -222,7 +241,7 @@ def _member(group: Group, member: Member, reason: str) -> wire.GroupRealizationM
         source_replica_id=member.source_replica_id,
         source_export_generation=member.source_export_generation,
         child_transport_request_id=member.child_transport_request_id,
-        failure_code=group.failure_code,
+        failure_code=realization.failure_code,
         failure_detail=reason,
         member_fingerprint=member.fingerprint,
     )

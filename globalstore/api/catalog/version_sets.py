@@ -5,8 +5,8 @@ from typing import cast
 
 import trio
 
-from globalstore.api.catalog.realization_calls import group_call
-from globalstore.api.context import Application, Encoded
+from globalstore.api.catalog.realization_calls import realization_call
+from globalstore.api.context import Encoded, HandlerContext
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -42,41 +42,41 @@ KINDS = {
 }
 
 
-class VersionSetsFace:
+class VersionSetHandlers:
     """The call by which a version for a whole group is recorded."""
 
-    app: Application
+    context: HandlerContext
 
-    @group_call("register")
-    async def RegisterGroupVersionSet(  # noqa: N802
-        self, input_message: wire.RegisterGroupVersionSetRequest, request: Call
+    @realization_call("register")
+    async def RegisterGroupVersionSet(
+        self, message: wire.RegisterGroupVersionSetRequest, request: Call
     ) -> wire.RegisterGroupVersionSetResponse:
         """Record which selection each part of a group gets; moves no key."""
-        count = len(input_message.parts)
-        most = self.app.config.worker_policy.group_realization.max_parts_per_version_set
+        count = len(message.parts)
+        most = self.context.config.worker_policy.group_realization.max_parts_per_version_set
         if not count:
             raise InvalidArgument("parts is required: a version set has at least one part")
         if count > most:
             raise InvalidArgument(f"parts has {count} entries, expected at most {most}")
         described = Described(
-            identifier("namespace", input_message.namespace),
-            identifier("key", input_message.key),
-            storable("key_generation", input_message.key_generation)
-            if input_message.HasField("key_generation")
+            identifier("namespace", message.namespace),
+            identifier("key", message.key),
+            storable("key_generation", message.key_generation)
+            if message.HasField("key_generation")
             else None,
         )
         apart = count > _PARTS_AT_ONCE
         if apart:
-            self.app.slots.release(request)
-            wanted = await trio.to_thread.run_sync(_manifest, input_message)
+            self.context.handler_slots.release(request)
+            wanted = await trio.to_thread.run_sync(_manifest, message)
         else:
-            wanted = _manifest(input_message)
-        registered = await self.app.write(
+            wanted = _manifest(message)
+        registered = await self.context.write(
             request,
-            version_sets.register,
+            version_sets.register_version_set,
             wanted,
             described,
-            self.app.wall_us(),
+            self.context.wall_us(),
             lane=Lane.NORMAL if count <= _BULK_PARTS else Lane.BULK,
         )
         answer = (
@@ -85,25 +85,25 @@ class VersionSetsFace:
         return cast(wire.RegisterGroupVersionSetResponse, answer)
 
 
-def selection(field: str, said: common.ArtifactSelection) -> Selection:
+def selection(field: str, message: common.ArtifactSelection) -> Selection:
     """Return a checked selection; its ids without surrounding space, all else as sent."""
-    artifact_id = stored(f"{field}.artifact_id", said.artifact_id)
-    view_id = identifier(f"{field}.view_id", said.view_id)
+    artifact_id = stored(f"{field}.artifact_id", message.artifact_id)
+    view_id = identifier(f"{field}.view_id", message.view_id)
     for name in ("selection_hash", "logical_layout_hash"):
-        if len(getattr(said, name)) > _HASH_BYTES_MAX:
+        if len(getattr(message, name)) > _HASH_BYTES_MAX:
             raise InvalidArgument(f"{field}.{name} is longer than {_HASH_BYTES_MAX} bytes")
-    if (artifact_id, view_id) != (said.artifact_id, said.view_id):
+    if (artifact_id, view_id) != (message.artifact_id, message.view_id):
         kept = common.ArtifactSelection()
-        kept.CopyFrom(said)
+        kept.CopyFrom(message)
         kept.artifact_id, kept.view_id = artifact_id, view_id
-        said = kept
-    encoded = said.SerializeToString(deterministic=True)
+        message = kept
+    encoded = message.SerializeToString(deterministic=True)
     return Selection(
         encoded,
         artifact_id,
         view_id,
-        said.selection_hash or rules.computed_hash(encoded),
-        said.logical_layout_hash,
+        message.selection_hash or rules.computed_hash(encoded),
+        message.logical_layout_hash,
     )
 
 
@@ -154,8 +154,8 @@ def _manifest(message: wire.RegisterGroupVersionSetRequest) -> Manifest:
             " PER_PART_SELECTION"
         )
     parts: dict[str, Part] = {}
-    for number, said in enumerate(message.parts):
-        part = _part(f"parts[{number}]", said)
+    for number, entry in enumerate(message.parts):
+        part = _part(f"parts[{number}]", entry)
         if part.part_id in parts:
             raise InvalidArgument(f"parts[{number}].part_id is {part.part_id[:80]!r} once more")
         parts[part.part_id] = part
@@ -164,31 +164,31 @@ def _manifest(message: wire.RegisterGroupVersionSetRequest) -> Manifest:
     return rules.manifest(kind, parts.values())
 
 
-def _part(field: str, said: wire.GroupVersionSetPart) -> Part:
-    part_id = required(f"{field}.part_id", said.part_id)
-    chosen = selection(f"{field}.selection", said.selection)
-    space = _space(f"{field}.requested_byte_space", said.requested_byte_space, chosen.view_id)
-    if len(said.part_metadata_json.encode()) > _METADATA_BYTES_MAX:
+def _part(field: str, message: wire.GroupVersionSetPart) -> Part:
+    part_id = required(f"{field}.part_id", message.part_id)
+    chosen = selection(f"{field}.selection", message.selection)
+    space = _space(f"{field}.requested_byte_space", message.requested_byte_space, chosen.view_id)
+    if len(message.part_metadata_json.encode()) > _METADATA_BYTES_MAX:
         raise InvalidArgument(
             f"{field}.part_metadata_json is longer than {_METADATA_BYTES_MAX} bytes"
         )
-    return Part(part_id, chosen, space, said.part_metadata_json)
+    return Part(part_id, chosen, space, message.part_metadata_json)
 
 
-def _space(field: str, said: common.ByteSpaceRef, view_id: str) -> ByteSpace:
-    space_id = identifier(f"{field}.id", said.id)
-    if not said.kind and not space_id:
+def _space(field: str, message: common.ByteSpaceRef, view_id: str) -> ByteSpace:
+    space_id = identifier(f"{field}.id", message.id)
+    if not message.kind and not space_id:
         return rules.effective_space(ByteSpace(0, ""), view_id)
-    if said.kind not in _SPACES:
-        raise InvalidArgument(f"{field}.kind is {said.kind}, expected CANONICAL or VIEW")
-    if said.kind == common.BYTE_SPACE_KIND_CANONICAL:
+    if message.kind not in _SPACES:
+        raise InvalidArgument(f"{field}.kind is {message.kind}, expected CANONICAL or VIEW")
+    if message.kind == common.BYTE_SPACE_KIND_CANONICAL:
         if space_id:
             raise InvalidArgument(f"{field}: only a VIEW has an id")
     elif not space_id:
         raise InvalidArgument(f"{field}: requested_byte_space required: a VIEW has an id")
     elif view_id and space_id != view_id:
         raise InvalidArgument(f"{field}.id is {space_id[:80]!r}, but the selection's view is not")
-    return ByteSpace(_SPACES[said.kind], space_id)
+    return ByteSpace(_SPACES[message.kind], space_id)
 
 
 def _check_same(parts: Iterable[Part]) -> None:

@@ -11,7 +11,7 @@ _EXEMPT_PREFIXES = ("grpc.",)
 _EXEMPT_METHODS = frozenset({"HealthCheck"})
 
 
-class Slots:
+class HandlerSlots:
     """Slots for handlers; a call gives its slot back as soon as it only waits.
 
     What counts as waiting: a commit, a source, a drain, a barrier. ``limit`` 0 means no bound.

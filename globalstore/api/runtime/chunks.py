@@ -7,10 +7,10 @@ from itertools import groupby
 import attrs
 import trio
 
-from globalstore.api.context import Application
+from globalstore.api.context import HandlerContext
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import chunks
-from globalstore.registry.runtime.chunks import Held, NodeWorker, Report
+from globalstore.registry.runtime.chunks import ChunkReport, HeldChunks, NodeWorker
 from globalstore.rpc import Call
 from globalstore.rules.chunk_states import BLOCK_CHUNKS, ChunkState, Patches
 from globalstore.rules.refusals import InvalidArgument, Refusal, ResourceExhausted
@@ -47,7 +47,7 @@ class _Source:
     block: int
     accepting: bool
     load: float
-    held: Held
+    held: HeldChunks
     worker: NodeWorker
 
     @property
@@ -63,37 +63,37 @@ class _Source:
         )
 
 
-class ChunksFace:
+class ChunkHandlers:
     """The calls of the chunk directory."""
 
-    app: Application
+    context: HandlerContext
 
-    async def BatchUpdateChunkStates(  # noqa: N802
-        self, input_message: wire.BatchUpdateChunkStatesRequest, request: Call
+    async def BatchUpdateChunkStates(
+        self, message: wire.BatchUpdateChunkStatesRequest, request: Call
     ) -> wire.BatchUpdateChunkStatesResponse:
         """Record what a node has, all entries or none."""
-        count = len(input_message.updates)
+        count = len(message.updates)
         if count:
-            patches = await _gathered(input_message)
-            said = Report(
-                required("node_id", input_message.node_id),
-                identifier("worker_id", input_message.worker_id),
-                self.app.wall_us(),
+            patches = await _gathered(message)
+            report = ChunkReport(
+                required("node_id", message.node_id),
+                identifier("worker_id", message.worker_id),
+                self.context.wall_us(),
             )
-            self.app.slots.release(request)
-            await self.app.chunk_reports.keep(said, patches)
+            self.context.handler_slots.release(request)
+            await self.context.chunk_reports.keep(report, patches)
         return wire.BatchUpdateChunkStatesResponse(status=wire.STATUS_OK, updates_applied=count)
 
-    async def QueryChunkLocations(  # noqa: N802
-        self, input_message: wire.QueryChunkLocationsRequest, request: Call
+    async def QueryChunkLocations(
+        self, message: wire.QueryChunkLocationsRequest, request: Call
     ) -> wire.QueryChunkLocationsResponse:
         """List where chunks of an artifact are, the best source of each first."""
-        artifact_id = required("artifact_id", input_message.artifact_id)
-        wanted = await _wanted(input_message)
+        artifact_id = required("artifact_id", message.artifact_id)
+        wanted = await _wanted(message)
         blocks = (min(wanted) // BLOCK_CHUNKS, max(wanted) // BLOCK_CHUNKS) if wanted else None
-        self.app.slots.release(request)
-        held, workers = await self.app.chunk_reports.once_settled(
-            lambda: self.app.read(chunks.held, artifact_id, blocks, self.app.workers.fresh())
+        self.context.handler_slots.release(request)
+        held, workers = await self.context.chunk_reports.once_applied(
+            lambda: self.context.read(chunks.held, artifact_id, blocks, self.context.workers.live())
         )
         response = wire.QueryChunkLocationsResponse(status=wire.STATUS_OK)
         located = _located(await self._sources(held, workers), wanted)
@@ -116,13 +116,13 @@ class ChunksFace:
                 await trio.lowlevel.checkpoint()
         return response
 
-    async def _sources(self, held: list[Held], workers: list[NodeWorker]) -> list[_Source]:
+    async def _sources(self, held: list[HeldChunks], workers: list[NodeWorker]) -> list[_Source]:
         """Return what can be told of blocks, in the order of the answer but for their states."""
         by_node: dict[str, list[NodeWorker]] = defaultdict(list)
         for worker in workers:
             by_node[worker.node_id].append(worker)
         loads = {node_id: await self._load(there) for node_id, there in by_node.items()}
-        routable = self.app.workers.routable()
+        routable = self.context.workers.routable()
         sources = []
         for each in held:
             there = by_node[each.node_id]
@@ -136,7 +136,7 @@ class ChunksFace:
         """Return the share of the slots of a node's live workers that is in use."""
         slots = 0
         for worker in workers:
-            slots += await self.app.worker_slots.of(worker.worker_key)
+            slots += await self.context.worker_slots.of(worker.worker_key)
         return min(1.0, sum(worker.in_use for worker in workers) / slots) if slots else 0.0
 
 
@@ -169,14 +169,14 @@ class _Names:
     def __init__(self) -> None:
         self._artifact_id = self._device_uuid = ("", "")
 
-    def artifact_id(self, said: str) -> str:
-        if not said or said != self._artifact_id[0]:
-            self._artifact_id = said, required("artifact_id", said)
+    def artifact_id(self, text: str) -> str:
+        if not text or text != self._artifact_id[0]:
+            self._artifact_id = text, required("artifact_id", text)
         return self._artifact_id[1]
 
-    def device_uuid(self, said: str) -> str:
-        if said != self._device_uuid[0]:
-            self._device_uuid = said, identifier("device_uuid", said)
+    def device_uuid(self, text: str) -> str:
+        if text != self._device_uuid[0]:
+            self._device_uuid = text, identifier("device_uuid", text)
         return self._device_uuid[1]
 
 

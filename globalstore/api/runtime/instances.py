@@ -7,15 +7,15 @@ from typing import cast
 
 import trio
 
-from globalstore.api.context import Application, timestamp
+from globalstore.api.context import HandlerContext, timestamp
 from globalstore.db import Snapshot
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.instances import (
     ACTIVE_MAX,
+    InstanceList,
     Instances,
     LiveInstance,
-    RollCall,
-    said,
+    liveness_row,
     unheard,
 )
 from globalstore.registry.runtime import instances as registry
@@ -43,41 +43,41 @@ _ENDED_LISTED_MAX = 10_000
 _INSTANCES_PER_TURN = 25
 
 
-class InstancesFace:
+class InstanceHandlers:
     """The calls by which an engine process says that it is there."""
 
-    app: Application
+    context: HandlerContext
 
-    async def RegisterInstance(  # noqa: N802
-        self, input_message: wire.RegisterInstanceRequest, request: Call
+    async def RegisterInstance(
+        self, message: wire.RegisterInstanceRequest, request: Call
     ) -> wire.RegisterInstanceResponse:
         """Make an instance active and replace all that was known of it."""
-        asked = _registration(input_message)
-        instances = self.app.instances
-        if len(instances) >= ACTIVE_MAX and instances.find(asked.instance_id) is None:
+        registration = _registration(message)
+        instances = self.context.instances
+        if len(instances) >= ACTIVE_MAX and instances.find(registration.instance_id) is None:
             raise ResourceExhausted(
                 f"{ACTIVE_MAX} instances are active already; unregister those that are gone"
             )
-        state = await self.app.write(request, registry.register, asked, self.app.wall_us())
+        state = await self.context.write(
+            request, registry.register_instance, registration, self.context.wall_us()
+        )
         _log.info("instance registered", **_who(instances, unheard(state)))
         return wire.RegisterInstanceResponse(
             status=wire.STATUS_OK,
             instance_id=state.instance_id,
-            heartbeat_interval_ms=self.app.heartbeat_interval_ms,
+            heartbeat_interval_ms=self.context.heartbeat_interval_ms,
         )
 
-    async def InstanceHeartbeat(  # noqa: N802
-        self, input_message: wire.InstanceHeartbeatRequest, request: Call
+    async def InstanceHeartbeat(
+        self, message: wire.InstanceHeartbeatRequest, request: Call
     ) -> wire.InstanceHeartbeatResponse:
         """Keep an instance alive; one that is unknown or has ended must register."""
-        instance_id = required("instance_id", input_message.instance_id)
+        instance_id = required("instance_id", message.instance_id)
         # Absent and empty both mean the worker of the daemon, whatever was named before.
-        named_worker_id = identifier("worker_id", input_message.worker_id)
-        flags = (
-            input_message.capability_flags if input_message.HasField("capability_flags") else None
-        )
+        named_worker_id = identifier("worker_id", message.worker_id)
+        flags = message.capability_flags if message.HasField("capability_flags") else None
         add_call_fields(instance_id=instance_id)
-        instance = await self.app.instances.settled(instance_id)
+        instance = await self.context.instances.decided(instance_id)
         if instance is None:
             _log.limited(
                 f"heartbeat of {instance_id[:80]}",
@@ -90,57 +90,57 @@ class InstancesFace:
                 "capability_flags has NODE_AGENT_ENABLED, but the instance was registered without"
                 " an execution_endpoint; register it with one"
             )
-        self.app.instances.heartbeat(instance, named_worker_id, flags, self.app.wall_us())
+        self.context.instances.heartbeat(instance, named_worker_id, flags, self.context.wall_us())
         return wire.InstanceHeartbeatResponse(status=wire.STATUS_OK)
 
-    async def UnregisterInstance(  # noqa: N802
-        self, input_message: wire.UnregisterInstanceRequest, request: Call
+    async def UnregisterInstance(
+        self, message: wire.UnregisterInstanceRequest, request: Call
     ) -> wire.UnregisterInstanceResponse:
         """End an instance on its own order."""
-        instance_id = required("instance_id", input_message.instance_id)
-        instances = self.app.instances
+        instance_id = required("instance_id", message.instance_id)
+        instances = self.context.instances
         instance = instances.find(instance_id)
-        heard = [] if instance is None else [said(instance)]
-        state = await self.app.write(
-            request, registry.unregister, instance_id, heard, self.app.wall_us()
+        liveness = [] if instance is None else [liveness_row(instance)]
+        state = await self.context.write(
+            request, registry.unregister_instance, instance_id, liveness, self.context.wall_us()
         )
         if state is None:
             return wire.UnregisterInstanceResponse(status=wire.STATUS_NOT_FOUND)
         _log.info(
             "instance unregistered",
             **_who(instances, unheard(state)),
-            graceful=input_message.is_graceful_shutdown,
+            graceful=message.is_graceful_shutdown,
         )
         return wire.UnregisterInstanceResponse(status=wire.STATUS_OK)
 
-    async def ListActiveInstances(  # noqa: N802
-        self, input_message: wire.ListActiveInstancesRequest, request: Call
+    async def ListActiveInstances(
+        self, message: wire.ListActiveInstancesRequest, request: Call
     ) -> wire.ListActiveInstancesResponse:
         """List instances as they are at one instant, the latest heartbeat first."""
-        flags = input_message.required_capability_flags
-        instances = self.app.instances
-        if input_message.include_unavailable:
+        flags = message.required_capability_flags
+        instances = self.context.instances
+        if message.include_unavailable:
             with instances.noting_ended() as noted:
-                ended = await self.app.read(_ended, flags)
-                call = instances.roll_call(self.app.wall_us())
+                ended = await self.context.read(_ended, flags)
+                listed = instances.list_now(self.context.wall_us())
             # Active when the ended ones were read, and not any more: in neither of the two.
             since = {instance.key: instance for instance in noted if instance.key not in ended}
-            ordered = call.latest_first(ended.values(), sorted(since.values(), key=call.order))
+            ordered = listed.latest_first(ended.values(), sorted(since.values(), key=listed.order))
         else:
-            call = instances.roll_call(self.app.wall_us())
-            ordered = call.latest_first()
+            listed = instances.list_now(self.context.wall_us())
+            ordered = listed.latest_first()
         parts = []
         while turn := list(islice(ordered, _INSTANCES_PER_TURN)):
             part = wire.ListActiveInstancesResponse()
             for instance in turn:
                 if instance.capability_flags & flags == flags:
-                    _show(part.instances.add(), instance, call, self._status(call, instance))
+                    _show(part.instances.add(), instance, listed, self._status(listed, instance))
             parts.append(part.SerializeToString())
             await trio.lowlevel.checkpoint()
         return cast(wire.ListActiveInstancesResponse, _Serialized(parts))
 
-    def _status(self, call: RollCall, instance: LiveInstance) -> wire.ConnectionStatus:
-        silent_s, timeout_s = call.silent_s(instance), self.app.instances.timeout_s
+    def _status(self, listed: InstanceList, instance: LiveInstance) -> wire.ConnectionStatus:
+        silent_s, timeout_s = listed.silent_s(instance), self.context.instances.timeout_s
         if silent_s <= timeout_s:
             return wire.CONNECTION_STATUS_CONNECTED
         if silent_s <= 2 * timeout_s:
@@ -157,7 +157,7 @@ class _Serialized:
     def __init__(self, parts: list[bytes]) -> None:
         self._parts = parts
 
-    def SerializeToString(self) -> bytes:  # noqa: N802
+    def SerializeToString(self) -> bytes:
         return b"".join(self._parts)
 
 
@@ -167,11 +167,11 @@ def _ended(tx: Snapshot, flags: int) -> dict[int, LiveInstance]:
     return {state.instance_key: unheard(state) for state in found}
 
 
-def _registration(message: wire.RegisterInstanceRequest) -> registry.Registration:
+def _registration(message: wire.RegisterInstanceRequest) -> registry.InstanceRegistration:
     flags = message.capability_flags
     endpoint = identifier("execution_endpoint", message.execution_endpoint)
     host_kind = identifier("execution_host_kind", message.execution_host_kind)
-    asked = registry.Registration(
+    registration = registry.InstanceRegistration(
         instance_id=required("instance_id", message.instance_id),
         daemon_id=required("daemon_id", message.daemon_id),
         named_worker_id=identifier("worker_id", message.worker_id),
@@ -186,7 +186,7 @@ def _registration(message: wire.RegisterInstanceRequest) -> registry.Registratio
         raise InvalidArgument(
             "execution_endpoint is required with NODE_AGENT_ENABLED in capability_flags"
         )
-    return asked
+    return registration
 
 
 def _unchecked(field: str, value: str) -> str:
@@ -223,14 +223,14 @@ def _who(instances: Instances, instance: LiveInstance) -> dict[str, str]:
 def _show(
     info: wire.ListActiveInstancesResponse.InstanceInfo,
     instance: LiveInstance,
-    call: RollCall,
+    listed: InstanceList,
     status: wire.ConnectionStatus,
 ) -> None:
     """Fill in the entry of an instance."""
     state = instance.state
     info.instance_id = state.instance_id
     info.daemon_id = state.daemon_id
-    info.worker_id = call.worker_id(instance)
+    info.worker_id = listed.worker_id(instance)
     info.engine = state.engine
     info.signals_endpoint = state.signals_endpoint
     info.last_heartbeat_ts.CopyFrom(timestamp(instance.last_heartbeat_us))

@@ -9,7 +9,7 @@ import trio
 from globalstore.api.runtime import memory_info
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry.runtime.inventories import Held, Reported
+from globalstore.registry.runtime.inventories import HeldReplica, ReportedReplica
 from globalstore.registry.runtime.inventory_writes import Changes
 from globalstore.rules.refusals import Refusal
 
@@ -35,13 +35,13 @@ class Inventory:
     fingerprint: int
     _said: Sequence[common.ReplicaInfo]
     _node_id: str
-    _entries: list[Reported] | None = None
+    _entries: list[ReportedReplica] | None = None
 
     @property
     def is_empty_snapshot(self) -> bool:
         return self.complete and not self._said
 
-    async def entries(self) -> list[Reported]:
+    async def entries(self) -> list[ReportedReplica]:
         """Return all entries, checked; the first wrong one refuses them all."""
         if self._entries is None:
             self._entries = await _checked(self._said, self._node_id)
@@ -52,7 +52,7 @@ async def inventory_of(message: wire.ReconcileWorkerStateRequest, node_id: str) 
     """Return the inventory of a request; ``node_id`` is the worker's, of entries that name none."""
     fingerprint = hash(node_id)
     for chunk in in_chunks(message.inventory, _ENTRIES_HASHED_PER_TURN):
-        fingerprint = hash((fingerprint, *map(_said_by, chunk)))
+        fingerprint = hash((fingerprint, *map(_content_of, chunk)))
         await trio.lowlevel.checkpoint()
     complete = (
         len(message.inventory) > 0 or message.request_kind == wire.RECONCILE_REQUEST_KIND_SNAPSHOT
@@ -60,27 +60,27 @@ async def inventory_of(message: wire.ReconcileWorkerStateRequest, node_id: str) 
     return Inventory(complete, fingerprint, message.inventory, node_id)
 
 
-def _said_by(entry: common.ReplicaInfo) -> tuple[object, ...]:
+def _content_of(entry: common.ReplicaInfo) -> tuple[object, ...]:
     """Return all that an entry says of its replica.
 
     When it was taken and how many requests are running are no part of that.
     """
-    said = entry.ref.SerializeToString(), entry.memory_info.SerializeToString()
+    content = entry.ref.SerializeToString(), entry.memory_info.SerializeToString()
     if not entry.HasField("stats"):
-        return said
-    return *said, entry.stats.is_available, entry.stats.max_concurrency
+        return content
+    return *content, entry.stats.is_available, entry.stats.max_concurrency
 
 
-async def _checked(said: Sequence[common.ReplicaInfo], node_id: str) -> list[Reported]:
-    entries = []
-    for index, entry in enumerate(said):
+async def _checked(entries: Sequence[common.ReplicaInfo], node_id: str) -> list[ReportedReplica]:
+    checked = []
+    for index, entry in enumerate(entries):
         try:
-            entries.append(memory_info.reported(entry, node_id))
+            checked.append(memory_info.reported(entry, node_id))
         except Refusal as refused:
             raise type(refused)(f"inventory[{index}].{refused}") from None
         if index % ENTRIES_PER_TURN == 0:
             await trio.lowlevel.checkpoint()
-    return entries
+    return checked
 
 
 def in_chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
@@ -99,7 +99,7 @@ async def list_changes(
             await trio.lowlevel.checkpoint()
 
 
-def _each(changes: Changes) -> Iterator[tuple[wire.StateChange.ChangeType, Held, str]]:
+def _each(changes: Changes) -> Iterator[tuple[wire.StateChange.ChangeType, HeldReplica, str]]:
     for row in changes.added:
         yield wire.StateChange.CHANGE_TYPE_ADD_REPLICA, row, "reported and not recorded"
     for row in changes.removed:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from globalstore.api.context import microseconds, timestamp
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.registry.runtime import replica_lists
-from globalstore.registry.runtime.inventories import Held, Key, Reported
+from globalstore.registry.runtime.inventories import HeldReplica, ReplicaIdentity, ReportedReplica
 from globalstore.registry.runtime.replica_lists import Replica
 from globalstore.registry.runtime.replicas import (
     MemoryTier,
@@ -91,13 +91,13 @@ def place(info: common.MemoryInfo) -> Place:
 def reported_transfer(info: common.MemoryInfo) -> Transfer | None:
     """Return the transfer metadata in its one form; None when the message says nothing of it."""
     if info.HasField("transport"):
-        said = info.transport
+        transport = info.transport
         return transfer.from_submessage(
-            said.export_state,
-            storable("mem_info.transport.export_generation", said.export_generation),
-            said.remote_memory_keys,
-            said.buffer_sizes,
-            said.verification_json,
+            transport.export_state,
+            storable("mem_info.transport.export_generation", transport.export_generation),
+            transport.remote_memory_keys,
+            transport.buffer_sizes,
+            transport.verification_json,
             info.memory_size,
         )
     return transfer.from_direct_fields(
@@ -109,7 +109,7 @@ def reported_transfer(info: common.MemoryInfo) -> Transfer | None:
 _shared = lru_cache(1024)(identifier)
 
 
-def reported(entry: common.ReplicaInfo, node_id: str) -> Reported:
+def reported(entry: common.ReplicaInfo, node_id: str) -> ReportedReplica:
     """Return an inventory entry, checked; ``node_id`` is the worker's, used when blank.
 
     Transfer metadata is never refused: what cannot be used is cleared. This runs a hundred thousand
@@ -132,11 +132,11 @@ def reported(entry: common.ReplicaInfo, node_id: str) -> Reported:
     ordered = info.HasField("transport")
     columns = _plain_transfer(info.transport, memory_size) if ordered else None
     if columns is None:
-        said = _inventory_transfer(info, memory_size)
-        columns = None if said is None else transfer_columns(said)
+        listed = _inventory_transfer(info, memory_size)
+        columns = None if listed is None else transfer_columns(listed)
     proposed = ref.replica_id.strip()
-    return Reported(
-        Key(
+    return ReportedReplica(
+        ReplicaIdentity(
             stored("ref.artifact_id", ref.artifact_id),
             view_id,
             _shared("memory_info.node_id", info.node_id) or node_id,
@@ -160,18 +160,22 @@ def reported(entry: common.ReplicaInfo, node_id: str) -> Reported:
 
 
 def _plain_transfer(
-    said: common.ReplicaTransportMetadata, memory_size: int
+    transport: common.ReplicaTransportMetadata, memory_size: int
 ) -> TransferColumns | None:
     """Return the columns of what nearly all replicas are: exportable, by one plain key.
 
     None for all else, which takes the long way.
     """
-    keys, sizes, generation = said.remote_memory_keys, said.buffer_sizes, said.export_generation
+    keys, sizes, generation = (
+        transport.remote_memory_keys,
+        transport.buffer_sizes,
+        transport.export_generation,
+    )
     if (
-        said.export_state != _EXPORTABLE
+        transport.export_state != _EXPORTABLE
         or len(keys) != 1
         or len(sizes) != 1
-        or said.verification_json
+        or transport.verification_json
     ):
         return None
     size = sizes[0]
@@ -186,16 +190,16 @@ def _inventory_transfer(info: common.MemoryInfo, memory_size: int) -> Transfer |
         if sizes:
             storable("memory_info.buffer_sizes", max(sizes))
         return transfer.from_inventory(keys, sizes, info.verification_json, memory_size)
-    said = info.transport
-    keys, sizes = tuple(said.remote_memory_keys), tuple(said.buffer_sizes)
+    transport = info.transport
+    keys, sizes = tuple(transport.remote_memory_keys), tuple(transport.buffer_sizes)
     if sizes:
         storable("memory_info.transport.buffer_sizes", max(sizes))
     return transfer.from_submessage(
-        said.export_state,
-        storable("memory_info.transport.export_generation", said.export_generation),
+        transport.export_state,
+        storable("memory_info.transport.export_generation", transport.export_generation),
         keys,
         sizes,
-        said.verification_json,
+        transport.verification_json,
         memory_size,
     )
 
@@ -272,7 +276,7 @@ class InfoWriter:
     def __init__(self) -> None:
         self._kinds: dict[tuple[object, ...], common.ReplicaInfo] = {}
 
-    def write(self, into: common.ReplicaInfo, row: Held) -> None:
+    def write(self, into: common.ReplicaInfo, row: HeldReplica) -> None:
         """Fill an empty message with a row."""
         keys, sizes, verification = json.loads(row.transfer_json or _NO_TRANSFER)
         kind = (*row[3:15], *row[16:21], *sizes, verification)

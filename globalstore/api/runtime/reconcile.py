@@ -6,7 +6,7 @@ import attrs
 import trio
 
 from globalstore import db
-from globalstore.api.context import Application
+from globalstore.api.context import HandlerContext
 from globalstore.api.runtime import memory_info
 from globalstore.api.runtime.inventories import (
     ENTRIES_PER_TURN,
@@ -16,10 +16,10 @@ from globalstore.api.runtime.inventories import (
     list_changes,
 )
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.liveness.daemon_locks import LaneFull
+from globalstore.liveness.daemon_locks import DaemonLockFull
 from globalstore.liveness.workers import LiveWorker
 from globalstore.registry.runtime import inventories, inventory_writes, reconcile
-from globalstore.registry.runtime.inventories import Differences, Held, Reported
+from globalstore.registry.runtime.inventories import Differences, HeldReplica, ReportedReplica
 from globalstore.registry.runtime.inventory_writes import Changes, Claim, Slice
 from globalstore.registry.runtime.reconcile import Accepted
 from globalstore.rpc import Call
@@ -54,21 +54,21 @@ _GAP_RETRY_MS = 100
 _OVERLOAD_RETRY_MS = 500
 
 
-class ReconcileFace:
+class ReconcileHandlers:
     """The call by which a daemon says all that it holds."""
 
-    app: Application
+    context: HandlerContext
 
-    async def ReconcileWorkerState(  # noqa: N802
-        self, input_message: wire.ReconcileWorkerStateRequest, request: Call
+    async def ReconcileWorkerState(
+        self, message: wire.ReconcileWorkerStateRequest, request: Call
     ) -> wire.ReconcileWorkerStateResponse:
         """Bring the rows of a worker in line with its inventory, in the order of its requests."""
-        metrics = self.app.metrics
+        metrics = self.context.metrics
         began = trio.current_time()
         result = wire.RECONCILE_RESULT_KIND_FATAL
         outcome = "success"
         try:
-            answer = await self._reconcile(input_message, request)
+            answer = await self._reconcile(message, request)
             result = answer.result_kind
         except Exception as error:
             outcome = "success" if isinstance(error, Refusal) else "error"
@@ -89,13 +89,13 @@ class ReconcileFace:
         if worker.confirmed is None or worker.confirmed[0] != inventory.fingerprint:
             await inventory.entries()  # whatever is wrong with it comes before all else
         try:
-            async with self.app.lanes.turn(worker.state.daemon_id, "reconcile"):
+            async with self.context.daemon_locks.hold(worker.state.daemon_id, "reconcile"):
                 for _ in range(_DECISIONS_MAX):
                     worker = self._active(worker_id)
                     answer = await self._decide(worker, message, inventory, call)
                     if answer is not None:
                         return answer
-        except (LaneFull, db.QueueFull) as error:
+        except (DaemonLockFull, db.QueueFull) as error:
             return await self._retry_later(
                 worker, message, _OVERLOAD_RETRY_MS, "overloaded", str(error)
             )
@@ -109,7 +109,7 @@ class ReconcileFace:
         )
 
     def _active(self, worker_id: str) -> LiveWorker:
-        worker = self.app.workers.find(worker_id)
+        worker = self.context.workers.find(worker_id)
         if worker is None:
             _log.limited(
                 f"reconcile of {worker_id[:80]}",
@@ -144,7 +144,7 @@ class ReconcileFace:
             return await self._retry_later(
                 worker,
                 message,
-                self.app.heartbeat_interval_ms,
+                self.context.heartbeat_interval_ms,
                 "contradicted_snapshot",
                 "an empty snapshot, but the worker's heartbeat affirms what it holds",
             )
@@ -155,7 +155,7 @@ class ReconcileFace:
     async def _answer(
         self, worker: LiveWorker, kind: wire.ReconcileResultKind
     ) -> wire.ReconcileWorkerStateResponse:
-        checksum = await self.app.checksum_of(worker)
+        checksum = await self.context.checksum_of(worker)
         return wire.ReconcileWorkerStateResponse(
             result_kind=kind,
             new_state_version=worker.state.state_version,
@@ -163,7 +163,7 @@ class ReconcileFace:
         )
 
     def _conflict(self, scope: str) -> None:
-        self.app.metrics.control_plane_conflicts.labels(scope).inc()
+        self.context.metrics.control_plane_conflicts.labels(scope).inc()
 
     def _log_refused(
         self,
@@ -200,7 +200,7 @@ class ReconcileFace:
         label: str,
         reason: str,
     ) -> wire.ReconcileWorkerStateResponse:
-        self.app.metrics.reconcile_retry_later.labels(label).inc()
+        self.context.metrics.reconcile_retry_later.labels(label).inc()
         kind = wire.RECONCILE_RESULT_KIND_RETRY_LATER
         self._log_refused(worker, message, kind, reason)
         answer = await self._answer(worker, kind)
@@ -215,7 +215,7 @@ class ReconcileFace:
         if worker.gap_since is None:
             worker.gap_since = now
         self._conflict("reconcile_request_gap")
-        if now - worker.gap_since > self.app.workers.timeout_s:
+        if now - worker.gap_since > self.context.workers.timeout_s:
             return await self._rebase(worker, message, None, "a request is missing for too long")
         reason = f"request_seq {worker.state.request_seq + 1} is missing"
         return await self._retry_later(worker, message, _GAP_RETRY_MS, "request_seq_gap", reason)
@@ -240,11 +240,11 @@ class ReconcileFace:
 
     async def _is_contradicted(self, worker: LiveWorker) -> bool:
         """Tell whether the latest heartbeat affirms replicas that an empty snapshot denies."""
-        if not worker.accepting or worker.key not in self.app.workers.fresh():
+        if not worker.accepting or worker.key not in self.context.workers.live():
             return False
-        if worker.said_checksum in {"", EMPTY}:
+        if worker.reported_checksum in {"", EMPTY}:
             return False
-        return worker.said_checksum == await self.app.checksum_of(worker)
+        return worker.reported_checksum == await self.context.checksum_of(worker)
 
     # Acceptance.
 
@@ -258,12 +258,12 @@ class ReconcileFace:
         state = worker.state
         claim = Claim(worker.key, state.worker_id, state.generation, message.request_seq)
         if not inventory.complete or self._is_unchanged(worker, inventory):
-            moved = await self.app.write(
-                call, reconcile.accept, claim, None, False, inventory.complete
+            moved = await self.context.write(
+                call, reconcile.accept_inventory, claim, None, False, inventory.complete
             )
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP) if moved else None
         entries = await inventory.entries()
-        small = len(entries) <= reconcile.WHOLE_MAX and await self.app.read(
+        small = len(entries) <= reconcile.WHOLE_MAX and await self.context.read(
             reconcile.is_small, worker.key
         )
         listed = wire.ReconcileWorkerStateResponse()
@@ -275,7 +275,7 @@ class ReconcileFace:
         if not accepted.changes:
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
         # A change of the confirmation number makes sources of rows that nobody wrote.
-        self.app.queues.worker_routable()
+        self.context.queues.worker_routable()
         answer = await self._answer(worker, wire.RECONCILE_RESULT_KIND_APPLIED)
         listed.MergeFrom(answer)
         return listed
@@ -290,18 +290,18 @@ class ReconcileFace:
         self,
         live: LiveWorker,
         claim: Claim,
-        entries: list[Reported],
+        entries: list[ReportedReplica],
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
     ) -> Accepted | None:
         """Carry a reconcile out in one transaction; ``listed`` gets its changes."""
-        accepted = await self.app.write(
+        accepted = await self.context.write(
             call,
             reconcile.whole,
             claim,
             entries,
-            self.app.workers.fresh(),
-            self.app.wall_us(),
+            self.context.workers.live(),
+            self.context.wall_us(),
         )
         if accepted is None:
             return None
@@ -313,7 +313,7 @@ class ReconcileFace:
         self,
         live: LiveWorker,
         claim: Claim,
-        entries: list[Reported],
+        entries: list[ReportedReplica],
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
     ) -> Accepted | None:
@@ -323,8 +323,8 @@ class ReconcileFace:
         Should the server die before, the daemon sends the same request again, and what is left to
         do is done.
         """
-        self.app.slots.release(call)
-        worker = await self.app.read(inventory_writes.standing, claim)
+        self.context.handler_slots.release(call)
+        worker = await self.context.read(inventory_writes.claimed_incarnation, claim)
         if worker is None:
             return None
         revision = live.replicas_revision
@@ -338,13 +338,13 @@ class ReconcileFace:
             claim,
             worker,
             differences.confirmation(),
-            self.app.workers.fresh(),
-            self.app.wall_us(),
+            self.context.workers.live(),
+            self.context.wall_us(),
         )
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _GOES_ON_S) as scope:
             changes = await self._write(differences, slice_, listed)
-            moved = changes is not None and await self.app.store.write(
-                reconcile.accept, claim, slice_.confirmation, len(changes) > 0, True
+            moved = changes is not None and await self.context.store.write(
+                reconcile.accept_inventory, claim, slice_.confirmation, len(changes) > 0, True
             )
         if scope.cancelled_caught:
             await trio.lowlevel.checkpoint()
@@ -379,7 +379,7 @@ class ReconcileFace:
                 if isinstance(step, Changes):
                     done = step
                 else:
-                    done = await self.app.store.bulk(inventory_writes.guarded, step, slice_)
+                    done = await self.context.store.bulk(inventory_writes.guarded, step, slice_)
                 if done is None:
                     stands = False
                     break
@@ -387,11 +387,11 @@ class ReconcileFace:
                 await written.send(done)
         return changes if stands else None
 
-    async def _rows(self, worker_key: int) -> AsyncIterator[Sequence[Held]]:
+    async def _rows(self, worker_key: int) -> AsyncIterator[Sequence[HeldReplica]]:
         """Yield all rows of a worker, a turn's worth at a time."""
         after = (0, 0)
         while True:
-            rows = await self.app.read(inventories.rows, worker_key, after, _ROWS_READ)
+            rows = await self.context.read(inventories.rows, worker_key, after, _ROWS_READ)
             for piece in in_chunks(rows, ENTRIES_PER_TURN):
                 yield piece
                 await trio.lowlevel.checkpoint()
@@ -412,7 +412,7 @@ class ReconcileFace:
         if differences.listed_twice:
             log.warning("inventory lists replicas twice", entries=differences.listed_twice)
         if changes.foreign:
-            scope = self.app.metrics.control_plane_conflicts.labels("reconcile_owner_conflict")
+            scope = self.context.metrics.control_plane_conflicts.labels("reconcile_owner_conflict")
             scope.inc(len(changes.foreign))
             log.warning(
                 "replicas of other workers that are alive were reported",

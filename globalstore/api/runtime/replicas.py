@@ -7,7 +7,7 @@ import struct
 
 import trio
 
-from globalstore.api.context import Application, token
+from globalstore.api.context import HandlerContext, token
 from globalstore.api.runtime import memory_info
 from globalstore.db import Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
@@ -15,7 +15,7 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.artifacts import INDEX_SCHEMA, Description, TensorIndex
 from globalstore.registry.runtime import replica_lists, replicas
 from globalstore.registry.runtime.replica_lists import Filters
-from globalstore.registry.runtime.replicas import Registration
+from globalstore.registry.runtime.replicas import ReplicaRegistration
 from globalstore.rpc import Call
 from globalstore.rules import descriptors
 from globalstore.rules.artifact_ids import looked_up, stored
@@ -33,63 +33,69 @@ _PAGE_SIZE_MAX = 1000
 _RECORDS_PER_TURN = 50
 
 
-class ReplicasFace:
+class ReplicaHandlers:
     """The calls by which daemons say what they hold, and everybody asks what there is."""
 
-    app: Application
+    context: HandlerContext
 
-    async def RegisterReplica(  # noqa: N802
-        self, input_message: wire.RegisterReplicaRequest, request: Call
+    async def RegisterReplica(
+        self, message: wire.RegisterReplicaRequest, request: Call
     ) -> wire.RegisterReplicaResponse:
         """Store a replica or refresh the one with the same identity."""
-        schema_version = input_message.schema_version.strip()
+        schema_version = message.schema_version.strip()
         if schema_version not in {"", INDEX_SCHEMA}:
             raise InvalidArgument(
                 f"schema_version is {schema_version[:40]!r}, expected {INDEX_SCHEMA}"
             )
-        artifact_id = _effective_artifact_id(input_message)
-        repeat = token(input_message, "RegisterReplica", input_message.client_request_id)
-        now_us = self.app.wall_us()
-        new_id = replicas.fresh_id()
+        artifact_id = _effective_artifact_id(message)
+        repeat = token(message, "RegisterReplica", message.client_request_id)
+        now_us = self.context.wall_us()
+        new_id = replicas.new_id()
         if repeat is None:
-            asked = _registration(artifact_id, input_message)
-            replica_id = await self.app.write(request, replicas.register, asked, new_id, now_us)
+            registration = _registration(artifact_id, message)
+            replica_id = await self.context.write(
+                request, replicas.register_replica, registration, new_id, now_us
+            )
             return _registered(artifact_id, replica_id)
-        checked: Registration | Refusal
+        checked: ReplicaRegistration | Refusal
         try:
-            checked = _registration(artifact_id, input_message)
+            checked = _registration(artifact_id, message)
         except Refusal as refused:
             checked = refused
 
         def act(tx: Transaction) -> bytes:
             if isinstance(checked, Refusal):
                 raise checked
-            return replicas.register(tx, checked, new_id, now_us)
+            return replicas.register_replica(tx, checked, new_id, now_us)
 
-        reply = await self.app.once(
+        reply = await self.context.once(
             request, repeat, act, lambda id_: _registered(artifact_id, id_), now_us
         )
         return wire.RegisterReplicaResponse.FromString(reply.body)
 
-    async def UnregisterReplica(  # noqa: N802
-        self, input_message: wire.UnregisterReplicaRequest, request: Call
+    async def UnregisterReplica(
+        self, message: wire.UnregisterReplicaRequest, request: Call
     ) -> wire.UnregisterReplicaResponse:
         """Delete a replica; its transports stay open."""
-        artifact_id = looked_up("artifact_id", input_message.artifact_id)
-        replica_id = uuid_bytes("replica_id", input_message.replica_id)
-        found = await self.app.write(request, replicas.unregister, artifact_id, replica_id)
+        artifact_id = looked_up("artifact_id", message.artifact_id)
+        replica_id = uuid_bytes("replica_id", message.replica_id)
+        found = await self.context.write(
+            request, replicas.unregister_replica, artifact_id, replica_id
+        )
         return wire.UnregisterReplicaResponse(
             status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND
         )
 
-    async def ListReplicasV2(  # noqa: N802
-        self, input_message: wire.ListReplicasV2Request, request: Call
+    async def ListReplicasV2(
+        self, message: wire.ListReplicasV2Request, request: Call
     ) -> wire.ListReplicasV2Response:
         """List replicas page by page, in the order of their registration."""
-        filters = _filters(input_message)
-        size = input_message.pagination.page_size or _PAGE_SIZE
-        after = _after(input_message.pagination.page_token, filters)
-        page = await self.app.read(replica_lists.page, filters, after, min(size, _PAGE_SIZE_MAX))
+        filters = _filters(message)
+        size = message.pagination.page_size or _PAGE_SIZE
+        after = _after(message.pagination.page_token, filters)
+        page = await self.context.read(
+            replica_lists.page, filters, after, min(size, _PAGE_SIZE_MAX)
+        )
         following = "" if page.is_last else _page_token(page.replicas[-1].seq, filters)
         response = wire.ListReplicasV2Response(
             page_info=common.PageInfo(next_page_token=following, total_size=page.total)
@@ -104,17 +110,17 @@ class ReplicasFace:
             await trio.lowlevel.checkpoint()
         return response
 
-    async def BatchGetReplicaCounts(  # noqa: N802
-        self, input_message: wire.BatchGetReplicaCountsRequest, request: Call
+    async def BatchGetReplicaCounts(
+        self, message: wire.BatchGetReplicaCountsRequest, request: Call
     ) -> wire.BatchGetReplicaCountsResponse:
         """Count replicas, and the available ones of them, for many artifacts."""
-        asked = (artifact_id.strip() for artifact_id in input_message.artifact_ids)
-        ids = [artifact_id for artifact_id in dict.fromkeys(asked) if artifact_id]
+        stripped = (artifact_id.strip() for artifact_id in message.artifact_ids)
+        ids = [artifact_id for artifact_id in dict.fromkeys(stripped) if artifact_id]
         if len(ids) > _COUNTED_IDS_MAX:
             raise InvalidArgument(
                 f"artifact_ids has {len(ids)} ids, expected at most {_COUNTED_IDS_MAX}"
             )
-        counts = await self.app.read(replica_lists.counts, ids) if ids else []
+        counts = await self.context.read(replica_lists.counts, ids) if ids else []
         return wire.BatchGetReplicaCountsResponse(
             status=wire.STATUS_OK,
             counts=[
@@ -134,7 +140,7 @@ def _effective_artifact_id(message: wire.RegisterReplicaRequest) -> str:
     return described or plain
 
 
-def _registration(artifact_id: str, message: wire.RegisterReplicaRequest) -> Registration:
+def _registration(artifact_id: str, message: wire.RegisterReplicaRequest) -> ReplicaRegistration:
     artifact_id = stored("artifact_id", artifact_id)
     info = message.mem_info
     view_id = memory_info.view_of("mem_info.byte_space", info.byte_space)
@@ -148,7 +154,7 @@ def _registration(artifact_id: str, message: wire.RegisterReplicaRequest) -> Reg
     if message.tensor_index_data:
         encoding = identifier("encoding", message.encoding)
         index = TensorIndex(message.tensor_index_data, encoding)
-    return Registration(
+    return ReplicaRegistration(
         artifact_id=artifact_id,
         view_id=view_id,
         place=place,
@@ -180,17 +186,17 @@ def _tensor_index_key(given: str, index: TensorIndex | None) -> str:
 def _description(artifact_id: str, message: wire.RegisterReplicaRequest) -> Description | None:
     if not message.HasField("descriptor"):
         return None
-    said = message.descriptor
-    index_multihash = identifier("descriptor.index_multihash", said.index_multihash)
-    data_multihash = identifier("descriptor.data_multihash", said.data_multihash)
+    descriptor = message.descriptor
+    index_multihash = identifier("descriptor.index_multihash", descriptor.index_multihash)
+    data_multihash = identifier("descriptor.data_multihash", descriptor.data_multihash)
     descriptors.check(artifact_id, index_multihash, data_multihash)
     return Description(
         index_multihash,
         data_multihash,
-        identifier("descriptor.schema_version", said.schema_version),
-        identifier("descriptor.encoding", said.encoding),
-        storable("descriptor.total_size", said.total_size),
-        descriptors.id_kind(artifact_id, said.id_kind),
+        identifier("descriptor.schema_version", descriptor.schema_version),
+        identifier("descriptor.encoding", descriptor.encoding),
+        storable("descriptor.total_size", descriptor.total_size),
+        descriptors.id_kind(artifact_id, descriptor.id_kind),
     )
 
 

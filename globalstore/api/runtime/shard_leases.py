@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from globalstore.api.context import Application, timestamp
+from globalstore.api.context import HandlerContext, timestamp
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import shard_leases
-from globalstore.registry.runtime.shard_leases import Lease, Refused, Renewal
+from globalstore.registry.runtime.shard_leases import Renewal, RenewalRefusal, ShardLease
 from globalstore.rpc import Call
 from globalstore.rules.refusals import InvalidArgument, NotFound
 from globalstore.rules.values import required, signed64, unsigned64
@@ -22,56 +22,56 @@ LEASES_MAX = 10_000
 _ENTRIES_PER_TURN = 100
 
 
-class ShardLeasesFace:
+class ShardLeaseHandlers:
     """The calls by which daemons become, stay and find homes of shards.
 
     All that writes goes through one lane, so that what is asked first is done first.
     """
 
-    app: Application
+    context: HandlerContext
 
-    async def AcquireShardHomeLease(  # noqa: N802
-        self, input_message: wire.AcquireShardHomeLeaseRequest, request: Call
+    async def AcquireShardHomeLease(
+        self, message: wire.AcquireShardHomeLeaseRequest, request: Call
     ) -> wire.AcquireShardHomeLeaseResponse:
         """Make a daemon the home of a shard; who is it already is no error."""
-        daemon_id = required("holder_daemon_id", input_message.holder_daemon_id)
-        answer = await self.app.write(
+        daemon_id = required("holder_daemon_id", message.holder_daemon_id)
+        answer = await self.context.write(
             request,
             shard_leases.acquire,
-            signed64(input_message.shard_id),
+            signed64(message.shard_id),
             daemon_id,
             secrets.token_hex(16),
-            self._ttl_us(input_message.ttl_ms),
-            self.app.lease_clock.now_us,
+            self._ttl_us(message.ttl_ms),
+            self.context.lease_clock.now_us,
             lane=Lane.CONTROL,
         )
         return wire.AcquireShardHomeLeaseResponse(
             acquired=not answer.held, lease=self._lease(answer.lease)
         )
 
-    async def KeepaliveShardHomeLease(  # noqa: N802
-        self, input_message: wire.KeepaliveShardHomeLeaseRequest, request: Call
+    async def KeepaliveShardHomeLease(
+        self, message: wire.KeepaliveShardHomeLeaseRequest, request: Call
     ) -> wire.KeepaliveShardHomeLeaseResponse:
         """Extend a live lease."""
-        token = required("lease_token", input_message.lease_token)
-        lease = await self.app.write(
+        token = required("lease_token", message.lease_token)
+        lease = await self.context.write(
             request,
             shard_leases.keepalive,
             token,
-            self._ttl_us(input_message.ttl_ms),
-            self.app.lease_clock.now_us,
+            self._ttl_us(message.ttl_ms),
+            self.context.lease_clock.now_us,
             lane=Lane.CONTROL,
         )
         if lease is None:
-            raise NotFound(Refused.UNKNOWN.value)
+            raise NotFound(RenewalRefusal.UNKNOWN.value)
         return wire.KeepaliveShardHomeLeaseResponse(lease=self._lease(lease))
 
-    async def BatchKeepaliveShardHomeLeases(  # noqa: N802
-        self, input_message: wire.BatchKeepaliveShardHomeLeasesRequest, request: Call
+    async def BatchKeepaliveShardHomeLeases(
+        self, message: wire.BatchKeepaliveShardHomeLeasesRequest, request: Call
     ) -> wire.BatchKeepaliveShardHomeLeasesResponse:
         """Extend many live leases at one instant, each for itself."""
-        ttl_us = self._ttl_us(input_message.ttl_ms)
-        entries = input_message.leases
+        ttl_us = self._ttl_us(message.ttl_ms)
+        entries = message.leases
         _check_count("leases", len(entries))
         renewals: list[Renewal] = []
         for start in range(0, len(entries), _ENTRIES_PER_TURN):
@@ -79,86 +79,86 @@ class ShardLeasesFace:
             await trio.lowlevel.checkpoint()
         if not renewals:
             return wire.BatchKeepaliveShardHomeLeasesResponse()
-        renewed = await self.app.write(
+        renewed = await self.context.write(
             request,
             shard_leases.keepalive_batch,
             renewals,
             ttl_us,
-            self.app.lease_clock.now_us,
+            self.context.lease_clock.now_us,
             lane=Lane.CONTROL,
         )
-        expires_at = timestamp(self.app.lease_clock.wall_us(renewed.until_us))
+        expires_at = timestamp(self.context.lease_clock.wall_us(renewed.until_us))
         response = wire.BatchKeepaliveShardHomeLeasesResponse()
         for count, (entry, outcome) in enumerate(zip(entries, renewed.outcomes, strict=True), 1):
-            told = response.outcomes.add(
+            entry_outcome = response.outcomes.add(
                 shard_id=entry.shard_id,
                 lease_generation=entry.lease_generation,
                 lease_token=entry.lease_token,
             )
-            if isinstance(outcome, Refused):
-                told.message = outcome.value
+            if isinstance(outcome, RenewalRefusal):
+                entry_outcome.message = outcome.value
             else:
-                told.ok = True
-                told.lease.shard_id = entry.shard_id
-                told.lease.holder_daemon_id = outcome
-                told.lease.lease_token = entry.lease_token.strip()
-                told.lease.lease_generation = entry.lease_generation
-                told.lease.expires_at.CopyFrom(expires_at)
+                entry_outcome.ok = True
+                entry_outcome.lease.shard_id = entry.shard_id
+                entry_outcome.lease.holder_daemon_id = outcome
+                entry_outcome.lease.lease_token = entry.lease_token.strip()
+                entry_outcome.lease.lease_generation = entry.lease_generation
+                entry_outcome.lease.expires_at.CopyFrom(expires_at)
             if count % _ENTRIES_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
         return response
 
-    async def ReleaseShardHomeLease(  # noqa: N802
-        self, input_message: wire.ReleaseShardHomeLeaseRequest, request: Call
+    async def ReleaseShardHomeLease(
+        self, message: wire.ReleaseShardHomeLeaseRequest, request: Call
     ) -> wire.ReleaseShardHomeLeaseResponse:
         """Give a lease up; one that is not the caller's any more is left alone."""
-        token = required("lease_token", input_message.lease_token)
-        released = await self.app.write(
-            request, shard_leases.release, token, self.app.lease_clock.now_us, lane=Lane.CONTROL
+        token = required("lease_token", message.lease_token)
+        released = await self.context.write(
+            request, shard_leases.release, token, self.context.lease_clock.now_us, lane=Lane.CONTROL
         )
         return wire.ReleaseShardHomeLeaseResponse(released=released)
 
-    async def GetShardHomeLease(  # noqa: N802
-        self, input_message: wire.GetShardHomeLeaseRequest, request: Call
+    async def GetShardHomeLease(
+        self, message: wire.GetShardHomeLeaseRequest, request: Call
     ) -> wire.GetShardHomeLeaseResponse:
         """Tell who is the home of a shard."""
-        found = await self._routes(request, [input_message.shard_id])
+        found = await self._routes(request, [message.shard_id])
         if not found:
-            raise NotFound(f"shard {input_message.shard_id} has no home at the moment")
+            raise NotFound(f"shard {message.shard_id} has no home at the moment")
         return wire.GetShardHomeLeaseResponse(lease=self._route(found[0]))
 
-    async def BatchGetShardHomeLeases(  # noqa: N802
-        self, input_message: wire.BatchGetShardHomeLeasesRequest, request: Call
+    async def BatchGetShardHomeLeases(
+        self, message: wire.BatchGetShardHomeLeasesRequest, request: Call
     ) -> wire.BatchGetShardHomeLeasesResponse:
         """Tell who are the homes of shards; those without one are left out."""
-        _check_count("shard_ids", len(input_message.shard_ids))
+        _check_count("shard_ids", len(message.shard_ids))
         response = wire.BatchGetShardHomeLeasesResponse()
-        found = await self._routes(request, input_message.shard_ids)
+        found = await self._routes(request, message.shard_ids)
         for count, lease in enumerate(found, 1):
             response.leases.append(self._route(lease))
             if count % _ENTRIES_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
         return response
 
-    async def _routes(self, request: Call, shard_ids: Iterable[int]) -> list[Lease]:
+    async def _routes(self, request: Call, shard_ids: Iterable[int]) -> list[ShardLease]:
         """Return the live leases of some shards, each once, in the order of the request."""
-        asked = list(dict.fromkeys(map(signed64, shard_ids)))
-        clock = self.app.lease_clock.now_us
-        found, doubtful = await self.app.read(shard_leases.routes, asked, clock)
+        signed_ids = list(dict.fromkeys(map(signed64, shard_ids)))
+        clock = self.context.lease_clock.now_us
+        found, doubtful = await self.context.read(shard_leases.routes, signed_ids, clock)
         if doubtful:
             found += (await self._decided(request, doubtful))[0]
         by_shard = {lease.shard_id: lease for lease in found}
-        return [by_shard[shard_id] for shard_id in asked if shard_id in by_shard]
+        return [by_shard[shard_id] for shard_id in signed_ids if shard_id in by_shard]
 
     async def _decided(
         self, request: Call, shard_ids: Sequence[int]
-    ) -> tuple[list[Lease], list[int]]:
+    ) -> tuple[list[ShardLease], list[int]]:
         """Ask the writer, which has no commit under way when it answers."""
-        return await self.app.write(
+        return await self.context.write(
             request,
             shard_leases.routes,
             shard_ids,
-            self.app.lease_clock.now_us,
+            self.context.lease_clock.now_us,
             lane=Lane.CONTROL,
         )
 
@@ -166,24 +166,24 @@ class ShardLeasesFace:
         """Return a lifetime in microseconds, no longer than is allowed."""
         if ttl_ms == 0:
             raise InvalidArgument("ttl_ms is 0, expected a number above 0")
-        longest_us = int(self.app.config.worker_policy.max_lease_ttl * 1_000_000)
+        longest_us = int(self.context.config.worker_policy.max_lease_ttl * 1_000_000)
         return min(ttl_ms * 1000, longest_us)
 
-    def _lease(self, lease: Lease) -> wire.ShardHomeLease:
+    def _lease(self, lease: ShardLease) -> wire.ShardHomeLease:
         return wire.ShardHomeLease(
             shard_id=unsigned64(lease.shard_id),
             holder_daemon_id=lease.holder,
             lease_token=lease.token,
             lease_generation=lease.generation,
-            expires_at=timestamp(self.app.lease_clock.wall_us(lease.expires_at_us)),
+            expires_at=timestamp(self.context.lease_clock.wall_us(lease.expires_at_us)),
         )
 
-    def _route(self, lease: Lease) -> wire.ShardHomeRoute:
+    def _route(self, lease: ShardLease) -> wire.ShardHomeRoute:
         return wire.ShardHomeRoute(
             shard_id=unsigned64(lease.shard_id),
             holder_daemon_id=lease.holder,
             lease_generation=lease.generation,
-            expires_at=timestamp(self.app.lease_clock.wall_us(lease.expires_at_us)),
+            expires_at=timestamp(self.context.lease_clock.wall_us(lease.expires_at_us)),
         )
 
 

@@ -3,7 +3,7 @@
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from globalstore.api.context import Application, timestamp
+from globalstore.api.context import HandlerContext, timestamp
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import transport_windows
 from globalstore.registry.runtime.transport_ends import Outcome
@@ -33,28 +33,28 @@ _OUTCOMES: dict[int, str] = {
 }
 
 
-class TransportWindowsFace:
+class TransportWindowHandlers:
     """The audit of transports."""
 
-    app: Application
+    context: HandlerContext
 
-    async def QueryTransportWindow(  # noqa: N802
-        self, input_message: wire.QueryTransportWindowRequest, request: Call
+    async def QueryTransportWindow(
+        self, message: wire.QueryTransportWindowRequest, request: Call
     ) -> wire.QueryTransportWindowResponse:
         """List what was granted between two times, both included, oldest first."""
         for field in ("created_at_start", "created_at_end"):
-            if not input_message.HasField(field):
+            if not message.HasField(field):
                 raise InvalidArgument(f"{field} is required")
-        start = _nanoseconds("created_at_start", input_message.created_at_start)
-        end = _nanoseconds("created_at_end", input_message.created_at_end)
+        start = _nanoseconds("created_at_start", message.created_at_start)
+        end = _nanoseconds("created_at_end", message.created_at_end)
         if end < start:
             raise InvalidArgument("created_at_end is before created_at_start")
-        left = min(input_message.limit or _ROWS, _ROWS_MAX)
+        left = min(message.limit or _ROWS, _ROWS_MAX)
         response = wire.QueryTransportWindowResponse(status=wire.STATUS_OK)
         after = -(-start // 1000), b""
         while left > 0:
             size = min(left, _ROWS_PER_READ)
-            rows = await self.app.read(transport_windows.window, after, end // 1000, size)
+            rows = await self.context.read(transport_windows.window, after, end // 1000, size)
             for begin in range(0, len(rows), _ROWS_PER_TURN):
                 response.rows.extend(map(_row, rows[begin : begin + _ROWS_PER_TURN]))
                 await trio.lowlevel.checkpoint()

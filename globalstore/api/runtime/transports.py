@@ -6,12 +6,19 @@ import attrs
 import trio
 from google.protobuf.duration_pb2 import Duration
 
-from globalstore.api.context import Application
+from globalstore.api.context import HandlerContext
 from globalstore.api.runtime import memory_info
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import replicas, transport_ends
-from globalstore.registry.runtime.transports import Answer, Granted, Group, Miss, Refused, Request
+from globalstore.registry.runtime.transports import (
+    Answer,
+    Granted,
+    Miss,
+    RequestGroup,
+    RequestRefused,
+    TransportRequest,
+)
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
 from globalstore.rules.fingerprints import transport_request
@@ -43,33 +50,33 @@ _OUTCOMES = {
 }
 
 
-class TransportsFace:
+class TransportHandlers:
     """The calls by which a requester gets a source and says how it went."""
 
-    app: Application
+    context: HandlerContext
 
-    async def RequestReplicaTransport(  # noqa: N802
-        self, input_message: wire.RequestReplicaTransportRequest, request: Call
+    async def RequestReplicaTransport(
+        self, message: wire.RequestReplicaTransportRequest, request: Call
     ) -> wire.RequestReplicaTransportResponse:
         """Grant a source of an artifact, waiting for one if the caller likes."""
-        asked = _request(input_message)
+        claim = _request(message)
         patience = min(
-            _seconds(input_message.wait_timeout_dur),
+            _seconds(message.wait_timeout_dur),
             max(0.0, request.time_remaining - REPLY_MARGIN_S),
         )
-        self.app.slots.release(request)
+        self.context.handler_slots.release(request)
         began = trio.current_time()
         if patience > 0:
             with request.only_waiting():
-                answer = await self.app.queues.request(asked, patience)
+                answer = await self.context.queues.request(claim, patience)
         else:
-            answer = await self.app.queues.request(asked, 0)
-        self._count(asked.artifact_id, answer, trio.current_time() - began)
+            answer = await self.context.queues.request(claim, 0)
+        self._count(claim.artifact_id, answer, trio.current_time() - began)
         if answer in {Miss.NO_SOURCE, Withdrawn.TIMED_OUT}:
-            self.app.refusals.note(asked.space)
+            self.context.refusals.note(claim.space)
         if isinstance(answer, Granted):
             return _granted(answer)
-        if isinstance(answer, Refused):
+        if isinstance(answer, RequestRefused):
             raise InvalidArgument(answer.text)
         if answer is Withdrawn.STOPPING:
             raise Unavailable("the server is shutting down")
@@ -77,31 +84,31 @@ class TransportsFace:
 
     def _count(self, artifact_id: str, answer: Answer | Withdrawn, waited_s: float) -> None:
         """Count how a request ended; an artifact that nobody holds gets no series of its own."""
-        metrics = self.app.metrics
+        metrics = self.context.metrics
         label = OTHER if answer is Miss.NO_REPLICA else artifact_id
         if isinstance(answer, Granted):
             outcome = "success"
         else:
-            outcome = "error" if isinstance(answer, Refused) else _OUTCOMES[answer]
+            outcome = "error" if isinstance(answer, RequestRefused) else _OUTCOMES[answer]
         metrics.transport_request(label, outcome)
         metrics.transport_waited(label, waited_s)
         if answer is Miss.NO_SOURCE:
             metrics.transport_no_exportable(label)
 
-    async def CompleteReplicaTransport(  # noqa: N802
-        self, input_message: wire.CompleteReplicaTransportRequest, request: Call
+    async def CompleteReplicaTransport(
+        self, message: wire.CompleteReplicaTransportRequest, request: Call
     ) -> wire.CompleteReplicaTransportResponse:
         """End a transport and free its slot; again changes nothing."""
-        transport_id = uuid_bytes("transport_id", input_message.transport_id)
-        outcome = transport_ends.outcome_of(input_message.outcome)
-        detail = input_message.outcome_detail.strip()[:_DETAIL_CHARACTERS_MAX]
-        found = await self.app.write(
+        transport_id = uuid_bytes("transport_id", message.transport_id)
+        outcome = transport_ends.outcome_of(message.outcome)
+        detail = message.outcome_detail.strip()[:_DETAIL_CHARACTERS_MAX]
+        found = await self.context.write(
             request,
             transport_ends.complete,
             transport_id,
             outcome,
             detail,
-            self.app.wall_us(),
+            self.context.wall_us(),
             lane=Lane.CONTROL,
         )
         return wire.CompleteReplicaTransportResponse(
@@ -123,7 +130,7 @@ def _seconds(duration: Duration) -> float:
     return max(0, math.trunc(duration.seconds * 1000 + duration.nanos / 1_000_000)) / 1000
 
 
-def _request(message: wire.RequestReplicaTransportRequest) -> Request:
+def _request(message: wire.RequestReplicaTransportRequest) -> TransportRequest:
     view_id = memory_info.view_of("requested_byte_space", message.requested_byte_space)
     group = _group(message) if message.HasField("scheduling_group") else None
     request_id = required("request_id", message.request_id)
@@ -142,7 +149,7 @@ def _request(message: wire.RequestReplicaTransportRequest) -> Request:
         requester_worker_id=requester_worker_id,
         group=attrs.astuple(group) if group is not None else None,
     )
-    return Request(
+    return TransportRequest(
         artifact_id=artifact_id,
         view_id=view_id,
         node_id=node_id,
@@ -152,24 +159,24 @@ def _request(message: wire.RequestReplicaTransportRequest) -> Request:
         request_id=request_id,
         fingerprint=fingerprint,
         group=group,
-        transport_id=replicas.fresh_id(),
+        transport_id=replicas.new_id(),
     )
 
 
-def _group(message: wire.RequestReplicaTransportRequest) -> Group:
-    said = message.scheduling_group
-    group_id = identifier("scheduling_group.group_id", said.group_id)
-    kind = identifier("scheduling_group.group_kind", said.group_kind)
-    part_id = identifier("scheduling_group.part_id", said.part_id)
+def _group(message: wire.RequestReplicaTransportRequest) -> RequestGroup:
+    group = message.scheduling_group
+    group_id = identifier("scheduling_group.group_id", group.group_id)
+    kind = identifier("scheduling_group.group_kind", group.group_kind)
+    part_id = identifier("scheduling_group.part_id", group.part_id)
     if not (group_id and kind and part_id):
         raise InvalidArgument("scheduling_group: group_id/group_kind/part_id are required")
-    if said.total_parts == 0:
+    if group.total_parts == 0:
         raise InvalidArgument("scheduling_group.total_parts is 0, expected a number above 0")
-    return Group(
+    return RequestGroup(
         kind=kind,
         group_id=group_id,
-        epoch=storable("scheduling_group.epoch", said.epoch),
+        epoch=storable("scheduling_group.epoch", group.epoch),
         part_id=part_id,
-        total_parts=said.total_parts,
-        priority=said.priority,
+        total_parts=group.total_parts,
+        priority=group.priority,
     )

@@ -4,12 +4,12 @@ import hashlib
 import logging
 import secrets
 
-from globalstore.api.context import Application, timestamp, token
+from globalstore.api.context import HandlerContext, timestamp, token
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.workers import Heartbeat, LiveWorker
 from globalstore.registry.runtime import replica_lists, workers
 from globalstore.registry.runtime.workers import EndpointTaken, PreviousWorkerForeign, Registered
-from globalstore.rpc import Call, at_once
+from globalstore.rpc import Call, fast_path
 from globalstore.rules.addresses import routable
 from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.values import (
@@ -34,64 +34,71 @@ _REGISTERED_IDS_MAX = 262_144
 _LOOKED_UP_AT_ONCE = 1000
 
 
-class WorkersFace:
+class WorkerHandlers:
     """The calls by which a store daemon says that it is there."""
 
-    app: Application
+    context: HandlerContext
 
-    async def RegisterWorker(  # noqa: N802
-        self, input_message: wire.RegisterWorkerRequest, request: Call
+    async def RegisterWorker(
+        self, message: wire.RegisterWorkerRequest, request: Call
     ) -> wire.RegisterWorkerResponse:
         """Make a daemon's worker active; a name taken by others is refused in the body."""
-        asked = _registration(input_message)
-        worker_id = f"worker_{asked.node_id}_{secrets.token_hex(4)}"
-        async with self.app.lanes.turn(asked.daemon_id, "register"):
-            outcome = await self.app.write(
+        registration = _registration(message)
+        worker_id = f"worker_{registration.node_id}_{secrets.token_hex(4)}"
+        async with self.context.daemon_locks.hold(registration.daemon_id, "register"):
+            outcome = await self.context.write(
                 request,
-                workers.register,
-                asked,
-                self.app.workers.fresh(),
+                workers.register_worker,
+                registration,
+                self.context.workers.live(),
                 worker_id,
-                self.app.wall_us(),
+                self.context.wall_us(),
             )
         if not isinstance(outcome, Registered):
-            self._log_conflict(asked, outcome)
+            self._log_conflict(registration, outcome)
             return wire.RegisterWorkerResponse(status=wire.STATUS_ERROR)
-        self._log_registered(asked, outcome)
+        self._log_registered(registration, outcome)
         worker = outcome.worker
         return wire.RegisterWorkerResponse(
             status=wire.STATUS_OK,
             worker_id=worker.worker_id,
-            heartbeat_interval_ms=self.app.heartbeat_interval_ms,
+            heartbeat_interval_ms=self.context.heartbeat_interval_ms,
             state_sync_required=outcome.state_sync_required,
             expected_state_version=worker.state_version,
             reconcile_generation=worker.generation,
         )
 
-    def _log_registered(self, asked: workers.Registration, outcome: Registered) -> None:
-        self.app.metrics.worker_register.labels(outcome.kind, "ok").inc()
+    def _log_registered(
+        self, registration: workers.WorkerRegistration, outcome: Registered
+    ) -> None:
+        self.context.metrics.worker_register.labels(outcome.kind, "ok").inc()
         worker = outcome.worker
         if outcome.evicted is not None:
-            self.app.metrics.worker_evicted.inc()
-            self.app.metrics.control_plane_conflicts.labels("endpoint_takeover").inc()
+            self.context.metrics.worker_evicted.inc()
+            self.context.metrics.control_plane_conflicts.labels("endpoint_takeover").inc()
             _log.warning(
-                "worker evicted", by_daemon_id=asked.daemon_id, **outcome.evicted.log_fields()
+                "worker evicted",
+                by_daemon_id=registration.daemon_id,
+                **outcome.evicted.log_fields(),
             )
         _log.info(
             "worker registered",
             kind=outcome.kind,
-            recovery=asked.is_recovery,
-            previous_worker_id=asked.previous_worker_id,
+            recovery=registration.is_recovery,
+            previous_worker_id=registration.previous_worker_id,
             **worker.log_fields(),
         )
 
     def _log_conflict(
-        self, asked: workers.Registration, outcome: EndpointTaken | PreviousWorkerForeign
+        self,
+        registration: workers.WorkerRegistration,
+        outcome: EndpointTaken | PreviousWorkerForeign,
     ) -> None:
-        kind = "recovery" if asked.is_recovery else "new"
-        self.app.metrics.worker_register.labels(kind, "rejected").inc()
+        kind = "recovery" if registration.is_recovery else "new"
+        endpoint = f"{registration.node_address}:{registration.grpc_port}"
+        self.context.metrics.worker_register.labels(kind, "rejected").inc()
         _log.limited(
-            f"conflict {asked.daemon_id} {asked.node_address}:{asked.grpc_port}",
+            f"conflict {registration.daemon_id} {endpoint}",
             "worker registration conflict",
             level=logging.ERROR,
             reason=(
@@ -99,19 +106,19 @@ class WorkersFace:
                 if isinstance(outcome, EndpointTaken)
                 else "previous_worker_id belongs to another daemon"
             ),
-            endpoint=f"{asked.node_address}:{asked.grpc_port}",
+            endpoint=endpoint,
             owner_worker_id=outcome.worker_id,
             owner_daemon_id=outcome.daemon_id,
             owner_node_id=getattr(outcome, "node_id", ""),
-            daemon_id=asked.daemon_id,
-            node_id=asked.node_id,
+            daemon_id=registration.daemon_id,
+            node_id=registration.node_id,
         )
 
-    def _beat_at_once(
+    def _beat_fast(
         self, message: wire.WorkerHeartbeatRequest, _: Call
     ) -> wire.WorkerHeartbeatResponse | None:
         """Take in the heartbeat of a worker whose state is known, as nearly all are."""
-        worker = self.app.workers.find(message.worker_id.strip())
+        worker = self.context.workers.find(message.worker_id.strip())
         if (
             worker is None
             or worker.expiring is not None
@@ -123,59 +130,59 @@ class WorkersFace:
             return None
         in_step = _is_at_version(worker, message)
         if in_step and message.state_checksum:
-            known = self.app.known_checksum_of(worker)
+            known = self.context.known_checksum_of(worker)
             if known is None:
                 return None
             in_step = message.state_checksum == known
-        now_us = self.app.wall_us()
-        self.app.workers.heartbeat(worker, _heartbeat(message), now_us)
+        now_us = self.context.wall_us()
+        self.context.workers.heartbeat(worker, _heartbeat(message), now_us)
         return self._beaten(worker, [], now_us, in_step=in_step)
 
-    @at_once(_beat_at_once)
-    async def WorkerHeartbeat(  # noqa: N802
-        self, input_message: wire.WorkerHeartbeatRequest, request: Call
+    @fast_path(_beat_fast)
+    async def WorkerHeartbeat(
+        self, message: wire.WorkerHeartbeatRequest, request: Call
     ) -> wire.WorkerHeartbeatResponse:
         """Keep a worker alive and tell it whether the two views of what it holds agree."""
-        if len(input_message.registered_artifact_ids) > _REGISTERED_IDS_MAX:
+        if len(message.registered_artifact_ids) > _REGISTERED_IDS_MAX:
             raise InvalidArgument(
-                f"registered_artifact_ids has {len(input_message.registered_artifact_ids)} ids,"
+                f"registered_artifact_ids has {len(message.registered_artifact_ids)} ids,"
                 f" expected at most {_REGISTERED_IDS_MAX}"
             )
-        if input_message.state_version == 0:
-            self.app.metrics.worker_heartbeat.labels("invalid").inc()
+        if message.state_version == 0:
+            self.context.metrics.worker_heartbeat.labels("invalid").inc()
             _log.limited(
-                f"version 0 of {input_message.worker_id[:80]}",
+                f"version 0 of {message.worker_id[:80]}",
                 "heartbeat rejected",
-                worker_id=input_message.worker_id,
+                worker_id=message.worker_id,
                 state_version=0,
             )
             raise InvalidArgument("state_version is 0, expected the last version that was answered")
-        add_call_fields(worker_id=input_message.worker_id)
-        said = _heartbeat(input_message)
-        worker = await self._heard(input_message)
+        add_call_fields(worker_id=message.worker_id)
+        heartbeat = _heartbeat(message)
+        worker = await self._heard_worker(message)
         if worker is None:
-            self.app.metrics.worker_heartbeat.labels("not_found").inc()
+            self.context.metrics.worker_heartbeat.labels("not_found").inc()
             _log.limited(
-                f"heartbeat of {input_message.worker_id[:80]}",
+                f"heartbeat of {message.worker_id[:80]}",
                 "heartbeat of an unknown worker",
-                worker_id=input_message.worker_id,
-                state_version=input_message.state_version,
+                worker_id=message.worker_id,
+                state_version=message.state_version,
             )
             return wire.WorkerHeartbeatResponse(status=wire.STATUS_NOT_FOUND)
-        now_us = self.app.wall_us()
-        self.app.workers.heartbeat(worker, said, now_us)
-        obsolete = await self._not_held(worker, list(input_message.registered_artifact_ids))
+        now_us = self.context.wall_us()
+        self.context.workers.heartbeat(worker, heartbeat, now_us)
+        obsolete = await self._not_held(worker, list(message.registered_artifact_ids))
         in_step = (
             not obsolete
-            and _is_at_version(worker, input_message)
-            and await self._agrees(worker, input_message.state_checksum)
+            and _is_at_version(worker, message)
+            and await self._agrees(worker, message.state_checksum)
         )
         return self._beaten(worker, obsolete, now_us, in_step=in_step)
 
     def _beaten(
         self, worker: LiveWorker, obsolete: list[str], now_us: int, *, in_step: bool
     ) -> wire.WorkerHeartbeatResponse:
-        self.app.metrics.worker_heartbeat.labels("ok" if in_step else "sync_required").inc()
+        self.context.metrics.worker_heartbeat.labels("ok" if in_step else "sync_required").inc()
         return wire.WorkerHeartbeatResponse(
             status=wire.STATUS_OK,
             state_sync_required=not in_step,
@@ -184,16 +191,16 @@ class WorkersFace:
             server_timestamp_ts=timestamp(now_us),
         )
 
-    async def _heard(self, message: wire.WorkerHeartbeatRequest) -> LiveWorker | None:
+    async def _heard_worker(self, message: wire.WorkerHeartbeatRequest) -> LiveWorker | None:
         """Return the active worker that a heartbeat speaks for."""
         worker_id = message.worker_id.strip()
-        worker = self.app.workers.find(worker_id)
+        worker = self.context.workers.find(worker_id)
         while worker is not None and worker.expiring is not None:
             await worker.expiring.wait()
-            worker = self.app.workers.find(worker_id)
+            worker = self.context.workers.find(worker_id)
         daemon_id = message.daemon_id.strip()
         if worker is not None and daemon_id not in {"", worker.state.daemon_id}:
-            self.app.metrics.control_plane_conflicts.labels("heartbeat_daemon_mismatch").inc()
+            self.context.metrics.control_plane_conflicts.labels("heartbeat_daemon_mismatch").inc()
             return None
         return worker
 
@@ -207,35 +214,37 @@ class WorkersFace:
             missing = []
             for start in range(0, len(ids), _LOOKED_UP_AT_ONCE):
                 chunk = ids[start : start + _LOOKED_UP_AT_ONCE]
-                missing += await self.app.read(replica_lists.artifacts_not_held, worker.key, chunk)
+                missing += await self.context.read(
+                    replica_lists.artifacts_not_held, worker.key, chunk
+                )
             return missing
 
-        return await self.app.derived(worker, digest, look_up)
+        return await self.context.derived(worker, digest, look_up)
 
     async def _agrees(self, worker: LiveWorker, checksum: str) -> bool:
-        return not checksum or checksum == await self.app.checksum_of(worker)
+        return not checksum or checksum == await self.context.checksum_of(worker)
 
-    async def UnregisterWorker(  # noqa: N802
-        self, input_message: wire.UnregisterWorkerRequest, request: Call
+    async def UnregisterWorker(
+        self, message: wire.UnregisterWorkerRequest, request: Call
     ) -> wire.UnregisterWorkerResponse:
         """End a worker on its own order; with a client_request_id, once."""
-        worker_id = identifier("worker_id", input_message.worker_id)
-        graceful = input_message.is_graceful_shutdown
-        now_us = self.app.wall_us()
-        repeat = token(input_message, "UnregisterWorker", input_message.client_request_id)
-        worker = self.app.workers.find(worker_id)
-        # One that is not active has no lane to wait in.
-        lane = worker.state.daemon_id if worker is not None else worker_id
-        async with self.app.lanes.turn(lane, "unregister"):
+        worker_id = identifier("worker_id", message.worker_id)
+        graceful = message.is_graceful_shutdown
+        now_us = self.context.wall_us()
+        repeat = token(message, "UnregisterWorker", message.client_request_id)
+        worker = self.context.workers.find(worker_id)
+        # One that is not active has no lock to wait for.
+        daemon_id = worker.state.daemon_id if worker is not None else worker_id
+        async with self.context.daemon_locks.hold(daemon_id, "unregister"):
             if repeat is None:
-                found = await self.app.write(
-                    request, workers.unregister, worker_id, graceful, now_us
+                found = await self.context.write(
+                    request, workers.unregister_worker, worker_id, graceful, now_us
                 )
                 return self._unregistered(worker_id, worker, graceful, _unregister_response(found))
-            reply = await self.app.once(
+            reply = await self.context.once(
                 request,
                 repeat,
-                lambda tx: workers.unregister(tx, worker_id, graceful, now_us),
+                lambda tx: workers.unregister_worker(tx, worker_id, graceful, now_us),
                 _unregister_response,
                 now_us,
             )
@@ -252,7 +261,7 @@ class WorkersFace:
         response: wire.UnregisterWorkerResponse,
     ) -> wire.UnregisterWorkerResponse:
         found = response.status == wire.STATUS_OK
-        self.app.metrics.worker_unregister.labels(
+        self.context.metrics.worker_unregister.labels(
             "true" if graceful else "false", "ok" if found else "not_found"
         ).inc()
         if found:
@@ -260,12 +269,12 @@ class WorkersFace:
             _log.info("worker unregistered", graceful=graceful, **known)
         return response
 
-    async def ListActiveWorkers(  # noqa: N802
-        self, input_message: wire.ListActiveWorkersRequest, request: Call
+    async def ListActiveWorkers(
+        self, message: wire.ListActiveWorkersRequest, request: Call
     ) -> wire.ListActiveWorkersResponse:
         """List the workers that are being heard, the last heard first."""
-        found = self.app.workers.listed(
-            input_message.required_capability_flags, input_message.include_unavailable
+        found = self.context.workers.listed(
+            message.required_capability_flags, message.include_unavailable
         )
         return wire.ListActiveWorkersResponse(workers=map(_worker_info, found))
 
@@ -275,8 +284,8 @@ def _is_at_version(worker: LiveWorker, message: wire.WorkerHeartbeatRequest) -> 
     return not state.needs_reconcile and message.state_version == state.state_version
 
 
-def _registration(message: wire.RegisterWorkerRequest) -> workers.Registration:
-    return workers.Registration(
+def _registration(message: wire.RegisterWorkerRequest) -> workers.WorkerRegistration:
+    return workers.WorkerRegistration(
         daemon_id=required("daemon_id", message.daemon_id),
         node_id=required("node_id", message.node_id, _NODE_ID_BYTES_MAX),
         node_address=routable("node_address", message.node_address),

@@ -45,19 +45,15 @@ class HealthService(HealthServicer):
         self._changed.set()
         self._changed = trio.Event()
 
-    async def Check(  # noqa: N802 - the protocol's name
-        self, input_message: HealthCheckRequest, request: Call
-    ) -> HealthCheckResponse:
+    async def Check(self, message: HealthCheckRequest, request: Call) -> HealthCheckResponse:
         """Answer with the status now; NOT_FOUND for a service never named."""
-        status = self._statuses.get(input_message.service)
+        status = self._statuses.get(message.service)
         if status is None:
-            request.abort(
-                StatusCode.NOT_FOUND, f"service: no service {input_message.service[:200]!r}"
-            )
+            request.abort(StatusCode.NOT_FOUND, f"service: no service {message.service[:200]!r}")
         return HealthCheckResponse(status=status.value)
 
-    async def Watch(  # noqa: N802 - the protocol's name
-        self, input_message: HealthCheckRequest, request: Call
+    async def Watch(
+        self, message: HealthCheckRequest, request: Call
     ) -> AsyncIterator[HealthCheckResponse]:
         """Send the status now and at every change; SERVICE_UNKNOWN while there is none.
 
@@ -66,7 +62,7 @@ class HealthService(HealthServicer):
         sent = None
         while True:
             changed = self._changed
-            status = self._statuses.get(input_message.service)
+            status = self._statuses.get(message.service)
             value = _SERVICE_UNKNOWN if status is None else status.value
             if value != sent:
                 sent = value

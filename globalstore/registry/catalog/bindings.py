@@ -22,7 +22,7 @@ def bind(
 
     Raises FailedPrecondition when it is bound to something else.
     """
-    binding = find(tx, from_artifact_id)
+    binding = find_binding(tx, from_artifact_id)
     if binding is None:
         binding = Binding(from_artifact_id, to_artifact_id, now_us)
         tx.run(
@@ -38,7 +38,7 @@ def bind(
     return binding, False
 
 
-def find(tx: Snapshot, from_artifact_id: str) -> Binding | None:
+def find_binding(tx: Snapshot, from_artifact_id: str) -> Binding | None:
     """Return what an assembly was sealed to, or None."""
     row = tx.one(
         "SELECT from_artifact_id, to_artifact_id, created_at FROM artifact_bindings"

@@ -24,7 +24,7 @@ class DiskLocation:
     deleted_at_us: int | None
 
 
-def upsert(
+def upsert_disk_location(
     tx: Transaction,
     artifact_id: str,
     cluster_id: str,

@@ -18,7 +18,7 @@ from globalstore.registry.signals import (
     LeaseEnded,
     LeaseGranted,
     LeaseKind,
-    LeasesSettled,
+    LeasesExpired,
 )
 from globalstore.rules.refusals import FailedPrecondition
 
@@ -104,51 +104,51 @@ class _Row:
     mapping: KeyMapping | None
 
 
-def find(tx: Snapshot, key: str) -> KeyMapping | None:
+def find_key(tx: Snapshot, key: str) -> KeyMapping | None:
     """Return what a key points at, whether or not its time has passed; None if it was revoked."""
     row = _row(tx, key)
     return None if row is None else row.mapping
 
 
-def upsert(tx: Transaction, asked: Upsert, now_us: int, clock: Clock) -> str | None:
+def upsert_key(tx: Transaction, change: Upsert, now_us: int, clock: Clock) -> str | None:
     """Point a new key at an artifact, or replace hints and lifetime of one that points there.
 
     Returns None, or what the key points at if that is something else. Raises FailedPrecondition
     for a new key whose target is not ready.
     """
     lease_us = clock()
-    row = _live_row(tx, asked.key, lease_us)
+    row = _live_row(tx, change.key, lease_us)
     if row is not None and row.mapping is not None:
-        if row.mapping.artifact_id != asked.artifact_id:
+        if row.mapping.artifact_id != change.artifact_id:
             return row.mapping.target
         mapping_key = row.mapping_key
     else:
-        artifact_key = _ready(tx, asked.artifact_id)
-        mapping_key, _ = _point(tx, row, asked.key, artifact_key, Kind.IMMUTABLE, now_us)
-    _hint(tx, mapping_key, asked, now_us, lease_us)
-    tx.emit(KeyChanged(asked.key))
+        artifact_key = _ready(tx, change.artifact_id)
+        mapping_key, _ = _point(tx, row, change.key, artifact_key, Kind.IMMUTABLE, now_us)
+    _hint(tx, mapping_key, change, now_us, lease_us)
+    tx.emit(KeyChanged(change.key))
     return None
 
 
-def swap(tx: Transaction, asked: Swap, now_us: int, clock: Clock) -> Swapped:
+def swap_key(tx: Transaction, change: Swap, now_us: int, clock: Clock) -> Swapped:
     """Point a key at another artifact if the guards hold; without a guard, make the key too.
 
     A repeat with the same ``operation_id`` gets the answer that the first one got. Raises
     FailedPrecondition when the target is not ready or the token was used for another one.
     """
-    row = _live_row(tx, asked.key, clock())
-    if row is not None and asked.operation_id:
-        answered = _answered(tx, row.mapping_key, asked)
+    row = _live_row(tx, change.key, clock())
+    if row is not None and change.operation_id:
+        answered = _answered(tx, row.mapping_key, change)
         if answered is not None:
             return answered
-    artifact_key = _ready(tx, asked.artifact_id)
+    artifact_key = _ready(tx, change.artifact_id)
     mapping = None if row is None else row.mapping
     if mapping is None:
-        if asked.guarded:
+        if change.guarded:
             return Swapped(False, "", 0)
-    elif mapping.version_set_id or not _guards_hold(asked, mapping):
+    elif mapping.version_set_id or not _guards_hold(change, mapping):
         return Swapped(False, mapping.artifact_id, mapping.generation)
-    if row is not None and mapping is not None and mapping.artifact_id == asked.artifact_id:
+    if row is not None and mapping is not None and mapping.artifact_id == change.artifact_id:
         mapping_key, generation = row.mapping_key, row.generation
         tx.run(
             "UPDATE key_mappings SET kind = :kind, updated_at = :now"
@@ -156,24 +156,24 @@ def swap(tx: Transaction, asked: Swap, now_us: int, clock: Clock) -> Swapped:
             {"kind": int(Kind.ALIAS), "now": now_us, "mapping_key": mapping_key},
         )
     else:
-        mapping_key, generation = _point(tx, row, asked.key, artifact_key, Kind.ALIAS, now_us)
-    if asked.operation_id:
+        mapping_key, generation = _point(tx, row, change.key, artifact_key, Kind.ALIAS, now_us)
+    if change.operation_id:
         tx.run(
             "INSERT INTO key_swaps VALUES (:mapping_key, :operation_id, :artifact_key,"
             " :generation, :now)",
             {
                 "mapping_key": mapping_key,
-                "operation_id": asked.operation_id,
+                "operation_id": change.operation_id,
                 "artifact_key": artifact_key,
                 "generation": generation,
                 "now": now_us,
             },
         )
-    tx.emit(KeyChanged(asked.key))
-    return Swapped(True, asked.artifact_id, generation)
+    tx.emit(KeyChanged(change.key))
+    return Swapped(True, change.artifact_id, generation)
 
 
-def revoke(tx: Transaction, key: str, now_us: int, clock: Clock) -> bool:
+def revoke_key(tx: Transaction, key: str, now_us: int, clock: Clock) -> bool:
     """Let a key point at nothing; False when it did not point at anything."""
     row = _live_row(tx, key, clock())
     if row is None or row.mapping is None:
@@ -193,7 +193,7 @@ def note_selection(tx: Transaction, key: str, generation: int, selection_hash: b
     )
 
 
-def settle(tx: Transaction, mapping_keys: list[int], now_us: int, clock: Clock) -> int:
+def expire_keys(tx: Transaction, mapping_keys: list[int], now_us: int, clock: Clock) -> int:
     """Look what became of keys that were to expire by now; return how many did.
 
     They counted as gone already; now they point at nothing, whatever the clock says later.
@@ -214,11 +214,11 @@ def settle(tx: Transaction, mapping_keys: list[int], now_us: int, clock: Clock) 
             _clear(tx, mapping_key, generation, now_us)
             tx.emit(KeyChanged(key))
             expired += 1
-    tx.emit(LeasesSettled(LeaseKind.KEY, ended, later))
+    tx.emit(LeasesExpired(LeaseKind.KEY, ended, later))
     return expired
 
 
-def restore(tx: Transaction, lease_us: int) -> list[tuple[int, int]]:
+def restore_keys(tx: Transaction, lease_us: int) -> list[tuple[int, int]]:
     """Return key and deadline of all that expire, none later than its own lifetime from now.
 
     Without that bound a wall clock that starts in the past would keep them for as long.
@@ -305,24 +305,24 @@ def _ready(tx: Snapshot, artifact_id: str) -> int:
     return artifact_key
 
 
-def _guards_hold(asked: Swap, mapping: KeyMapping) -> bool:
-    return asked.expected_artifact_id in {"", mapping.artifact_id} and (
-        asked.expected_generation in {None, mapping.generation}
+def _guards_hold(change: Swap, mapping: KeyMapping) -> bool:
+    return change.expected_artifact_id in {"", mapping.artifact_id} and (
+        change.expected_generation in {None, mapping.generation}
     )
 
 
-def _answered(tx: Snapshot, mapping_key: int, asked: Swap) -> Swapped | None:
+def _answered(tx: Snapshot, mapping_key: int, change: Swap) -> Swapped | None:
     row = tx.one(
         "SELECT a.artifact_id, s.generation FROM key_swaps s JOIN artifacts a USING (artifact_key)"
         " WHERE s.mapping_key = :mapping_key AND s.operation_id = :operation_id",
-        {"mapping_key": mapping_key, "operation_id": asked.operation_id},
+        {"mapping_key": mapping_key, "operation_id": change.operation_id},
     )
     if row is None:
         return None
     artifact_id, generation = row
-    if artifact_id != asked.artifact_id:
+    if artifact_id != change.artifact_id:
         raise FailedPrecondition(
-            f"operation_id {asked.operation_id[:80]!r} has pointed this key at {artifact_id};"
+            f"operation_id {change.operation_id[:80]!r} has pointed this key at {artifact_id};"
             " use a new one for another target"
         )
     return Swapped(True, artifact_id, generation)
@@ -355,8 +355,8 @@ def _point(
     return mapping_key, generation
 
 
-def _hint(tx: Transaction, mapping_key: int, asked: Upsert, now_us: int, lease_us: int) -> None:
-    expires_at = lease_us + asked.ttl_s * 1_000_000 if asked.ttl_s else None
+def _hint(tx: Transaction, mapping_key: int, change: Upsert, now_us: int, lease_us: int) -> None:
+    expires_at = lease_us + change.ttl_s * 1_000_000 if change.ttl_s else None
     if expires_at is None:
         tx.emit(LeaseEnded(LeaseKind.KEY, mapping_key))
     else:
@@ -366,9 +366,9 @@ def _hint(tx: Transaction, mapping_key: int, asked: Upsert, now_us: int, lease_u
         " ttl_s = :ttl_s, expires_at = :expires_at, updated_at = :now"
         " WHERE mapping_key = :mapping_key",
         {
-            "replica_uuid": asked.replica_uuid,
-            "daemon_address": asked.daemon_address,
-            "ttl_s": asked.ttl_s,
+            "replica_uuid": change.replica_uuid,
+            "daemon_address": change.daemon_address,
+            "ttl_s": change.ttl_s,
             "expires_at": expires_at,
             "now": now_us,
             "mapping_key": mapping_key,

@@ -11,9 +11,15 @@ import attrs
 
 from globalstore.db import Transaction
 from globalstore.registry.catalog import keys, realizations, version_sets
-from globalstore.registry.catalog.realizations import Clock, Group, Member, State, keeping
+from globalstore.registry.catalog.realizations import (
+    Clock,
+    Member,
+    Realization,
+    RealizationState,
+    keeping,
+)
 from globalstore.registry.catalog.version_sets import Described, VersionSet
-from globalstore.registry.signals import GroupRowsWritten
+from globalstore.registry.signals import RealizationRowsWritten
 from globalstore.rules.realizations import (
     VERSION_SET_PREFIX,
     Manifest,
@@ -93,7 +99,7 @@ class Terms:
 class Joined:
     """A realization that the caller takes part in, and what its part gets."""
 
-    group: Group
+    realization: Realization
     part: Part
 
 
@@ -115,7 +121,7 @@ class _Version:
 @keeping
 def begin_or_join(
     tx: Transaction,
-    asked: Join,
+    join: Join,
     terms: Terms,
     select: Callable[[str], Selection],
     now_us: int,
@@ -127,46 +133,48 @@ def begin_or_join(
     FailedPrecondition and ResourceExhausted, as the contract has it in 8.2.
     """
     lease_us = clock()
-    group = realizations.find_slot(tx, asked.group_kind, asked.group_id, asked.epoch)
-    if group is None:
-        return _begin(tx, asked, terms, select, now_us, lease_us)
-    return _join(tx, realizations.observed(tx, group, now_us, lease_us), asked)
+    realization = realizations.find_by_realization_key(
+        tx, join.group_kind, join.group_id, join.epoch
+    )
+    if realization is None:
+        return _begin(tx, join, terms, select, now_us, lease_us)
+    return _join(tx, realizations.observed(tx, realization, now_us, lease_us), join)
 
 
 def _begin(
     tx: Transaction,
-    asked: Join,
+    join: Join,
     terms: Terms,
     select: Callable[[str], Selection],
     now_us: int,
     lease_us: int,
 ) -> Joined:
-    version = _resolve(tx, asked, select, lease_us)
+    version = _resolve(tx, join, select, lease_us)
     content, described = version.content, version.described
     fingerprint = transaction_fingerprint(
-        group_kind=asked.group_kind,
-        group_id=asked.group_id,
-        epoch=asked.epoch,
-        required_part_ids=asked.required_part_ids,
+        group_kind=join.group_kind,
+        group_id=join.group_id,
+        epoch=join.epoch,
+        required_part_ids=join.required_part_ids,
         manifest_hash=content.manifest_hash,
         kind=content.kind,
         key_generation=described.key_generation,
     )
-    _check_fingerprint(asked, fingerprint)
+    _check_fingerprint(join, fingerprint)
     if realizations.live_count(tx, lease_us) >= terms.max_active:
         raise ResourceExhausted(
             f"{terms.max_active} group realizations are under way already; try again when one ends"
         )
     version_set = version.stored
     if version.manifest is not None:
-        version_set = version_sets.ensure(tx, version.manifest, described, now_us)
+        version_set = version_sets.ensure_version_set(tx, version.manifest, described, now_us)
     assert version_set is not None
-    [part] = version_sets.parts(tx, version_set, [asked.part_id])
+    [part] = version_sets.parts(tx, version_set, [join.part_id])
     if described.key_generation is not None:
         keys.note_selection(
             tx, described.key, described.key_generation, part.selection.selection_hash
         )
-    nanos, lifetime_us = _deadline(asked, terms, now_us)
+    nanos, lifetime_us = _deadline(join, terms, now_us)
     row = tx.one(
         "INSERT INTO group_transactions (fingerprint, group_kind, group_id, epoch, version_set_key,"
         " required_part_ids, total_parts, namespace, key, key_generation, state,"
@@ -177,16 +185,16 @@ def _begin(
         " RETURNING transaction_key",
         {
             "fingerprint": fingerprint,
-            "group_kind": asked.group_kind,
-            "group_id": asked.group_id,
-            "epoch": asked.epoch,
+            "group_kind": join.group_kind,
+            "group_id": join.group_id,
+            "epoch": join.epoch,
             "version_set_key": version_set.version_set_key,
-            "required_part_ids": json.dumps(asked.required_part_ids, ensure_ascii=False),
-            "total_parts": len(asked.required_part_ids),
+            "required_part_ids": json.dumps(join.required_part_ids, ensure_ascii=False),
+            "total_parts": len(join.required_part_ids),
             "namespace": described.namespace,
             "key": described.key,
             "key_generation": described.key_generation,
-            "state": int(State.PREPARING),
+            "state": int(RealizationState.PREPARING),
             "deadline_unix_nanos": nanos,
             "deadline": None if lifetime_us is None else lease_us + lifetime_us,
             "lifetime": lifetime_us,
@@ -194,41 +202,41 @@ def _begin(
         },
     )
     assert row is not None
-    group = realizations.find(tx, fingerprint)
-    assert group is not None
-    _insert_member(tx, group, asked)
-    if (granted := realizations.granted(group)) is not None:
+    realization = realizations.find_realization(tx, fingerprint)
+    assert realization is not None
+    _insert_member(tx, realization, join)
+    if (granted := realizations.granted(realization)) is not None:
         tx.emit(granted)
-    tx.emit(GroupRowsWritten("begin", "group_transactions", 1))
-    return Joined(group, part)
+    tx.emit(RealizationRowsWritten("begin", "group_transactions", 1))
+    return Joined(realization, part)
 
 
 def _resolve(
-    tx: Transaction, asked: Join, select: Callable[[str], Selection], lease_us: int
+    tx: Transaction, join: Join, select: Callable[[str], Selection], lease_us: int
 ) -> _Version:
-    match asked.version:
+    match join.version:
         case Manifest() as wanted:
             return _wanted(tx, wanted, Described())
         case SetReference() as reference:
-            return _Version(_stored(tx, reference, asked.required_part_ids), None)
+            return _Version(_stored(tx, reference, join.required_part_ids), None)
         case KeyReference(key, namespace, expected):
             # Keys live in the blank namespace; in any other there are none.
-            mapping = None if namespace else keys.find(tx, key)
+            mapping = None if namespace else keys.find_key(tx, key)
             if mapping is None or mapping.expired(lease_us):
                 raise NotFound(f"no key {key[:80]!r} in namespace {namespace[:80]!r}")
             if expected not in {None, mapping.generation}:
                 raise _generation_mismatch(expected, mapping.generation)
             described = Described(namespace, key, mapping.generation)
             if mapping.artifact_id:
-                wanted = same_for_all(select(mapping.artifact_id), asked.required_part_ids)
+                wanted = same_for_all(select(mapping.artifact_id), join.required_part_ids)
                 return _wanted(tx, wanted, described)
             manifest_hash = digest_of(VERSION_SET_PREFIX, mapping.version_set_id)
             reference = SetReference(mapping.version_set_id, manifest_hash, b"")
-            return _Version(_stored(tx, reference, asked.required_part_ids), None, described)
+            return _Version(_stored(tx, reference, join.required_part_ids), None, described)
 
 
 def _wanted(tx: Transaction, wanted: Manifest, described: Described) -> _Version:
-    known = version_sets.find(tx, wanted.manifest_hash)
+    known = version_sets.find_version_set(tx, wanted.manifest_hash)
     if known is not None:
         version_sets.check_same(tx, known, wanted)
     return _Version(known, None if known is not None else wanted, described)
@@ -236,7 +244,7 @@ def _wanted(tx: Transaction, wanted: Manifest, described: Described) -> _Version
 
 def _stored(tx: Transaction, reference: SetReference, required: list[str]) -> VersionSet:
     manifest_hash = reference.manifest_hash
-    found = None if manifest_hash is None else version_sets.find(tx, manifest_hash)
+    found = None if manifest_hash is None else version_sets.find_version_set(tx, manifest_hash)
     if found is None:
         raise NotFound(f"no version set {reference.version_set_id[:80]!r}")
     _check_manifest_hash(reference, found)
@@ -248,49 +256,53 @@ def _stored(tx: Transaction, reference: SetReference, required: list[str]) -> Ve
     return found
 
 
-def _join(tx: Transaction, group: Group, asked: Join) -> Joined:
-    if group.state in {State.ABORTED, State.EXPIRED}:
-        raise realizations.ended_otherwise(group)
-    if group.required_part_ids != asked.required_part_ids:
-        raise AlreadyExists(f"{group.transaction_id} is about other required_part_ids")
-    _check_fingerprint(asked, group.fingerprint)
-    [part] = version_sets.parts(tx, group.version_set, [asked.part_id])
-    _check_version(group, asked, part)
-    member = realizations.member(tx, group, asked.part_id)
+def _join(tx: Transaction, realization: Realization, join: Join) -> Joined:
+    if realization.state in {RealizationState.ABORTED, RealizationState.EXPIRED}:
+        raise realizations.ended_otherwise(realization)
+    if realization.required_part_ids != join.required_part_ids:
+        raise AlreadyExists(f"{realization.transaction_id} is about other required_part_ids")
+    _check_fingerprint(join, realization.fingerprint)
+    [part] = version_sets.parts(tx, realization.version_set, [join.part_id])
+    _check_version(realization, join, part)
+    member = realizations.member(tx, realization, join.part_id)
     if member is not None:
-        _identify(tx, group, member, asked.identity)
-    elif not group.state.is_final:
-        _insert_member(tx, group, asked)
-    return Joined(group, part)
+        _identify(tx, realization, member, join.identity)
+    elif not realization.state.is_final:
+        _insert_member(tx, realization, join)
+    return Joined(realization, part)
 
 
-def _check_version(group: Group, asked: Join, part: Part) -> None:
+def _check_version(realization: Realization, join: Join, part: Part) -> None:
     """Refuse a version that is not the frozen one; keys are not looked up again."""
-    frozen = group.version_set
-    match asked.version:
+    frozen = realization.version_set
+    match join.version:
         case Manifest() as wanted:
             # All parts have the same selection, so that the caller's own tells for all.
             same = wanted.parts[0].selection.encoded == part.selection.encoded
             if wanted.manifest_hash != frozen.manifest_hash or not same:
-                raise _other_version(group)
+                raise _other_version(realization)
         case SetReference() as reference:
             if reference.manifest_hash != frozen.manifest_hash:
-                raise _other_version(group)
+                raise _other_version(realization)
             _check_manifest_hash(reference, frozen)
         case KeyReference(key, namespace, expected):
-            if (key, namespace) != (group.key, group.namespace):
+            if (key, namespace) != (realization.key, realization.namespace):
                 raise AlreadyExists(
-                    f"{group.transaction_id} is about "
-                    + (f"the version of key {group.key[:80]!r}" if group.key else "no key")
+                    f"{realization.transaction_id} is about "
+                    + (
+                        f"the version of key {realization.key[:80]!r}"
+                        if realization.key
+                        else "no key"
+                    )
                 )
-            if expected is not None and expected != group.key_generation:
-                raise _generation_mismatch(expected, group.key_generation)
+            if expected is not None and expected != realization.key_generation:
+                raise _generation_mismatch(expected, realization.key_generation)
 
 
-def _check_fingerprint(asked: Join, fingerprint: bytes) -> None:
-    if asked.fingerprint and asked.fingerprint != fingerprint:
+def _check_fingerprint(join: Join, fingerprint: bytes) -> None:
+    if join.fingerprint and join.fingerprint != fingerprint:
         raise AlreadyExists(
-            f"transaction_fingerprint is {asked.fingerprint.hex()[:64]}, but that of this slot is"
+            f"transaction_fingerprint is {join.fingerprint.hex()[:64]}, but that of this slot is"
             f" {fingerprint.hex()}"
         )
 
@@ -303,8 +315,10 @@ def _check_manifest_hash(reference: SetReference, version_set: VersionSet) -> No
         )
 
 
-def _other_version(group: Group) -> AlreadyExists:
-    return AlreadyExists(f"{group.transaction_id} is about {group.version_set.version_set_id}")
+def _other_version(realization: Realization) -> AlreadyExists:
+    return AlreadyExists(
+        f"{realization.transaction_id} is about {realization.version_set.version_set_id}"
+    )
 
 
 def _generation_mismatch(expected: int | None, generation: int | None) -> FailedPrecondition:
@@ -313,26 +327,28 @@ def _generation_mismatch(expected: int | None, generation: int | None) -> Failed
     )
 
 
-def _insert_member(tx: Transaction, group: Group, asked: Join) -> None:
+def _insert_member(tx: Transaction, realization: Realization, join: Join) -> None:
     tx.run(
         "INSERT INTO group_members (transaction_key, part_id, daemon_id, daemon_session_id,"
         " worker_id) VALUES (:transaction, :part_id, :daemon_id, :daemon_session_id, :worker_id)",
-        attrs.asdict(asked.identity)
-        | {"transaction": group.transaction_key, "part_id": asked.part_id},
+        attrs.asdict(join.identity)
+        | {"transaction": realization.transaction_key, "part_id": join.part_id},
     )
-    tx.emit(GroupRowsWritten("join", "group_members", 1))
+    tx.emit(RealizationRowsWritten("join", "group_members", 1))
 
 
-def _identify(tx: Transaction, group: Group, member: Member, said: Identity) -> None:
+def _identify(
+    tx: Transaction, realization: Realization, member: Member, identity: Identity
+) -> None:
     """Fill in who plays a part; refuse another one, unless it is the same daemon, restarted."""
     restarted = (
         not member.is_prepared
-        and not group.state.is_final
-        and bool(said.daemon_session_id)
-        and member.daemon_id == said.daemon_id != ""
+        and not realization.state.is_final
+        and bool(identity.daemon_session_id)
+        and member.daemon_id == identity.daemon_id != ""
     )
     merged = {}
-    for field, new in attrs.asdict(said).items():
+    for field, new in attrs.asdict(identity).items():
         old = getattr(member, field)
         if old and new and old != new and not restarted:
             raise AlreadyExists(
@@ -340,19 +356,19 @@ def _identify(tx: Transaction, group: Group, member: Member, said: Identity) -> 
             )
         merged[field] = new or old
     changed = any(merged[field] != getattr(member, field) for field in merged)
-    if changed and not group.state.is_final:
+    if changed and not realization.state.is_final:
         tx.run(
             "UPDATE group_members SET daemon_id = :daemon_id,"
             " daemon_session_id = :daemon_session_id, worker_id = :worker_id"
             " WHERE transaction_key = :transaction AND part_id = :part_id",
-            merged | {"transaction": group.transaction_key, "part_id": member.part_id},
+            merged | {"transaction": realization.transaction_key, "part_id": member.part_id},
         )
-        tx.emit(GroupRowsWritten("join", "group_members", 1))
+        tx.emit(RealizationRowsWritten("join", "group_members", 1))
 
 
-def _deadline(asked: Join, terms: Terms, now_us: int) -> tuple[int, int | None]:
+def _deadline(join: Join, terms: Terms, now_us: int) -> tuple[int, int | None]:
     """Return when a realization expires, in nanoseconds since 1970, and how far away that is."""
-    nanos = asked.deadline_unix_nanos
+    nanos = join.deadline_unix_nanos
     away_us = nanos // 1000 - now_us if nanos else terms.default_deadline_us or terms.ttl_us
     if not nanos and not away_us:
         return 0, None

@@ -7,19 +7,19 @@ from globalstore.registry.catalog import realizations, version_sets
 from globalstore.registry.catalog.realization_joins import Identity
 from globalstore.registry.catalog.realizations import (
     Clock,
-    Group,
     Member,
     MemberState,
-    State,
+    Realization,
+    RealizationState,
     keeping,
 )
-from globalstore.registry.signals import GroupRowsWritten
+from globalstore.registry.signals import RealizationRowsWritten
 from globalstore.rules.realizations import member_fingerprint
 from globalstore.rules.refusals import AlreadyExists, NotFound
 
 
 @attrs.frozen
-class Report:
+class PreparedReport:
     """A checked ReportGroupRealizationPrepared request.
 
     ``transaction`` is the fingerprint of the realization. ``identity`` is who reports.
@@ -47,10 +47,10 @@ class Report:
 
 
 @attrs.frozen
-class Reported:
+class ReportOutcome:
     """Where a realization and a part of it stand after a report."""
 
-    state: State
+    state: RealizationState
     member_state: MemberState
     fingerprint: bytes = attrs.field(repr=bytes.hex)
 
@@ -70,77 +70,79 @@ _COVERED = (
 
 
 @keeping
-def report(
-    tx: Transaction, asked: Report, publishes_itself: bool, now_us: int, clock: Clock
-) -> Reported:
+def report_prepared(
+    tx: Transaction, report: PreparedReport, publishes_itself: bool, now_us: int, clock: Clock
+) -> ReportOutcome:
     """Note that a part is prepared; the last one makes the realization ready, or publishes it.
 
     Refuses with NotFound for an unknown realization or part, with FailedPrecondition when it has
     failed, with AlreadyExists for another report of the same part or one of somebody else, and so
     after aborting a realization whose sources are not as reported.
     """
-    group = realizations.present(tx, asked.transaction, now_us, clock())
-    member = realizations.member(tx, group, asked.part_id)
+    realization = realizations.present(tx, report.transaction, now_us, clock())
+    member = realizations.member(tx, realization, report.part_id)
     if member is None:
-        raise NotFound(f"part {asked.part_id[:80]!r} has not joined {group.transaction_id}")
-    if group.state in {State.ABORTED, State.EXPIRED}:
-        raise realizations.ended_otherwise(group)
-    fingerprint = _fingerprint(tx, group, asked)
-    _check_reporter(member, asked.identity)
-    if asked.fingerprint and asked.fingerprint != fingerprint:
+        raise NotFound(f"part {report.part_id[:80]!r} has not joined {realization.transaction_id}")
+    if realization.state in {RealizationState.ABORTED, RealizationState.EXPIRED}:
+        raise realizations.ended_otherwise(realization)
+    fingerprint = _fingerprint(tx, realization, report)
+    _check_reporter(member, report.identity)
+    if report.fingerprint and report.fingerprint != fingerprint:
         raise AlreadyExists(
-            f"member_fingerprint is {asked.fingerprint.hex()[:64]}, but that of this report is"
+            f"member_fingerprint is {report.fingerprint.hex()[:64]}, but that of this report is"
             f" {fingerprint.hex()}"
         )
     if member.is_prepared:
-        _check_repeat(member, asked, fingerprint)
+        _check_repeat(member, report, fingerprint)
     else:
-        group = _prepare(tx, group, member, asked, fingerprint, now_us, publishes_itself)
-    return Reported(group.state, group.member_state(is_prepared=True), fingerprint)
+        realization = _prepare(
+            tx, realization, member, report, fingerprint, now_us, publishes_itself
+        )
+    return ReportOutcome(realization.state, realization.member_state(is_prepared=True), fingerprint)
 
 
-def _fingerprint(tx: Transaction, group: Group, asked: Report) -> bytes:
-    [part] = version_sets.parts(tx, group.version_set, [asked.part_id])
+def _fingerprint(tx: Transaction, realization: Realization, report: PreparedReport) -> bytes:
+    [part] = version_sets.parts(tx, realization.version_set, [report.part_id])
     return member_fingerprint(
-        group.transaction_id,
-        group.version_set.version_set_id,
+        realization.transaction_id,
+        realization.version_set.version_set_id,
         part.selection.selection_hash,
-        {name: getattr(asked, name) for name in _COVERED} | attrs.asdict(asked.identity),
+        {name: getattr(report, name) for name in _COVERED} | attrs.asdict(report.identity),
     )
 
 
 def _check_reporter(member: Member, identity: Identity) -> None:
-    for field, said in attrs.asdict(identity).items():
+    for field, reported in attrs.asdict(identity).items():
         joined = getattr(member, field)
-        if joined and said and joined != said:
+        if joined and reported and joined != reported:
             raise AlreadyExists(
                 f"part {member.part_id[:80]!r} has been joined by another {field}: {joined[:80]!r}"
             )
 
 
-def _check_repeat(member: Member, asked: Report, fingerprint: bytes) -> None:
+def _check_repeat(member: Member, report: PreparedReport, fingerprint: bytes) -> None:
     if member.fingerprint != fingerprint:
         raise AlreadyExists(f"part {member.part_id[:80]!r} has reported another value already")
     for field in ("prepared_value_hash", "expected_previous_seal_generation"):
-        if getattr(member, field) != getattr(asked, field):
+        if getattr(member, field) != getattr(report, field):
             raise AlreadyExists(f"part {member.part_id[:80]!r} has reported another {field}")
 
 
 def _prepare(
     tx: Transaction,
-    group: Group,
+    realization: Realization,
     member: Member,
-    asked: Report,
+    report: PreparedReport,
     fingerprint: bytes,
     now_us: int,
     publishes_itself: bool,
-) -> Group:
-    prepared = group.prepared_count + 1
-    complete = prepared == len(group.required_part_ids)
-    state = State.READY_TO_PUBLISH if complete else group.state
-    said = {
+) -> Realization:
+    prepared = realization.prepared_count + 1
+    complete = prepared == len(realization.required_part_ids)
+    state = RealizationState.READY_TO_PUBLISH if complete else realization.state
+    identity_fields = {
         field: value or getattr(member, field)
-        for field, value in attrs.asdict(asked.identity).items()
+        for field, value in attrs.asdict(report.identity).items()
     }
     tx.run(
         "UPDATE group_members SET is_prepared = 1, daemon_id = :daemon_id,"
@@ -156,18 +158,18 @@ def _prepare(
         " expected_previous_seal_generation = :expected_previous_seal_generation,"
         " prepared_value_hash = :prepared_value_hash"
         " WHERE transaction_key = :transaction_key AND part_id = :part_id",
-        attrs.asdict(asked, filter=lambda field, _: field.name not in {"identity", "transaction"})
-        | said
-        | {"fingerprint": fingerprint, "transaction_key": group.transaction_key},
+        attrs.asdict(report, filter=lambda field, _: field.name not in {"identity", "transaction"})
+        | identity_fields
+        | {"fingerprint": fingerprint, "transaction_key": realization.transaction_key},
     )
     tx.run(
         "UPDATE group_transactions SET prepared_count = :prepared, state = :state"
         " WHERE transaction_key = :transaction_key",
-        {"prepared": prepared, "state": int(state), "transaction_key": group.transaction_key},
+        {"prepared": prepared, "state": int(state), "transaction_key": realization.transaction_key},
     )
-    tx.emit(GroupRowsWritten("report", "group_members", 1))
-    tx.emit(GroupRowsWritten("report", "group_transactions", 1))
-    group = attrs.evolve(group, prepared_count=prepared, state=state)
+    tx.emit(RealizationRowsWritten("report", "group_members", 1))
+    tx.emit(RealizationRowsWritten("report", "group_transactions", 1))
+    realization = attrs.evolve(realization, prepared_count=prepared, state=state)
     if complete and publishes_itself:
-        return realizations.publish_ready(tx, group, now_us, "report")
-    return group
+        return realizations.publish_ready(tx, realization, now_us, "report")
+    return realization

@@ -16,12 +16,12 @@ import attrs
 from globalstore.db import Row, Snapshot, Transaction
 from globalstore.registry.catalog.version_sets import VersionSet
 from globalstore.registry.signals import (
-    GroupEnded,
-    GroupRowsWritten,
     LeaseEnded,
     LeaseGranted,
     LeaseKind,
-    LeasesSettled,
+    LeasesExpired,
+    RealizationEnded,
+    RealizationRowsWritten,
 )
 from globalstore.rules.realizations import TRANSACTION_PREFIX, RealizationKind
 from globalstore.rules.refusals import AlreadyExists, FailedPrecondition, NotFound, Refusal
@@ -38,7 +38,7 @@ FENCED_CODE = "source_visibility_stale"
 ABORTED_CODE = "aborted"
 
 
-class State(enum.IntEnum):
+class RealizationState(enum.IntEnum):
     """Where a realization stands; the numbers of the wire."""
 
     PREPARING = 3
@@ -49,7 +49,7 @@ class State(enum.IntEnum):
 
     @property
     def is_final(self) -> bool:
-        return self >= State.PUBLISHED
+        return self >= RealizationState.PUBLISHED
 
 
 class MemberState(enum.IntEnum):
@@ -64,7 +64,7 @@ class MemberState(enum.IntEnum):
 
 
 @attrs.frozen
-class Group:
+class Realization:
     """A realization, without its members.
 
     ``key`` is blank and ``key_generation`` None when no key gave the version. ``is_fenced`` when it
@@ -82,7 +82,7 @@ class Group:
     namespace: str
     key: str
     key_generation: int | None
-    state: State
+    state: RealizationState
     prepared_count: int
     is_fenced: bool
     failure_code: str
@@ -105,11 +105,11 @@ class Group:
     def member_state(self, *, is_prepared: bool) -> MemberState:
         """Return where a part stands that has joined."""
         match self.state:
-            case State.PUBLISHED:
+            case RealizationState.PUBLISHED:
                 return MemberState.PUBLISHED
-            case State.ABORTED:
+            case RealizationState.ABORTED:
                 return MemberState.FAILED if self.is_fenced else MemberState.CANCELLED
-            case State.EXPIRED:
+            case RealizationState.EXPIRED:
                 return MemberState.EXPIRED
         return MemberState.PREPARED if is_prepared else MemberState.JOINED
 
@@ -176,25 +176,27 @@ def keeping(
     return run
 
 
-def find(tx: Snapshot, fingerprint: bytes) -> Group | None:
+def find_realization(tx: Snapshot, fingerprint: bytes) -> Realization | None:
     """Return a realization as it is stored, whether or not its deadline has passed."""
     row = tx.one(_GROUP + "WHERE t.fingerprint = ?", (fingerprint,))
-    return None if row is None else _group(row)
+    return None if row is None else _realization(row)
 
 
-def find_slot(tx: Snapshot, group_kind: str, group_id: str, epoch: int) -> Group | None:
+def find_by_realization_key(
+    tx: Snapshot, group_kind: str, group_id: str, epoch: int
+) -> Realization | None:
     """Return the realization that uses a slot, as it is stored."""
     row = tx.one(
         _GROUP + "WHERE t.group_kind = :kind AND t.group_id = :id AND t.epoch = :epoch",
         {"kind": group_kind, "id": group_id, "epoch": epoch},
     )
-    return None if row is None else _group(row)
+    return None if row is None else _realization(row)
 
 
-def _group(row: Row) -> Group:
+def _realization(row: Row) -> Realization:
     key, fingerprint, kind, id_, epoch, set_key, manifest, realization, required, *rest = row
     namespace, name, generation, state, prepared, fenced, *end = rest
-    return Group(
+    return Realization(
         key,
         fingerprint,
         kind,
@@ -205,48 +207,52 @@ def _group(row: Row) -> Group:
         namespace,
         name,
         generation,
-        State(state),
+        RealizationState(state),
         prepared,
         bool(fenced),
         *end,
     )
 
 
-def present(tx: Transaction, fingerprint: bytes, now_us: int, lease_us: int) -> Group:
+def present(tx: Transaction, fingerprint: bytes, now_us: int, lease_us: int) -> Realization:
     """Return a realization after applying its deadline. Raises NotFound for an unknown one."""
-    group = find(tx, fingerprint)
-    if group is None:
+    realization = find_realization(tx, fingerprint)
+    if realization is None:
         raise NotFound(f"no group realization {TRANSACTION_PREFIX}{fingerprint.hex()}")
-    return observed(tx, group, now_us, lease_us)
+    return observed(tx, realization, now_us, lease_us)
 
 
-def observed(tx: Transaction, group: Group, now_us: int, lease_us: int) -> Group:
+def observed(tx: Transaction, realization: Realization, now_us: int, lease_us: int) -> Realization:
     """Return a realization as it is now: expired, if its deadline has passed."""
-    if not group.is_due(lease_us):
-        return group
-    return end(tx, group, State.EXPIRED, now_us, "expire", EXPIRED_CODE)
+    if not realization.is_due(lease_us):
+        return realization
+    return end_realization(
+        tx, realization, RealizationState.EXPIRED, now_us, "expire", EXPIRED_CODE
+    )
 
 
-def member(tx: Snapshot, group: Group, part_id: str) -> Member | None:
+def member(tx: Snapshot, realization: Realization, part_id: str) -> Member | None:
     """Return a part that has joined, or None."""
     row = tx.one(
         _MEMBER + "WHERE transaction_key = :transaction AND part_id = :part",
-        {"transaction": group.transaction_key, "part": part_id},
+        {"transaction": realization.transaction_key, "part": part_id},
     )
     return None if row is None else Member(*row)
 
 
-def show(tx: Snapshot, fingerprint: bytes) -> tuple[Group, list[Member]] | None:
+def show(tx: Snapshot, fingerprint: bytes) -> tuple[Realization, list[Member]] | None:
     """Return a realization as it is stored, and its members in the order of their ids."""
-    group = find(tx, fingerprint)
-    if group is None:
+    realization = find_realization(tx, fingerprint)
+    if realization is None:
         return None
-    rows = tx.all(_MEMBER + "WHERE transaction_key = ? ORDER BY part_id", (group.transaction_key,))
-    return group, [Member(*row) for row in rows]
+    rows = tx.all(
+        _MEMBER + "WHERE transaction_key = ? ORDER BY part_id", (realization.transaction_key,)
+    )
+    return realization, [Member(*row) for row in rows]
 
 
 @keeping
-def observe(tx: Transaction, fingerprint: bytes, now_us: int, clock: Clock) -> Group:
+def observe(tx: Transaction, fingerprint: bytes, now_us: int, clock: Clock) -> Realization:
     """Return a realization after applying its deadline. Refuses with NotFound."""
     return present(tx, fingerprint, now_us, clock())
 
@@ -254,57 +260,73 @@ def observe(tx: Transaction, fingerprint: bytes, now_us: int, clock: Clock) -> G
 @keeping
 def abort(
     tx: Transaction, fingerprint: bytes, code: str, detail: str, now_us: int, clock: Clock
-) -> Group:
+) -> Realization:
     """End a realization without publishing it; one that failed before keeps its first failure.
 
     Refuses with NotFound, and with FailedPrecondition for one that is published.
     """
-    group = present(tx, fingerprint, now_us, clock())
-    if group.state is State.PUBLISHED:
-        raise FailedPrecondition(f"{group.transaction_id} is published already")
-    if group.state.is_final:
-        return group
-    return end(tx, group, State.ABORTED, now_us, "abort", code or ABORTED_CODE, detail)
+    realization = present(tx, fingerprint, now_us, clock())
+    if realization.state is RealizationState.PUBLISHED:
+        raise FailedPrecondition(f"{realization.transaction_id} is published already")
+    if realization.state.is_final:
+        return realization
+    return end_realization(
+        tx, realization, RealizationState.ABORTED, now_us, "abort", code or ABORTED_CODE, detail
+    )
 
 
 @keeping
-def publish(tx: Transaction, fingerprint: bytes, now_us: int, clock: Clock) -> Group:
+def publish_realization(
+    tx: Transaction, fingerprint: bytes, now_us: int, clock: Clock
+) -> Realization:
     """Publish a realization that is ready, if every source is still as it was reported.
 
     Refuses with NotFound, with FailedPrecondition for one that is not ready or has ended
     otherwise, and with AlreadyExists after aborting one whose sources are not as reported.
     """
-    group = present(tx, fingerprint, now_us, clock())
-    if group.state is State.PUBLISHED:
-        return group
-    if group.state.is_final:
-        raise ended_otherwise(group)
-    if group.state is not State.READY_TO_PUBLISH:
+    realization = present(tx, fingerprint, now_us, clock())
+    if realization.state is RealizationState.PUBLISHED:
+        return realization
+    if realization.state.is_final:
+        raise ended_otherwise(realization)
+    if realization.state is not RealizationState.READY_TO_PUBLISH:
         raise FailedPrecondition(
-            f"{group.transaction_id} is not ready: {group.prepared_count} of"
-            f" {len(group.required_part_ids)} parts are prepared"
+            f"{realization.transaction_id} is not ready: {realization.prepared_count} of"
+            f" {len(realization.required_part_ids)} parts are prepared"
         )
-    return publish_ready(tx, group, now_us, "publish")
+    return publish_ready(tx, realization, now_us, "publish")
 
 
-def publish_ready(tx: Transaction, group: Group, now_us: int, operation: str) -> Group:
+def publish_ready(
+    tx: Transaction, realization: Realization, now_us: int, operation: str
+) -> Realization:
     """Publish a realization whose parts are all prepared, or abort it and raise AlreadyExists."""
-    stale = _stale_sources(tx, group, now_us)
+    stale = _stale_sources(tx, realization, now_us)
     if not stale:
-        return end(tx, group, State.PUBLISHED, now_us, operation)
+        return end_realization(tx, realization, RealizationState.PUBLISHED, now_us, operation)
     detail = json.dumps(
         [{"part_id": part_id, "reason": reason} for part_id, reason in stale],
         ensure_ascii=False,
         separators=(",", ":"),
     )
-    end(tx, group, State.ABORTED, now_us, operation, FENCED_CODE, detail, is_fenced=True)
-    raise AlreadyExists(f"{group.transaction_id} is aborted: {FENCED_CODE} {detail}")
+    end_realization(
+        tx,
+        realization,
+        RealizationState.ABORTED,
+        now_us,
+        operation,
+        FENCED_CODE,
+        detail,
+        is_fenced=True,
+    )
+    raise AlreadyExists(f"{realization.transaction_id} is aborted: {FENCED_CODE} {detail}")
 
 
-def ended_otherwise(group: Group) -> FailedPrecondition:
+def ended_otherwise(realization: Realization) -> FailedPrecondition:
     """Say that a realization has failed, and why."""
     return FailedPrecondition(
-        f"{group.transaction_id} is {group.state.name}: {group.failure_code}; use a new epoch"
+        f"{realization.transaction_id} is {realization.state.name}:"
+        f" {realization.failure_code}; use a new epoch"
     )
 
 
@@ -327,22 +349,22 @@ SELECT part_id, reason FROM (
 """
 
 
-def _stale_sources(tx: Snapshot, group: Group, now_us: int) -> list[Row]:
+def _stale_sources(tx: Snapshot, realization: Realization, now_us: int) -> list[Row]:
     """Return each part whose source is not as it was reported, and why."""
-    return tx.all(_SOURCES, {"transaction": group.transaction_key, "now": now_us})
+    return tx.all(_SOURCES, {"transaction": realization.transaction_key, "now": now_us})
 
 
-def end(
+def end_realization(
     tx: Transaction,
-    group: Group,
-    state: State,
+    realization: Realization,
+    state: RealizationState,
     now_us: int,
     operation: str,
     failure_code: str = "",
     failure_detail: str = "",
     *,
     is_fenced: bool = False,
-) -> Group:
+) -> Realization:
     """Bring a realization to its final state; ``operation`` names who did, for the metrics."""
     tx.run(
         "UPDATE group_transactions SET state = :state, is_fenced = :is_fenced,"
@@ -354,14 +376,14 @@ def end(
             "code": failure_code,
             "detail": failure_detail,
             "now": now_us,
-            "transaction": group.transaction_key,
+            "transaction": realization.transaction_key,
         },
     )
-    tx.emit(GroupEnded(group.fingerprint, int(state)))
-    tx.emit(LeaseEnded(LeaseKind.GROUP, group.transaction_key))
-    tx.emit(GroupRowsWritten(operation, "group_transactions", 1))
+    tx.emit(RealizationEnded(realization.fingerprint, int(state)))
+    tx.emit(LeaseEnded(LeaseKind.GROUP, realization.transaction_key))
+    tx.emit(RealizationRowsWritten(operation, "group_transactions", 1))
     return attrs.evolve(
-        group,
+        realization,
         state=state,
         is_fenced=is_fenced,
         failure_code=failure_code,
@@ -369,7 +391,9 @@ def end(
     )
 
 
-def settle(tx: Transaction, transaction_keys: list[int], now_us: int, clock: Clock) -> int:
+def expire_realizations(
+    tx: Transaction, transaction_keys: list[int], now_us: int, clock: Clock
+) -> int:
     """Look what became of realizations that were to expire by now; return how many did."""
     lease_us = clock()
     rows = tx.all(
@@ -378,18 +402,18 @@ def settle(tx: Transaction, transaction_keys: list[int], now_us: int, clock: Clo
         {"keys": json.dumps(transaction_keys)},
     )
     ended, later, expired = set(transaction_keys), [], 0
-    for group in map(_group, rows):
-        if group.is_due(lease_us):
-            observed(tx, group, now_us, lease_us)
+    for realization in map(_realization, rows):
+        if realization.is_due(lease_us):
+            observed(tx, realization, now_us, lease_us)
             expired += 1
-        elif group.deadline_us is not None:
-            ended.discard(group.transaction_key)
-            later.append((group.transaction_key, group.deadline_us))
-    tx.emit(LeasesSettled(LeaseKind.GROUP, sorted(ended), later))
+        elif realization.deadline_us is not None:
+            ended.discard(realization.transaction_key)
+            later.append((realization.transaction_key, realization.deadline_us))
+    tx.emit(LeasesExpired(LeaseKind.GROUP, sorted(ended), later))
     return expired
 
 
-def restore(tx: Transaction, lease_us: int) -> list[tuple[int, int]]:
+def restore_realizations(tx: Transaction, lease_us: int) -> list[tuple[int, int]]:
     """Return key and deadline of all that have not ended, none later than it was at the start.
 
     Without that bound a wall clock that starts in the past would keep them for as long.
@@ -446,12 +470,12 @@ def purge_members(tx: Transaction, before_us: int, limit: int) -> int:
             tx.run("UPDATE group_transactions SET has_members = 0 WHERE transaction_key = ?", row)
             deleted += 1
     if deleted:
-        tx.emit(GroupRowsWritten("forget", "group_members", deleted))
+        tx.emit(RealizationRowsWritten("forget", "group_members", deleted))
     return deleted
 
 
-def granted(group: Group) -> LeaseGranted | None:
+def granted(realization: Realization) -> LeaseGranted | None:
     """Return the event by which a realization that begins is ended at its deadline."""
-    if group.deadline_us is None:
+    if realization.deadline_us is None:
         return None
-    return LeaseGranted(LeaseKind.GROUP, group.transaction_key, group.deadline_us)
+    return LeaseGranted(LeaseKind.GROUP, realization.transaction_key, realization.deadline_us)

@@ -5,7 +5,7 @@ import json
 import attrs
 
 from globalstore.db import Snapshot, Transaction
-from globalstore.registry.signals import GroupRowsWritten
+from globalstore.registry.signals import RealizationRowsWritten
 from globalstore.rules.realizations import (
     VERSION_SET_PREFIX,
     ByteSpace,
@@ -42,19 +42,23 @@ class VersionSet:
         return VERSION_SET_PREFIX + self.manifest_hash.hex()
 
 
-def register(tx: Transaction, wanted: Manifest, described: Described, now_us: int) -> Manifest:
+def register_version_set(
+    tx: Transaction, wanted: Manifest, described: Described, now_us: int
+) -> Manifest:
     """Store a set unless it is there; return it as it is stored.
 
     Raises AlreadyExists when another set has the same hash, which takes a selection whose maker
     gave it a hash that another one has.
     """
-    version_set = ensure(tx, wanted, described, now_us)
+    version_set = ensure_version_set(tx, wanted, described, now_us)
     return Manifest(wanted.kind, tuple(parts(tx, version_set)), wanted.manifest_hash)
 
 
-def ensure(tx: Transaction, wanted: Manifest, described: Described, now_us: int) -> VersionSet:
+def ensure_version_set(
+    tx: Transaction, wanted: Manifest, described: Described, now_us: int
+) -> VersionSet:
     """Store a set unless it is there; refuses as ``register`` does."""
-    known = find(tx, wanted.manifest_hash)
+    known = find_version_set(tx, wanted.manifest_hash)
     if known is not None:
         check_same(tx, known, wanted)
         return known
@@ -87,8 +91,8 @@ def ensure(tx: Transaction, wanted: Manifest, described: Described, now_us: int)
         tx.run_rows(
             "INSERT INTO version_set_parts SELECT * FROM (VALUES …)", rows[start : start + _ROWS]
         )
-    tx.emit(GroupRowsWritten("register", "version_sets", 1))
-    tx.emit(GroupRowsWritten("register", "version_set_parts", len(rows)))
+    tx.emit(RealizationRowsWritten("register", "version_sets", 1))
+    tx.emit(RealizationRowsWritten("register", "version_set_parts", len(rows)))
     return VersionSet(version_set_key, wanted.manifest_hash, wanted.kind)
 
 
@@ -105,7 +109,7 @@ def check_same(tx: Snapshot, known: VersionSet, wanted: Manifest) -> None:
         )
 
 
-def find(tx: Snapshot, manifest_hash: bytes) -> VersionSet | None:
+def find_version_set(tx: Snapshot, manifest_hash: bytes) -> VersionSet | None:
     """Return the set with a manifest hash, or None."""
     row = tx.one(
         "SELECT version_set_key, manifest_hash, realization_kind FROM version_sets"

@@ -3,7 +3,7 @@
 Chunks are kept in blocks (see ``rules.chunk_states``): a dense report of 100 000 chunks changes
 some hundred rows. A report that touches more blocks than one transaction may write is put down in
 parts first, accepted in one small transaction, and applied part by part; until that is done, those
-who ask or report are told ``Unsettled`` and come again, so that nobody ever sees half of it.
+who ask or report are told ``Unapplied`` and come again, so that nobody ever sees half of it.
 """
 
 import json
@@ -18,7 +18,7 @@ from globalstore.registry import worker_ids
 from globalstore.rules.chunk_states import ChunkState, Patch, patched, without
 from globalstore.rules.refusals import InvalidArgument
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 # Blocks that one transaction writes: some 20 ms of the writer.
 BLOCKS_AT_ONCE = 500
@@ -28,7 +28,7 @@ _ROWS_AT_ONCE = 250
 
 
 @attrs.frozen
-class Report:
+class ChunkReport:
     """Who reports what a node has, and when (µs); ``worker_id`` may be blank or not known yet."""
 
     node_id: str
@@ -37,11 +37,11 @@ class Report:
 
 
 @attrs.frozen
-class Unsettled:
+class Unapplied:
     """An accepted report is still being applied; ask again when it is."""
 
 
-class Held(NamedTuple):
+class HeldChunks(NamedTuple):
     """What a node has of one block of an artifact, as reported by one worker."""
 
     node_id: str
@@ -62,27 +62,33 @@ class NodeWorker(NamedTuple):
     in_use: int
 
 
-def report(tx: Transaction, said: Report, patches: Sequence[Patch]) -> Unsettled | None:
+def report_chunks(
+    tx: Transaction, report: ChunkReport, patches: Sequence[Patch]
+) -> Unapplied | None:
     """Store what a node reports, as a whole; at most ``BLOCKS_AT_ONCE`` patches, sorted."""
-    _check_node(tx, said)
-    if _unsettled(tx, said.node_id):
-        return Unsettled()
+    _check_node(tx, report)
+    if _unsettled(tx, report.node_id):
+        return Unapplied()
     _apply(
-        tx, _node_key(tx, said.node_id), worker_ids.intern(tx, said.worker_id), patches, said.now_us
+        tx,
+        _node_key(tx, report.node_id),
+        worker_ids.intern(tx, report.worker_id),
+        patches,
+        report.now_us,
     )
     return None
 
 
-def _check_node(tx: Snapshot, said: Report) -> None:
+def _check_node(tx: Snapshot, report: ChunkReport) -> None:
     """Refuse the report of a worker about another node than its own."""
     row = tx.one(
         "SELECT node_id FROM workers JOIN worker_ids USING (worker_key)"
         " WHERE worker_id = :worker_id",
-        {"worker_id": said.worker_id},
+        {"worker_id": report.worker_id},
     )
-    if row is not None and row[0] != said.node_id:
+    if row is not None and row[0] != report.node_id:
         raise InvalidArgument(
-            f"node_id is {said.node_id!r}, expected {row[0]!r}, the node of {said.worker_id!r}"
+            f"node_id is {report.node_id!r}, expected {row[0]!r}, the node of {report.worker_id!r}"
         )
 
 
@@ -158,23 +164,23 @@ def _rows_of(
     return rows
 
 
-def _pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
+def _pieces(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
     return (items[start : start + _ROWS_AT_ONCE] for start in range(0, len(items), _ROWS_AT_ONCE))
 
 
 # Reports of more blocks than one transaction may write.
 
 
-def open_batch(tx: Transaction, said: Report) -> int:
+def open_batch(tx: Transaction, report: ChunkReport) -> int:
     """Begin a report in parts; return its key."""
-    _check_node(tx, said)
+    _check_node(tx, report)
     row = tx.one(
         "INSERT INTO chunk_batches (node_key, worker_key, reported_at)"
         " VALUES (:node_key, :worker_key, :now) RETURNING batch_key",
         {
-            "node_key": _node_key(tx, said.node_id),
-            "worker_key": worker_ids.intern(tx, said.worker_id),
-            "now": said.now_us,
+            "node_key": _node_key(tx, report.node_id),
+            "worker_key": worker_ids.intern(tx, report.worker_id),
+            "now": report.now_us,
         },
     )
     assert row is not None
@@ -195,15 +201,15 @@ def part_json(patches: Sequence[Patch]) -> str:
     return json.dumps([(*patch[:5], patch.states.hex()) for patch in patches])
 
 
-def accept(tx: Transaction, batch_key: int, said: Report) -> Unsettled | None:
+def accept_report(tx: Transaction, batch_key: int, report: ChunkReport) -> Unapplied | None:
     """Let a report count whose parts are all there: the instant at which it happens."""
-    _check_node(tx, said)
-    if _unsettled(tx, said.node_id):
-        return Unsettled()
+    _check_node(tx, report)
+    if _unsettled(tx, report.node_id):
+        return Unapplied()
     tx.run(
         "UPDATE chunk_batches SET accepted = 1, node_key = :node_key WHERE batch_key = :batch_key",
         # The node may have got another key, when its last worker left meanwhile.
-        {"batch_key": batch_key, "node_key": _node_key(tx, said.node_id)},
+        {"batch_key": batch_key, "node_key": _node_key(tx, report.node_id)},
     )
     return None
 
@@ -226,15 +232,17 @@ def apply_part(tx: Transaction) -> bool:
     if part is None:
         tx.run("DELETE FROM chunk_batches WHERE batch_key = ?", (batch_key,))
         return True
-    patches = [Patch._make((*said[:5], bytes.fromhex(said[5]))) for said in json.loads(part[0])]
+    patches = [
+        Patch._make((*report[:5], bytes.fromhex(report[5]))) for report in json.loads(part[0])
+    ]
     _apply(tx, node_key, worker_key, patches, now_us)
     return True
 
 
-def applied(tx: Snapshot, batch_key: int) -> Unsettled | None:
+def applied(tx: Snapshot, batch_key: int) -> Unapplied | None:
     """Tell whether an accepted report is wholly applied."""
     row = tx.one("SELECT 1 FROM chunk_batches WHERE batch_key = ?", (batch_key,))
-    return None if row is None else Unsettled()
+    return None if row is None else Unapplied()
 
 
 def last_batch(tx: Snapshot) -> int:
@@ -267,14 +275,14 @@ def drop_part(tx: Transaction, last_key: int) -> bool:
 
 
 def held(
-    tx: Snapshot, artifact_id: str, blocks: tuple[int, int] | None, fresh: frozenset[int]
-) -> tuple[list[Held], list[NodeWorker]] | Unsettled:
+    tx: Snapshot, artifact_id: str, blocks: tuple[int, int] | None, live: frozenset[int]
+) -> tuple[list[HeldChunks], list[NodeWorker]] | Unapplied:
     """Return who has chunks of an artifact, in a range of blocks if one is given.
 
-    ``fresh`` are the workers that are being heard; only nodes of such workers count.
+    ``live`` are the workers that are being heard; only nodes of such workers count.
     """
     if _unsettled(tx):
-        return Unsettled()
+        return Unapplied()
     rows = tx.all(
         "SELECT node_id, device_uuid, replica, block, worker_key, states FROM chunk_blocks"
         " JOIN chunk_nodes USING (node_key) WHERE artifact_id = :artifact_id"
@@ -297,10 +305,10 @@ def held(
             " WHERE inactive_at IS NULL ORDER BY registered_at DESC, worker_key DESC",
             {"nodes": json.dumps(nodes)},
         )
-        if row[0] in fresh
+        if row[0] in live
     ]
     alive = {worker.node_id for worker in workers}
-    return [Held(*row) for row in rows if row[0] in alive], workers
+    return [HeldChunks(*row) for row in rows if row[0] in alive], workers
 
 
 def slots(tx: Snapshot, worker_key: int) -> tuple[int, int]:
@@ -375,7 +383,7 @@ def worker_left(tx: Transaction, worker_key: int) -> None:
     )
 
 
-def purge(tx: Transaction, _before_us: int, limit: int) -> int:
+def purge_chunks(tx: Transaction, _before_us: int, limit: int) -> int:
     """Delete up to ``limit`` blocks of nodes that were forgotten; return how many."""
     deleted = tx.run(
         "DELETE FROM chunk_blocks WHERE block_key IN (SELECT block_key FROM chunk_nodes"

@@ -8,11 +8,11 @@ from globalstore.rules.values import signed64, unsigned64
 
 # What an instance said last, as it is stored: instance_key, generation, last_heartbeat (µs),
 # named_worker_id and capability_flags (signed).
-Said = dict[str, int | str]
+LivenessRow = dict[str, int | str]
 
 
 @attrs.frozen
-class Registration:
+class InstanceRegistration:
     """A checked RegisterInstance request.
 
     ``named_worker_id`` is blank for an instance that follows its daemon; ``labels_json`` is an
@@ -42,7 +42,7 @@ def _state(row: Row) -> InstanceState:
     return InstanceState(*fields)
 
 
-def active(tx: Snapshot) -> list[InstanceState]:
+def active_instances(tx: Snapshot) -> list[InstanceState]:
     """Return every instance that has not ended, the one heard longest ago first."""
     return [
         _state(row)
@@ -66,7 +66,9 @@ def ended(tx: Snapshot, required_flags: int, limit: int) -> list[InstanceState]:
     ]
 
 
-def register(tx: Transaction, asked: Registration, now_us: int) -> InstanceState:
+def register_instance(
+    tx: Transaction, registration: InstanceRegistration, now_us: int
+) -> InstanceState:
     """Make an instance active in a new generation and replace all that was known of it."""
     row = tx.one(
         "INSERT INTO instances (instance_id, daemon_id, named_worker_id, engine, signals_endpoint,"
@@ -83,7 +85,8 @@ def register(tx: Transaction, asked: Registration, now_us: int) -> InstanceState
         " last_heartbeat = max(last_heartbeat, excluded.last_heartbeat),"
         " generation = generation + 1, registered_at = excluded.registered_at, inactive_at = NULL"
         f" RETURNING {_COLUMNS}",
-        attrs.asdict(asked) | {"capability_flags": signed64(asked.capability_flags), "now": now_us},
+        attrs.asdict(registration)
+        | {"capability_flags": signed64(registration.capability_flags), "now": now_us},
     )
     assert row is not None
     state = _state(row)
@@ -91,14 +94,14 @@ def register(tx: Transaction, asked: Registration, now_us: int) -> InstanceState
     return state
 
 
-def unregister(
-    tx: Transaction, instance_id: str, said: list[Said], now_us: int
+def unregister_instance(
+    tx: Transaction, instance_id: str, unwritten: list[LivenessRow], now_us: int
 ) -> InstanceState | None:
     """End an instance on its own order; None when it is unknown or has ended already.
 
-    ``said`` has what it said last, if that may not be stored yet.
+    ``unwritten`` is its latest liveness, if that may not be stored yet.
     """
-    record_heartbeats(tx, said)
+    record_instance_heartbeats(tx, unwritten)
     row = tx.one(
         "UPDATE instances SET inactive_at = :now"
         f" WHERE instance_id = :instance_id AND inactive_at IS NULL RETURNING {_COLUMNS}",
@@ -111,38 +114,38 @@ def unregister(
     return state
 
 
-def expire(tx: Transaction, silent: list[Said], now_us: int) -> set[int]:
+def expire_instances(tx: Transaction, silent: list[LivenessRow], now_us: int) -> set[int]:
     """End instances that were not heard in time; return the keys of those that it ended.
 
     One that ended or registered meanwhile is passed over.
     """
-    record_heartbeats(tx, silent)
+    record_instance_heartbeats(tx, silent)
     keys = set()
-    for said in silent:
+    for row in silent:
         changed = tx.run(
             "UPDATE instances SET inactive_at = :now WHERE instance_key = :instance_key"
             " AND generation = :generation AND inactive_at IS NULL",
-            said | {"now": now_us},
+            row | {"now": now_us},
         )
         if changed:
-            key = int(said["instance_key"])
+            key = int(row["instance_key"])
             keys.add(key)
             tx.emit(InstanceEnded(key))
     return keys
 
 
-def record_heartbeats(tx: Transaction, heard: list[Said]) -> int:
+def record_instance_heartbeats(tx: Transaction, rows: list[LivenessRow]) -> int:
     """Write what heartbeats said; passed over are instances that ended or registered since."""
     return tx.many(
         "UPDATE instances SET last_heartbeat = max(last_heartbeat, :last_heartbeat),"
         " named_worker_id = :named_worker_id, capability_flags = :capability_flags"
         " WHERE instance_key = :instance_key AND generation = :generation"
         " AND inactive_at IS NULL",
-        heard,
+        rows,
     )
 
 
-def purge(tx: Transaction, before_us: int, limit: int) -> int:
+def purge_instances(tx: Transaction, before_us: int, limit: int) -> int:
     """Delete up to ``limit`` instances that ended before a time."""
     return tx.run(
         "DELETE FROM instances WHERE instance_key IN (SELECT instance_key FROM instances"

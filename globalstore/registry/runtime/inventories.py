@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 from globalstore.db import Snapshot
 from globalstore.registry.runtime import replica_lists
 from globalstore.registry.runtime.replicas import TransferColumns, transfer_columns
-from globalstore.registry.worker_ids import Standing
+from globalstore.registry.worker_ids import Incarnation
 from globalstore.rules.addresses import is_local_only
 from globalstore.rules.transfer import ExportState, Transfer
 
 
-class Key(NamedTuple):
+class ReplicaIdentity(NamedTuple):
     """What an entry and a row of one worker are matched by. ``view_id`` is blank if canonical."""
 
     artifact_id: str
@@ -22,13 +22,13 @@ class Key(NamedTuple):
     device_id: int
 
 
-class Reported(NamedTuple):
+class ReportedReplica(NamedTuple):
     """A checked entry of an inventory; what is blank, 0 or None was not reported.
 
     ``ordered`` when the transfer metadata came in the form that has an export generation.
     """
 
-    key: Key
+    key: ReplicaIdentity
     replica_id: bytes | None
     node_address: str
     node_port: int
@@ -47,7 +47,7 @@ class Reported(NamedTuple):
 _NOTHING = transfer_columns(Transfer())
 
 
-def new_row(entry: Reported) -> tuple[int, TransferColumns]:
+def new_row(entry: ReportedReplica) -> tuple[int, TransferColumns]:
     """Return the size and the transfer metadata of a replica that is made from an entry.
 
     A size that was not told is that of the buffers.
@@ -75,7 +75,7 @@ def usable(transfer: TransferColumns, memory_size: int, address: str, port: int)
     return TransferColumns(state, transfer.export_generation, 0, "")
 
 
-class Held(NamedTuple):
+class HeldReplica(NamedTuple):
     """A row of a worker: first what ``replica_lists.of_row`` wants, then what is not shown.
 
     ``is_available`` is the effective value, ``was_stored`` the one in the row.
@@ -124,10 +124,10 @@ ORDER BY r.artifact_key, r.seq LIMIT :limit
 """
 
 
-def rows(tx: Snapshot, worker_key: int, after: tuple[int, int], limit: int) -> list[Held]:
+def rows(tx: Snapshot, worker_key: int, after: tuple[int, int], limit: int) -> list[HeldReplica]:
     """Return up to ``limit`` rows of a worker; ``after`` is the place of the last one so far."""
     where = {"worker_key": worker_key, "artifact_key": after[0], "seq": after[1], "limit": limit}
-    return list(map(Held._make, tx.all(_HELD, where)))
+    return list(map(HeldReplica._make, tx.all(_HELD, where)))
 
 
 class Seen(NamedTuple):
@@ -138,7 +138,7 @@ class Seen(NamedTuple):
     artifact_key: int
 
 
-def _seen(row: Held) -> Seen:
+def _seen(row: HeldReplica) -> Seen:
     return Seen(row.seq, row.updated_at, row.artifact_key)
 
 
@@ -146,7 +146,7 @@ class Removal(NamedTuple):
     """A row that the inventory does not list."""
 
     seen: Seen
-    row: Held
+    row: HeldReplica
 
 
 class Update(NamedTuple):
@@ -157,7 +157,7 @@ class Update(NamedTuple):
     """
 
     seen: Seen
-    row: Held
+    row: HeldReplica
     fields: tuple[str, ...]
     stored: bool
 
@@ -165,7 +165,7 @@ class Update(NamedTuple):
 class Kept(NamedTuple):
     """A row that is not listed but was registered while the inventory was being taken."""
 
-    row: Held
+    row: HeldReplica
     taken_us: int
 
 
@@ -183,9 +183,9 @@ class Differences:
     begun.
     """
 
-    def __init__(self, worker: Standing) -> None:
+    def __init__(self, worker: Incarnation) -> None:
         self._worker = worker
-        self._open: dict[Key, Reported | None] = {}
+        self._open: dict[ReplicaIdentity, ReportedReplica | None] = {}
         self._taken_us: int | None = None
         self.listed_twice = 0
         self.removals: list[Removal] = []
@@ -195,7 +195,7 @@ class Differences:
         self._unconfirmed: list[tuple[int, int]] = []
         self._available: dict[int, list[int]] = {}
 
-    def expect(self, entries: Iterable[Reported]) -> None:
+    def expect(self, entries: Iterable[ReportedReplica]) -> None:
         """Take in some entries of the inventory; of two for one replica the later counts."""
         for entry in entries:
             self.listed_twice += entry.key in self._open
@@ -204,10 +204,12 @@ class Differences:
             if taken_us is not None and (self._taken_us is None or taken_us < self._taken_us):
                 self._taken_us = taken_us
 
-    def compare(self, piece: Iterable[Held]) -> None:
+    def compare(self, piece: Iterable[HeldReplica]) -> None:
         """Take in some rows of the worker."""
         for row in piece:
-            key = Key(row.artifact_id, row.view_id, row.node_id, row.memory_tier, row.device_id)
+            key = ReplicaIdentity(
+                row.artifact_id, row.view_id, row.node_id, row.memory_tier, row.device_id
+            )
             entry = self._open.get(key)
             if entry is not None:
                 self._open[key] = None
@@ -215,7 +217,7 @@ class Differences:
             else:
                 self._unlisted(row)
 
-    def _unlisted(self, row: Held) -> None:
+    def _unlisted(self, row: HeldReplica) -> None:
         if self._taken_us is None or row.created_at <= self._taken_us:
             self.removals.append(Removal(_seen(row), row))
             return
@@ -225,10 +227,10 @@ class Differences:
         else:
             self._unconfirmed.append((row.seq, row.confirmation))
 
-    def _match(self, row: Held, entry: Reported) -> None:
+    def _match(self, row: HeldReplica, entry: ReportedReplica) -> None:
         changed: dict[str, Any] = {}
-        said = entry.is_available
-        available = bool(row.was_stored) if said is None else said
+        available = entry.is_available
+        available = bool(row.was_stored) if available is None else available
         stored = available != row.was_stored
         if available != row.is_available:
             changed["is_available"] = available
@@ -257,7 +259,9 @@ class Differences:
         elif stored:
             self.hidden.append(row.seq)
 
-    def _transfer(self, row: Held, entry: Reported, changed: dict[str, Any]) -> TransferColumns:
+    def _transfer(
+        self, row: HeldReplica, entry: ReportedReplica, changed: dict[str, Any]
+    ) -> TransferColumns:
         """Return the transfer metadata of a row from now on."""
         stored = TransferColumns(
             row.export_state, row.export_generation, row.transfer_size, row.transfer_json
@@ -280,7 +284,7 @@ class Differences:
             changed.get("node_port", row.node_port),
         )
 
-    def additions(self) -> Iterator[Reported]:
+    def additions(self) -> Iterator[ReportedReplica]:
         """Yield the entries that no row was found for."""
         return (entry for entry in self._open.values() if entry is not None)
 

@@ -14,23 +14,23 @@ from globalstore.db import Row, Snapshot, Transaction
 from globalstore.registry import artifacts
 from globalstore.registry.runtime.inventories import (
     Differences,
-    Held,
+    HeldReplica,
     Removal,
-    Reported,
+    ReportedReplica,
     Seen,
     Update,
     new_row,
 )
-from globalstore.registry.runtime.replicas import fresh_id, intern_endpoint
+from globalstore.registry.runtime.replicas import intern_endpoint, new_id
 from globalstore.registry.signals import (
     ReplicaCount,
     ReplicasCounted,
     SourcesFreed,
     WorkerReplicasChanged,
 )
-from globalstore.registry.worker_ids import NOBODY, Standing
+from globalstore.registry.worker_ids import NOBODY, Incarnation
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @attrs.frozen
@@ -51,8 +51,8 @@ class Changes:
     that are being heard.
     """
 
-    added: list[Held] = attrs.Factory(list)
-    removed: list[Held] = attrs.Factory(list)
+    added: list[HeldReplica] = attrs.Factory(list)
+    removed: list[HeldReplica] = attrs.Factory(list)
     updated: list[Update] = attrs.Factory(list)
     foreign: list[str] = attrs.Factory(list)
 
@@ -66,7 +66,7 @@ class Changes:
         self.foreign += more.foreign
 
 
-def standing(tx: Snapshot, claim: Claim) -> Standing | None:
+def claimed_incarnation(tx: Snapshot, claim: Claim) -> Incarnation | None:
     """Return where the worker of a claim stands, or None when the claim does not hold any more."""
     row = tx.one(
         "SELECT i.worker_key, i.confirmation, c.generation, c.process_generation,"
@@ -76,7 +76,7 @@ def standing(tx: Snapshot, claim: Claim) -> Standing | None:
         " AND c.request_seq = :request_seq - 1",
         attrs.asdict(claim),
     )
-    return None if row is None else Standing(*row)
+    return None if row is None else Incarnation(*row)
 
 
 @attrs.frozen
@@ -84,9 +84,9 @@ class Slice:
     """What all rows of one reconcile are written with."""
 
     claim: Claim
-    worker: Standing
+    worker: Incarnation
     confirmation: int
-    fresh: frozenset[int]
+    live: frozenset[int]
     now_us: int
 
     @property
@@ -97,7 +97,7 @@ class Slice:
 
     def holds(self, tx: Snapshot) -> bool:
         """Tell whether the worker is still where it was when the rows were compared."""
-        return standing(tx, self.claim) == self.worker
+        return claimed_incarnation(tx, self.claim) == self.worker
 
 
 Step = Callable[[Transaction], Changes]
@@ -130,7 +130,7 @@ def steps(differences: Differences, slice_: Slice, size: int) -> Iterator[Step |
         yield partial(_hide, seqs=seqs)
 
 
-def _key_of_entry(entry: Reported) -> tuple[Any, ...]:
+def _key_of_entry(entry: ReportedReplica) -> tuple[Any, ...]:
     return entry.key
 
 
@@ -140,8 +140,8 @@ def _key_of_row(change: Removal | Update) -> tuple[Any, ...]:
 
 
 def _in_order(
-    items: Iterable[T], key: Callable[[T], tuple[Any, ...]], size: int
-) -> Iterator[list[T]]:
+    items: Iterable[_T], key: Callable[[_T], tuple[Any, ...]], size: int
+) -> Iterator[list[_T]]:
     """Yield all items in order, ``size`` at a time; empty lists when others may have a turn."""
     runs = []
     for run in _cut(items, _RUN):
@@ -153,7 +153,7 @@ def _in_order(
         yield piece
 
 
-def _cut(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def _cut(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     rest = iter(items)
     while piece := list(islice(rest, size)):
         yield piece
@@ -191,7 +191,7 @@ WHERE artifact_key = ? AND view_id = ? AND endpoint_key = ? AND memory_tier = ? 
 class _Addition(NamedTuple):
     """A replica that an inventory adds: as it is shown, and where it is in the database."""
 
-    row: Held
+    row: HeldReplica
     artifact_key: int
     endpoint_key: int
 
@@ -212,7 +212,7 @@ class _Addition(NamedTuple):
         )  # fmt: skip
 
 
-def add(tx: Transaction, entries: Sequence[Reported], slice_: Slice) -> Changes:
+def add(tx: Transaction, entries: Sequence[ReportedReplica], slice_: Slice) -> Changes:
     """Store replicas that the worker has no row of; entries should come sorted by key.
 
     A replica that another worker had is taken over, unless that worker is being heard.
@@ -225,19 +225,19 @@ def add(tx: Transaction, entries: Sequence[Reported], slice_: Slice) -> Changes:
     }
     unheld = made | _without_replicas(tx, [name for name in names if name not in made])
     # Random ids in ascending order touch each page of their index once.
-    ids = sorted(fresh_id() for _ in entries)
+    ids = sorted(new_id() for _ in entries)
     additions = []
-    for entry, new_id in zip(entries, ids, strict=True):
+    for entry, replica_id in zip(entries, ids, strict=True):
         place = places[entry.key.node_id, entry.node_address, entry.node_port]
-        row = _added(entry, entry.replica_id or new_id, slice_)
+        row = _added(entry, entry.replica_id or replica_id, slice_)
         additions.append(_Addition(row, keys[entry.key.artifact_id], place))
     last = _last_seq(tx)
     changes, moved = Changes(), Counter[tuple[str, int]]()
     if tx.run_rows(_INSERT, [one.columns for one in additions], slice_.same) == len(additions):
         changes.added = [one.row for one in additions]
     else:
-        for addition, new_id in zip(additions, ids, strict=True):
-            _settle(tx, addition, new_id, last, slice_, changes, moved)
+        for addition, replica_id in zip(additions, ids, strict=True):
+            _add_one(tx, addition, replica_id, last, slice_, changes, moved)
     stored = Counter((row.artifact_id, row.memory_tier) for row in changes.added)
     tx.emit(
         ReplicasCounted(
@@ -251,12 +251,12 @@ def add(tx: Transaction, entries: Sequence[Reported], slice_: Slice) -> Changes:
     return changes
 
 
-def _added(entry: Reported, replica_id: bytes, slice_: Slice) -> Held:
+def _added(entry: ReportedReplica, replica_id: bytes, slice_: Slice) -> HeldReplica:
     """Return the row that is made from an entry."""
     size, transfer = new_row(entry)
     artifact_id, view_id, node_id, tier, device = entry.key
     available = entry.is_available is not False
-    return Held(
+    return HeldReplica(
         0, replica_id, artifact_id, view_id, node_id, entry.node_address, entry.node_port, tier,
         device, size, entry.max_concurrency or 1, 0, available, transfer.export_state,
         transfer.export_generation, transfer.transfer_json, entry.tensor_index_key,
@@ -281,7 +281,7 @@ def _without_replicas(tx: Snapshot, artifact_ids: list[str]) -> set[str]:
     return {artifact_id for (artifact_id,) in found}
 
 
-def _settle(
+def _add_one(
     tx: Transaction,
     addition: _Addition,
     new_id: bytes,
@@ -302,7 +302,7 @@ def _settle(
     seq, replica_id, owner, load = same
     if seq > last:
         changes.added.append(row)
-    elif owner in slice_.fresh and owner != slice_.claim.worker_key:
+    elif owner in slice_.live and owner != slice_.claim.worker_key:
         changes.foreign.append(row.artifact_id)
     elif owner != slice_.claim.worker_key:  # its own one was registered after the comparison
         tx.run(_TAKE_OVER, (*slice_.same[:4], *addition.columns))
@@ -442,10 +442,10 @@ def _keep_as_it_is(tx: Transaction, one: Update, slice_: Slice) -> None:
     )
 
 
-def _yields(tx: Transaction, other: Row, row: Held, slice_: Slice) -> bool:
+def _yields(tx: Transaction, other: Row, row: HeldReplica, slice_: Slice) -> bool:
     """Remove the row that is where a replica moves to, if it may be removed."""
     seq, _, owner, load = other
-    if owner in {NOBODY, slice_.claim.worker_key} or owner in slice_.fresh or load:
+    if owner in {NOBODY, slice_.claim.worker_key} or owner in slice_.live or load:
         return False
     tx.run("DELETE FROM replicas WHERE seq = ?", (seq,))
     tx.emit(ReplicasCounted([ReplicaCount(row.artifact_id, row.memory_tier, -1, 0, False)]))
@@ -453,7 +453,7 @@ def _yields(tx: Transaction, other: Row, row: Held, slice_: Slice) -> bool:
     return True
 
 
-def _tell(tx: Transaction, slice_: Slice, rows: Sequence[Held]) -> None:
+def _tell(tx: Transaction, slice_: Slice, rows: Sequence[HeldReplica]) -> None:
     """Let those know who wait for what was written."""
     if rows:
         tx.emit(SourcesFreed({(row.artifact_id, row.view_id) for row in rows}))

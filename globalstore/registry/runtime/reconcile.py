@@ -4,8 +4,14 @@ import attrs
 
 from globalstore.db import Snapshot, Transaction
 from globalstore.registry.runtime import inventories
-from globalstore.registry.runtime.inventories import Differences, Reported
-from globalstore.registry.runtime.inventory_writes import Changes, Claim, Slice, standing, steps
+from globalstore.registry.runtime.inventories import Differences, ReportedReplica
+from globalstore.registry.runtime.inventory_writes import (
+    Changes,
+    Claim,
+    Slice,
+    claimed_incarnation,
+    steps,
+)
 from globalstore.registry.signals import WorkerReconciled, WorkerReplicasChanged
 
 # Rows of the worker, or entries of its inventory, above which a reconcile is compared on a reader
@@ -39,22 +45,22 @@ def is_small(tx: Snapshot, worker_key: int) -> bool:
 def whole(
     tx: Transaction,
     claim: Claim,
-    reported: list[Reported],
-    fresh: frozenset[int],
+    reported: list[ReportedReplica],
+    live: frozenset[int],
     now_us: int,
 ) -> Accepted | None:
     """Carry out a small reconcile; None when the claim does not hold.
 
-    ``fresh`` are the keys of the workers that are being heard, whose replicas nobody takes over.
+    ``live`` are the keys of the workers that are being heard, whose replicas nobody takes over.
     """
-    worker = standing(tx, claim)
+    worker = claimed_incarnation(tx, claim)
     if worker is None:
         return None
     differences = Differences(worker)
     differences.expect(reported)
     differences.compare(inventories.rows(tx, claim.worker_key, (0, 0), WHOLE_MAX))
     number = differences.confirmation()
-    slice_ = Slice(claim, worker, number, fresh, now_us)
+    slice_ = Slice(claim, worker, number, live, now_us)
     changes = Changes()
     for step in steps(differences, slice_, WHOLE_MAX):
         changes.extend(step if isinstance(step, Changes) else step(tx))
@@ -62,7 +68,7 @@ def whole(
     return Accepted(changes, differences)
 
 
-def accept(
+def accept_inventory(
     tx: Transaction, claim: Claim, number: int | None, changed: bool, complete: bool
 ) -> bool:
     """Move the cursor of a reconcile whose rows are written, or that changes none.
@@ -70,7 +76,7 @@ def accept(
     ``number`` is the confirmation number from now on, None to leave it. False when the claim does
     not hold.
     """
-    worker = standing(tx, claim)
+    worker = claimed_incarnation(tx, claim)
     if worker is None:
         return False
     if number is not None and number != worker.confirmation:

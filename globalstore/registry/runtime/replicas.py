@@ -16,7 +16,7 @@ from globalstore.registry.signals import (
     SourceFreed,
     WorkerReplicasChanged,
 )
-from globalstore.registry.worker_ids import NOBODY, Standing, standing
+from globalstore.registry.worker_ids import NOBODY, Incarnation, incarnation_of
 from globalstore.rules.transfer import Transfer
 
 
@@ -40,7 +40,7 @@ class Place:
 
 
 @attrs.frozen
-class Registration:
+class ReplicaRegistration:
     """A checked RegisterReplica request.
 
     ``view_id`` is blank for the canonical bytes, ``memory_size`` in bytes, ``max_concurrency``
@@ -99,19 +99,23 @@ def plain_columns(state: int, generation: int, key: str, size: int) -> TransferC
 _PLAIN = re.compile(r"[A-Za-z0-9_:./+=-]*").fullmatch
 
 
-def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -> bytes:
+def register_replica(
+    tx: Transaction, registration: ReplicaRegistration, new_id: bytes, now_us: int
+) -> bytes:
     """Store a replica, or refresh the one with the same identity; return its id.
 
     ``new_id`` becomes the id of a new row. The worker need not be known. Raises
     FailedPrecondition where the request contradicts what is known of the artifact.
     """
-    artifact_key = artifacts.ensure(tx, asked.artifact_id, asked.description, asked.index, now_us)
-    worker = standing(tx, asked.worker_id)
+    artifact_key = artifacts.ensure_artifact(
+        tx, registration.artifact_id, registration.description, registration.index, now_us
+    )
+    worker = incarnation_of(tx, registration.worker_id)
     worker_key = worker.worker_key
-    place = asked.place
+    place = registration.place
     columns: dict[str, Any] = {
         "artifact_key": artifact_key,
-        "view_id": asked.view_id,
+        "view_id": registration.view_id,
         "endpoint_key": intern_endpoint(tx, place.node_id, place.node_address, place.node_port),
         "memory_tier": int(place.memory_tier),
         "device_id": place.device_id,
@@ -119,12 +123,12 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
         "worker_generation": worker.generation,
         "confirmation": worker.confirmation,
         "is_available": 1,
-        "memory_size": asked.memory_size,
-        "max_concurrency": asked.max_concurrency,
-        "tensor_index_key": asked.tensor_index_key,
-        "is_memory_replica": int(asked.is_memory_replica),
-        "source_process_id": asked.source_process_id,
-        "expires_at": asked.expires_at_us,
+        "memory_size": registration.memory_size,
+        "max_concurrency": registration.max_concurrency,
+        "tensor_index_key": registration.tensor_index_key,
+        "is_memory_replica": int(registration.is_memory_replica),
+        "source_process_id": registration.source_process_id,
+        "expires_at": registration.expires_at_us,
         "now": now_us,
     }
     known = tx.one(
@@ -140,11 +144,13 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
     first = created and not _holds_any(tx, artifact_key)
     if known is None:
         replica_id = new_id
-        columns |= transfer_columns(asked.transfer or Transfer())._asdict() | {"replica_id": new_id}
+        columns |= transfer_columns(registration.transfer or Transfer())._asdict() | {
+            "replica_id": new_id
+        }
         _insert(tx, columns)
     else:
         replica_id = known[1]
-        columns |= _kept_or_given(known, asked.transfer, worker)
+        columns |= _kept_or_given(known, registration.transfer, worker)
         _refresh(tx, columns | {"seq": known[0]})
         if known[2] != worker_key:
             _follow_replica(tx, columns | {"replica_id": replica_id})
@@ -152,8 +158,8 @@ def register(tx: Transaction, asked: Registration, new_id: bytes, now_us: int) -
     if known is None or not _is_as_described(known, columns):
         tx.emit(WorkerReplicasChanged(worker_key))
     memory_type = place.memory_tier.name
-    tx.emit(ReplicaStored(asked.artifact_id, memory_type, created, first))
-    tx.emit(SourceFreed(asked.artifact_id, asked.view_id))
+    tx.emit(ReplicaStored(registration.artifact_id, memory_type, created, first))
+    tx.emit(SourceFreed(registration.artifact_id, registration.view_id))
     return replica_id
 
 
@@ -182,7 +188,7 @@ def _is_as_described(known: Row, columns: dict[str, Any]) -> bool:
     return known[2:] == tuple(columns[name] for name in names)
 
 
-def _kept_or_given(known: Row, given: Transfer | None, worker: Standing) -> dict[str, Any]:
+def _kept_or_given(known: Row, given: Transfer | None, worker: Incarnation) -> dict[str, Any]:
     """Return the transfer columns of a replica that is registered again.
 
     Nothing said keeps what is known, unless the worker's process is a new one: then the old keys
@@ -259,7 +265,7 @@ def intern_endpoint(tx: Transaction, node_id: str, address: str, port: int) -> i
     return key
 
 
-def unregister(tx: Transaction, artifact_id: str, replica_id: bytes) -> bool:
+def unregister_replica(tx: Transaction, artifact_id: str, replica_id: bytes) -> bool:
     """Delete a replica; False when this artifact has none of this id.
 
     Its transports stay open and can be completed; they count for nobody.
@@ -350,7 +356,7 @@ _IDS_DRAWN = 256
 _drawn: list[bytes] = []
 
 
-def fresh_id() -> bytes:
+def new_id() -> bytes:
     """Return the bytes of a new random replica or transport id (UUID version 4)."""
     if not _drawn:
         noise = os.urandom(16 * _IDS_DRAWN)

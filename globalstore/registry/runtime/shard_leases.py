@@ -12,10 +12,10 @@ from typing import NamedTuple, TypeVar
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesSettled
+from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
 
 Clock = Callable[[], int]
-Key = TypeVar("Key")
+_Key = TypeVar("_Key")
 
 # Keys that one statement names. All texts but that of the last piece are then the same, and stay
 # prepared.
@@ -27,7 +27,7 @@ _IN_DOUBT_US = 60_000_000
 
 
 @attrs.frozen
-class Lease:
+class ShardLease:
     """A lease as its holder may see it; ``token`` is blank in what others get."""
 
     shard_id: int
@@ -41,7 +41,7 @@ class Lease:
 class Acquired:
     """An answer to who wants a shard: the lease is theirs, or ``held`` by somebody else."""
 
-    lease: Lease
+    lease: ShardLease
     held: bool
 
 
@@ -102,8 +102,8 @@ def _is_active(row: Row, now_us: int) -> bool:
     return row[1] is not None and row[4] > now_us
 
 
-def _lease(row: Row, *, token: str | None = None, expires_at_us: int | None = None) -> Lease:
-    return Lease(
+def _lease(row: Row, *, token: str | None = None, expires_at_us: int | None = None) -> ShardLease:
+    return ShardLease(
         row[0],
         row[1],
         row[2] if token is None else token,
@@ -121,7 +121,7 @@ def _grant(
     incarnation: Row,
     ttl_us: int,
     now_us: int,
-) -> Lease:
+) -> ShardLease:
     """Begin a new period of ownership."""
     holder = tx.one(
         "INSERT INTO lease_holders (daemon_id) VALUES (:id)"
@@ -149,10 +149,10 @@ def _grant(
         },
     )
     tx.emit(LeaseGranted(LeaseKind.SHARD_HOME, shard_id, now_us + ttl_us))
-    return Lease(shard_id, daemon_id, token, generation, now_us + ttl_us)
+    return ShardLease(shard_id, daemon_id, token, generation, now_us + ttl_us)
 
 
-def _extend(tx: Transaction, row: Row, ttl_us: int, now_us: int) -> Lease:
+def _extend(tx: Transaction, row: Row, ttl_us: int, now_us: int) -> ShardLease:
     """Give a live lease a new deadline.
 
     Only an earlier one is told to the process: whoever wakes at the old deadline finds the later.
@@ -167,7 +167,7 @@ def _extend(tx: Transaction, row: Row, ttl_us: int, now_us: int) -> Lease:
     return _lease(row, expires_at_us=expires_at_us)
 
 
-def keepalive(tx: Transaction, token: str, ttl_us: int, clock: Clock) -> Lease | None:
+def keepalive(tx: Transaction, token: str, ttl_us: int, clock: Clock) -> ShardLease | None:
     """Extend a live lease; None when there is none of this token."""
     now_us = clock()
     row = tx.one(_LEASE + "WHERE s.lease_token = :token", {"token": token})
@@ -176,7 +176,7 @@ def keepalive(tx: Transaction, token: str, ttl_us: int, clock: Clock) -> Lease |
     return _extend(tx, row, ttl_us, now_us)
 
 
-class Refused(enum.Enum):
+class RenewalRefusal(enum.Enum):
     """Why an entry of a batch was left alone."""
 
     NO_TOKEN = "lease_token is required"
@@ -189,7 +189,7 @@ class Renewed(NamedTuple):
     of its lease, or why it was left alone."""
 
     until_us: int
-    outcomes: list[str | Refused]
+    outcomes: list[str | RenewalRefusal]
 
 
 def keepalive_batch(
@@ -202,7 +202,7 @@ def keepalive_batch(
     """
     now_us = clock()
     holder = _holder_of(tx, renewals[0].token)
-    outcomes: list[str | Refused] = ["" if holder is None else holder[2]] * len(renewals)
+    outcomes: list[str | RenewalRefusal] = ["" if holder is None else holder[2]] * len(renewals)
     for piece in _pieces(sorted(range(len(renewals)), key=[r[0] for r in renewals].__getitem__)):
         entries = [renewals[number] for number in piece]
         if holder is None or not _extend_all(tx, entries, holder, ttl_us, now_us):
@@ -243,7 +243,7 @@ def _extend_all(
 
 def _extend_each(
     tx: Transaction, renewals: Sequence[Renewal], ttl_us: int, now_us: int
-) -> Iterator[str | Refused]:
+) -> Iterator[str | RenewalRefusal]:
     """Extend those of some leases that are live, and tell what is wrong with the others."""
     tokens = sorted({each.token for each in renewals})
     rows = {
@@ -252,16 +252,16 @@ def _extend_each(
     for each in renewals:
         row = rows.get(each.token)
         if not each.token:
-            yield Refused.NO_TOKEN
+            yield RenewalRefusal.NO_TOKEN
         elif row is None or not _is_active(row, now_us):
-            yield Refused.UNKNOWN
+            yield RenewalRefusal.UNKNOWN
         elif (row[0], row[3]) != each[:2]:
-            yield Refused.STALE
+            yield RenewalRefusal.STALE
         else:
             yield _extend(tx, row, ttl_us, now_us).holder
 
 
-def _pieces(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
+def _pieces(keys: Sequence[_Key]) -> Iterator[Sequence[_Key]]:
     return (keys[start : start + _PIECE] for start in range(0, len(keys), _PIECE))
 
 
@@ -291,13 +291,15 @@ def release_all(tx: Transaction, daemon_id: str) -> None:
     )
 
 
-def routes(tx: Snapshot, shard_ids: Sequence[int], clock: Clock) -> tuple[list[Lease], list[int]]:
+def routes(
+    tx: Snapshot, shard_ids: Sequence[int], clock: Clock
+) -> tuple[list[ShardLease], list[int]]:
     """Return the live leases of some shards without their tokens, and shards that are in doubt.
 
     In doubt is one whose lease has just run out: the writer may have extended it in time and not
     have committed that yet. Of a query that the writer runs, what is found is the last word.
     """
-    found: list[Lease] = []
+    found: list[ShardLease] = []
     doubtful: list[int] = []
     for piece in _pieces(shard_ids):
         rows = tx.all(f"{_LEASE} WHERE s.shard_id IN ({_marks(piece)})", piece)
@@ -310,7 +312,7 @@ def routes(tx: Snapshot, shard_ids: Sequence[int], clock: Clock) -> tuple[list[L
     return found, doubtful
 
 
-def settle(tx: Transaction, shard_ids: list[int], clock: Clock) -> list[Expired]:
+def expire_shard_leases(tx: Transaction, shard_ids: list[int], clock: Clock) -> list[Expired]:
     """Look what became of leases that were to expire by now; return those that did."""
     now_us = clock()
     ended: list[int] = []
@@ -323,11 +325,11 @@ def settle(tx: Transaction, shard_ids: list[int], clock: Clock) -> list[Expired]
         ended.append(row[0])
         if row[1] is not None:
             expired.append(Expired(row[0], row[1], row[3]))
-    tx.emit(LeasesSettled(LeaseKind.SHARD_HOME, ended, later))
+    tx.emit(LeasesExpired(LeaseKind.SHARD_HOME, ended, later))
     return expired
 
 
-def restore(tx: Transaction, now_us: int) -> list[tuple[int, int]]:
+def restore_shard_leases(tx: Transaction, now_us: int) -> list[tuple[int, int]]:
     """Return shard and deadline of every live lease, none later than its own length from now.
 
     Without that bound a wall clock that starts in the past would keep shards from everybody.

@@ -53,11 +53,11 @@ class Examined(NamedTuple):
     is_whole: int
     expires_us: int | None
 
-    def reasons(self, fresh: frozenset[int], routable: frozenset[int], now_us: int) -> list[Reason]:
+    def reasons(self, live: frozenset[int], routable: frozenset[int], now_us: int) -> list[Reason]:
         """Return all that rules this replica out, by the keys of workers heard and accepting."""
         hindrances = {
-            Reason.NOT_LIVE: self.worker_key not in fresh,
-            Reason.NOT_ACCEPTING: self.worker_key in fresh and self.worker_key not in routable,
+            Reason.NOT_LIVE: self.worker_key not in live,
+            Reason.NOT_ACCEPTING: self.worker_key in live and self.worker_key not in routable,
             Reason.UNCONFIRMED: not self.is_confirmed,
             Reason.UNAVAILABLE: not self.is_available,
             Reason.SATURATED: self.load >= self.limit,
@@ -117,12 +117,12 @@ _LABELS = {reason: reason.value for reason in Reason} | {Reason.UNCONFIRMED: "un
 
 
 def counted(
-    examined: Iterable[Examined], fresh: frozenset[int], routable: frozenset[int], now_us: int
+    examined: Iterable[Examined], live: frozenset[int], routable: frozenset[int], now_us: int
 ) -> dict[str, int]:
     """Return how many replicas are ruled out, each by the first of its reasons."""
     counts: Counter[str] = Counter()
     for each in examined:
-        reasons = each.reasons(fresh, routable, now_us)
+        reasons = each.reasons(live, routable, now_us)
         if reasons:
             counts[_LABELS[reasons[0]]] += 1
     return dict(counts)
@@ -137,17 +137,17 @@ class Explained(NamedTuple):
     rank: int
 
 
-class Audience(NamedTuple):
+class ChoiceContext(NamedTuple):
     """By what a choice is made now: keys of the workers heard, and of those accepting as well."""
 
     scoring: Scoring
-    fresh: frozenset[int]
+    live: frozenset[int]
     routable: frozenset[int]
     now_us: int
 
 
 def explain(
-    tx: Snapshot, artifact_id: str, view_id: str, limit: int, by: Audience
+    tx: Snapshot, artifact_id: str, view_id: str, limit: int, by: ChoiceContext
 ) -> tuple[list[Explained], bool]:
     """Return up to ``limit`` replicas in the order in which they would be granted.
 
@@ -156,7 +156,7 @@ def explain(
     examined = examine(tx, artifact_id, view_id, limit + 1)
     found = []
     for each in examined[:limit]:
-        reasons = each.reasons(by.fresh, by.routable, by.now_us)
+        reasons = each.reasons(by.live, by.routable, by.now_us)
         terms = parts(by.scoring, each.candidate, each.worker, by.now_us)
         order = (len(reasons), place(by.scoring, each.candidate, terms), each.replica_id)
         found.append((order, Explained(each, terms, reasons, 0)))

@@ -131,14 +131,14 @@ def listed(tx: Snapshot, where: dict[str, object], routable: frozenset[int]) -> 
     limit = SHORTLIST_MAX + 1  # one more than is listed tells that there are more
     while True:
         rows = tx.all(_LISTED, where | {"limit": limit})
-        heard = [row for row in rows if row[7] in routable]
-        if len(rows) < limit or len(heard) > SHORTLIST_MAX:
+        routed = [row for row in rows if row[7] in routable]
+        if len(rows) < limit or len(routed) > SHORTLIST_MAX:
             break
         limit *= 16  # the best belong to workers that are silent
-    best = heard[:SHORTLIST_MAX]
+    best = routed[:SHORTLIST_MAX]
     loads = {row[7]: WorkerLoad.of(row[10], row[11]) for row in best}
     candidates = [Candidate._make(row[:10]) for row in best]
-    return Shortlist(sorted(candidates), loads, len(rows) < limit and len(best) == len(heard))
+    return Shortlist(sorted(candidates), loads, len(rows) < limit and len(best) == len(routed))
 
 
 def any_held(tx: Snapshot, where: dict[str, object]) -> bool:

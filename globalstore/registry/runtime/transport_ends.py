@@ -25,7 +25,7 @@ def complete(
 
     The first end stays: a later one changes nothing and is no error.
     """
-    if end(tx, transport_id, outcome, detail, now_us):
+    if end_transport(tx, transport_id, outcome, detail, now_us):
         return True
     return _known(tx, transport_id)
 
@@ -35,7 +35,9 @@ def _known(tx: Snapshot, transport_id: bytes) -> bool:
     return found is not None
 
 
-def end(tx: Transaction, transport_id: bytes, outcome: Outcome, detail: str, now_us: int) -> bool:
+def end_transport(
+    tx: Transaction, transport_id: bytes, outcome: Outcome, detail: str, now_us: int
+) -> bool:
     """End a transport; False if it is not in progress. No slot is given back anywhere else."""
     row = tx.one(
         "UPDATE transports SET outcome = :outcome, outcome_detail = :detail, completed_at = :now"
@@ -72,7 +74,7 @@ def end(tx: Transaction, transport_id: bytes, outcome: Outcome, detail: str, now
     return True
 
 
-def expire(tx: Transaction, transport_keys: list[int], detail: str, now_us: int) -> int:
+def expire_transports(tx: Transaction, transport_keys: list[int], detail: str, now_us: int) -> int:
     """End transports that were in progress for too long; return how many still were."""
     ended = 0
     for key in transport_keys:
@@ -83,7 +85,7 @@ def expire(tx: Transaction, transport_keys: list[int], detail: str, now_us: int)
         )
         if row is not None:
             age_s = max(0, now_us - row[1]) // 1_000_000
-            ended += end(tx, row[0], Outcome.EXPIRED, f"{detail} after {age_s} s", now_us)
+            ended += end_transport(tx, row[0], Outcome.EXPIRED, f"{detail} after {age_s} s", now_us)
     return ended
 
 
@@ -94,13 +96,15 @@ def end_of_worker(tx: Transaction, worker_key: int, worker_id: str, now_us: int)
         {"key": worker_key},
     )
     for (transport_id,) in served:
-        end(tx, transport_id, Outcome.EXPIRED, f"source_worker_lost {worker_id}", now_us)
+        end_transport(tx, transport_id, Outcome.EXPIRED, f"source_worker_lost {worker_id}", now_us)
     requested = tx.all(
         "SELECT transport_id FROM transports WHERE requester_worker_id = :id AND outcome = 0",
         {"id": worker_id},
     )
     for (transport_id,) in requested:
-        end(tx, transport_id, Outcome.EXPIRED, f"requester_worker_lost {worker_id}", now_us)
+        end_transport(
+            tx, transport_id, Outcome.EXPIRED, f"requester_worker_lost {worker_id}", now_us
+        )
 
 
 def in_progress(tx: Snapshot) -> list[tuple[int, int]]:
@@ -113,7 +117,7 @@ def in_progress(tx: Snapshot) -> list[tuple[int, int]]:
     ]
 
 
-def purge(tx: Transaction, before_us: int, limit: int) -> int:
+def purge_transports(tx: Transaction, before_us: int, limit: int) -> int:
     """Delete up to ``limit`` transports that ended before a time; return how many."""
     deleted = tx.run(
         "DELETE FROM transports WHERE transport_key IN (SELECT transport_key FROM transports"

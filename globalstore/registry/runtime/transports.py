@@ -15,7 +15,7 @@ from globalstore.rules.scoring import GroupProgress, Scoring
 
 
 @attrs.frozen
-class Group:
+class RequestGroup:
     """The parts that one group of requesters loads together. All of it is the caller's own."""
 
     kind: str
@@ -31,7 +31,7 @@ class Group:
 
 
 @attrs.frozen
-class Request:
+class TransportRequest:
     """A checked request for a source. ``transport_id`` is used if it is granted.
 
     Addresses are the requester's and need not be routable; ``view_id`` is blank for the
@@ -46,7 +46,7 @@ class Request:
     requester_worker_id: str
     request_id: str
     fingerprint: bytes
-    group: Group | None
+    group: RequestGroup | None
     transport_id: bytes
 
     @property
@@ -67,7 +67,7 @@ class Granted:
 
 
 @attrs.frozen
-class Refused:
+class RequestRefused:
     """The request contradicts another one; ``text`` says how."""
 
     text: str
@@ -81,7 +81,7 @@ class Miss(enum.Enum):
     BUSY = "busy"  # sources, but none usable at this instant
 
 
-Answer = Granted | Refused | Miss
+Answer = Granted | RequestRefused | Miss
 
 
 @attrs.frozen(kw_only=True)
@@ -95,8 +95,8 @@ class Round:
     sources, ``groups`` what it knows of the ranked requests' groups.
     """
 
-    ranked: list[Request]
-    newcomers: list[Request]
+    ranked: list[TransportRequest]
+    newcomers: list[TransportRequest]
     routable: frozenset[int]
     grants_max: int = 16
     relaxed_kinds: frozenset[str] = frozenset()
@@ -105,7 +105,7 @@ class Round:
     groups: Mapping[GroupKey, GroupProgress] = attrs.Factory(dict)
 
 
-def grant(tx: Transaction, asked: Round, now_us: int) -> dict[str, Answer]:
+def grant(tx: Transaction, batch: Round, now_us: int) -> dict[str, Answer]:
     """Answer a round; returns answers by request id.
 
     Newcomers learn in any case whether they are repeats, contradict another request or want
@@ -113,32 +113,32 @@ def grant(tx: Transaction, asked: Round, now_us: int) -> dict[str, Answer]:
     had no turn. Choosing a source, counting it and recording the transport are one step with
     respect to every other call.
     """
-    space = (*asked.ranked, *asked.newcomers)[0].space
+    space = (*batch.ranked, *batch.newcomers)[0].space
     artifact_key = _artifact_key(tx, space[0])
-    new = {request.request_id for request in asked.newcomers}
-    groups = dict(asked.groups)
+    new = {request.request_id for request in batch.newcomers}
+    groups = dict(batch.groups)
     found: Sources | None = None
     miss: Miss | None = None
     answers: dict[str, Answer] = {}
     granted = 0
 
-    def look(request: Request) -> Answer | None:
+    def look(request: TransportRequest) -> Answer | None:
         earlier = _replayed(tx, request, now_us)
         if earlier is None and request.group is not None:
-            earlier = _group_conflict(tx, request, artifact_key, asked.relaxed_kinds)
+            earlier = _group_conflict(tx, request, artifact_key, batch.relaxed_kinds)
         return earlier
 
-    for request in asked.ranked:
+    for request in batch.ranked:
         name = request.request_id
         earlier = look(request) if name in new else None
         if earlier is not None:
             answers[name] = earlier
         elif miss is not None:
             answers[name] = miss
-        elif granted < asked.grants_max:
+        elif granted < batch.grants_max:
             if found is None:
                 found = Sources(
-                    tx, space, artifact_key, asked.scoring, asked.routable, asked.shortlist, now_us
+                    tx, space, artifact_key, batch.scoring, batch.routable, batch.shortlist, now_us
                 )
             key = request.group.key if request.group is not None else None
             claimed = found.claim(groups.get(key) if key is not None else None)
@@ -149,8 +149,8 @@ def grant(tx: Transaction, asked: Round, now_us: int) -> dict[str, Answer]:
             if key is not None and key in groups:
                 groups[key] = groups[key].with_grant(claimed.replica.replica_id)
             answers[name] = _record(tx, request, artifact_key, claimed, now_us)
-    ranked = {request.request_id for request in asked.ranked}
-    for request in asked.newcomers:
+    ranked = {request.request_id for request in batch.ranked}
+    for request in batch.newcomers:
         if request.request_id not in ranked:
             answer = look(request) or miss
             if answer is not None:
@@ -163,7 +163,9 @@ def _artifact_key(tx: Snapshot, artifact_id: str) -> int:
     return row[0] if row is not None else 0
 
 
-def _replayed(tx: Transaction, request: Request, now_us: int) -> Granted | Refused | None:
+def _replayed(
+    tx: Transaction, request: TransportRequest, now_us: int
+) -> Granted | RequestRefused | None:
     """Return the answer of an earlier call with this request id, or None for a new attempt."""
     row = tx.one(
         "SELECT transport_key, transport_id, replica_id, outcome, fingerprint FROM transports"
@@ -175,26 +177,28 @@ def _replayed(tx: Transaction, request: Request, now_us: int) -> Granted | Refus
     key, transport_id, replica_id, outcome, fingerprint = row
     if outcome in {Outcome.IN_PROGRESS, Outcome.SUCCESS}:
         if fingerprint != request.fingerprint:
-            return Refused(
+            return RequestRefused(
                 f"request_id {request.request_id[:80]!r} was already used with different payload"
             )
         source = replica_lists.by_id(tx, replica_id)
         if outcome == Outcome.SUCCESS or source is not None:
             return Granted(transport_id, source, replayed=True)
-        transport_ends.end(tx, transport_id, Outcome.CANCELLED, "source_unregistered", now_us)
+        transport_ends.end_transport(
+            tx, transport_id, Outcome.CANCELLED, "source_unregistered", now_us
+        )
     tx.run("UPDATE transports SET request_id = NULL WHERE transport_key = :key", {"key": key})
     return None
 
 
 def _group_conflict(
-    tx: Snapshot, request: Request, artifact_key: int, relaxed_kinds: frozenset[str]
-) -> Refused | None:
+    tx: Snapshot, request: TransportRequest, artifact_key: int, relaxed_kinds: frozenset[str]
+) -> RequestRefused | None:
     """Hold a request against the transports of its group that are running or succeeded."""
     group = request.group
     assert group is not None
     described = attrs.asdict(group)
     if tx.one(f"{_OF_GROUP} AND group_part_id = :part_id LIMIT 1", described) is not None:
-        return Refused(duplicate_part(group))
+        return RequestRefused(duplicate_part(group))
     # All of them agree with each other, so one tells for all.
     other = tx.one(f"{_OF_GROUP} LIMIT 1", described)
     if other is None:
@@ -203,7 +207,7 @@ def _group_conflict(
     relaxed = group.kind.lower() in relaxed_kinds
     if other[0] == group.total_parts and (same_space or relaxed):
         return None
-    return Refused(group_mismatch(group))
+    return RequestRefused(group_mismatch(group))
 
 
 _OF_GROUP = (
@@ -236,18 +240,18 @@ def count_groups(tx: Transaction, groups: list[GroupKey]) -> None:
         tx.emit(GroupCounted((kind, group_id, epoch), progress))
 
 
-def duplicate_part(group: Group) -> str:
+def duplicate_part(group: RequestGroup) -> str:
     """Return the text that refuses a part which another request of the group has."""
     return f"duplicate part_id {group.part_id!r} in group {group.group_id!r}, epoch {group.epoch}"
 
 
-def group_mismatch(group: Group) -> str:
+def group_mismatch(group: RequestGroup) -> str:
     """Return the text that refuses a request which describes its group otherwise than others."""
     return f"artifact/view/total_parts mismatch in group {group.group_id!r}, epoch {group.epoch}"
 
 
 def _record(
-    tx: Transaction, request: Request, artifact_key: int, claimed: Claimed, now_us: int
+    tx: Transaction, request: TransportRequest, artifact_key: int, claimed: Claimed, now_us: int
 ) -> Granted:
     source, replica, group = claimed.candidate, claimed.replica, request.group
     row = tx.one(

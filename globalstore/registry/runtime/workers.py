@@ -15,7 +15,7 @@ from globalstore.rules.values import signed64, unsigned64
 
 
 @attrs.frozen
-class Registration:
+class WorkerRegistration:
     """A checked RegisterWorker request. Sizes in bytes; ``previous_worker_id`` may be blank."""
 
     daemon_id: str
@@ -77,33 +77,38 @@ def _state(row: Row) -> WorkerState:
     return WorkerState(*fields)
 
 
-def active(tx: Snapshot) -> list[WorkerState]:
+def active_workers(tx: Snapshot) -> list[WorkerState]:
     """Return every worker that is neither unregistered nor expired."""
     return [_state(row) for row in tx.all(_STATE + "WHERE w.inactive_at IS NULL")]
 
 
-def register(
-    tx: Transaction, asked: Registration, fresh: frozenset[int], new_worker_id: str, now_us: int
+def register_worker(
+    tx: Transaction,
+    registration: WorkerRegistration,
+    live: frozenset[int],
+    new_worker_id: str,
+    now_us: int,
 ) -> Registered | EndpointTaken | PreviousWorkerForeign:
     """Make a daemon's worker active in a new generation.
 
-    ``fresh`` are the keys of the workers that are being heard; ``new_worker_id`` is used if the
+    ``live`` are the keys of the workers that are being heard; ``new_worker_id`` is used if the
     daemon has no worker yet. A refusal changes nothing.
     """
-    own = tx.one(_STATE + "WHERE w.daemon_id = :daemon_id", {"daemon_id": asked.daemon_id})
+    own = tx.one(_STATE + "WHERE w.daemon_id = :daemon_id", {"daemon_id": registration.daemon_id})
     owner = tx.one(
         _STATE + "WHERE w.node_address = :address AND w.grpc_port = :port",
-        {"address": asked.node_address, "port": asked.grpc_port},
+        {"address": registration.node_address, "port": registration.grpc_port},
     )
-    if asked.is_recovery and asked.previous_worker_id:
+    if registration.is_recovery and registration.previous_worker_id:
         previous = tx.one(
-            _STATE + "WHERE i.worker_id = :worker_id", {"worker_id": asked.previous_worker_id}
+            _STATE + "WHERE i.worker_id = :worker_id",
+            {"worker_id": registration.previous_worker_id},
         )
-        if previous is not None and previous[2] != asked.daemon_id:
+        if previous is not None and previous[2] != registration.daemon_id:
             return PreviousWorkerForeign(previous[1], previous[2])
     evicted = None
     if owner is not None and (own is None or owner[0] != own[0]):
-        if _must_stay(owner, asked, fresh):
+        if _must_stay(owner, registration, live):
             return EndpointTaken(owner[1], owner[2], owner[3])
         evicted = _state(owner)
         _end(tx, owner[0], owner[1], now_us, lost=True)
@@ -112,36 +117,36 @@ def register(
             {"worker_key": owner[0]},
         )
     if own is None:
-        worker_key, kind = _insert(tx, asked, new_worker_id, now_us), "new"
+        worker_key, kind = _insert(tx, registration, new_worker_id, now_us), "new"
     else:
         worker_key, kind = own[0], "renew" if own[16] is None else "reactivate"
-        _renew(tx, worker_key, asked, kind == "reactivate", now_us)
-    if asked.is_recovery:
+        _renew(tx, worker_key, registration, kind == "reactivate", now_us)
+    if registration.is_recovery:
         kind = "recovery"
-        if asked.previous_worker_id:
-            _adopt(tx, worker_key, asked.previous_worker_id)
+        if registration.previous_worker_id:
+            _adopt(tx, worker_key, registration.previous_worker_id)
     row = tx.one(_STATE + "WHERE w.worker_key = :worker_key", {"worker_key": worker_key})
     assert row is not None
     worker = _state(row)
     tx.emit(WorkerRegistered(worker))
-    sync = asked.is_recovery or worker.needs_reconcile
+    sync = registration.is_recovery or worker.needs_reconcile
     return Registered(worker, kind, sync, evicted)
 
 
-def _must_stay(owner: Row, asked: Registration, fresh: frozenset[int]) -> bool:
+def _must_stay(owner: Row, registration: WorkerRegistration, live: frozenset[int]) -> bool:
     """Tell whether the owner of an endpoint is protected from the daemon that asks for it."""
     node_id: str = owner[3]
     key, worker_id = owner[:2]
     if owner[16] is not None:
         return False
-    if asked.is_recovery:
-        return key in fresh and worker_id != asked.previous_worker_id
-    return node_id != asked.node_id
+    if registration.is_recovery:
+        return key in live and worker_id != registration.previous_worker_id
+    return node_id != registration.node_id
 
 
-def _insert(tx: Transaction, asked: Registration, worker_id: str, now_us: int) -> int:
+def _insert(tx: Transaction, registration: WorkerRegistration, worker_id: str, now_us: int) -> int:
     worker_key = worker_ids.intern(tx, worker_id)
-    fields = _fields(asked) | {"worker_key": worker_key, "now": now_us}
+    fields = _fields(registration) | {"worker_key": worker_key, "now": now_us}
     tx.run(
         "INSERT INTO workers (worker_key, daemon_id, node_id, node_address, grpc_port, p2p_port,"
         " mem_pool_total_size, registered_at) VALUES (:worker_key, :daemon_id, :node_id,"
@@ -162,10 +167,14 @@ def _insert(tx: Transaction, asked: Registration, worker_id: str, now_us: int) -
 
 
 def _renew(
-    tx: Transaction, worker_key: int, asked: Registration, returned: bool, now_us: int
+    tx: Transaction, worker_key: int, registration: WorkerRegistration, returned: bool, now_us: int
 ) -> None:
     """Start a new generation of a known worker; whoever holds replicas has to reconcile."""
-    fields = _fields(asked) | {"worker_key": worker_key, "now": now_us, "returned": int(returned)}
+    fields = _fields(registration) | {
+        "worker_key": worker_key,
+        "now": now_us,
+        "returned": int(returned),
+    }
     tx.run(
         "UPDATE workers SET node_id = :node_id, node_address = :node_address,"
         " grpc_port = :grpc_port, p2p_port = :p2p_port,"
@@ -192,8 +201,10 @@ def _renew(
         worker_ids.hide_replicas(tx, worker_key)
 
 
-def _fields(asked: Registration) -> dict[str, object]:
-    return attrs.asdict(asked) | {"capability_flags": signed64(asked.capability_flags)}
+def _fields(registration: WorkerRegistration) -> dict[str, object]:
+    return attrs.asdict(registration) | {
+        "capability_flags": signed64(registration.capability_flags)
+    }
 
 
 def _adopt(tx: Transaction, worker_key: int, previous_worker_id: str) -> None:
@@ -218,7 +229,7 @@ def _adopt(tx: Transaction, worker_key: int, previous_worker_id: str) -> None:
     tx.emit(WorkerReplicasChanged(worker_key))
 
 
-def unregister(tx: Transaction, worker_id: str, graceful: bool, now_us: int) -> bool:
+def unregister_worker(tx: Transaction, worker_id: str, graceful: bool, now_us: int) -> bool:
     """End a worker on its own order; False when the id is unknown. Again is no error.
 
     After a graceful end its transports run on to their own completion or expiry, the leases of its
@@ -238,7 +249,7 @@ def unregister(tx: Transaction, worker_id: str, graceful: bool, now_us: int) -> 
     return True
 
 
-def expire(tx: Transaction, worker_key: int, generation: int, now_us: int) -> bool:
+def expire_worker(tx: Transaction, worker_key: int, generation: int, now_us: int) -> bool:
     """End a worker that was not heard in time; False when it ended or registered meanwhile."""
     row = tx.one(
         "SELECT worker_id FROM workers JOIN worker_ids USING (worker_key)"
@@ -287,7 +298,7 @@ def hide_unconfirmed(tx: Transaction, worker_key: int, limit: int) -> int:
     return changed
 
 
-def record_heartbeats(tx: Transaction, heard: list[dict[str, int]]) -> int:
+def record_worker_heartbeats(tx: Transaction, rows: list[dict[str, int]]) -> int:
     """Write what heartbeats said; rows of workers that are gone are passed over.
 
     Each mapping has worker_key, last_heartbeat (µs), mem_pool_available_size,
@@ -299,11 +310,11 @@ def record_heartbeats(tx: Transaction, heard: list[dict[str, int]]) -> int:
         " accepting_new_requests = :accepting_new_requests, capability_flags = :capability_flags"
         " WHERE worker_key = :worker_key AND EXISTS (SELECT 1 FROM workers w"
         " WHERE w.worker_key = :worker_key AND w.inactive_at IS NULL)",
-        heard,
+        rows,
     )
 
 
-def purge(tx: Transaction, before_us: int, limit: int) -> int:
+def purge_workers(tx: Transaction, before_us: int, limit: int) -> int:
     """Delete up to ``limit`` workers that ended before a time and that nothing refers to."""
     keys = tx.all(
         "SELECT worker_key FROM workers w WHERE inactive_at < :before"

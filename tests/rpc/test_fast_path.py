@@ -8,7 +8,7 @@ import trio.testing
 from h2.errors import ErrorCodes
 
 from globalstore.rpc import Limits, StatusCode
-from globalstore.rpc.connection import AT_ONCE_MAX
+from globalstore.rpc.connection import FAST_MAX
 
 from .echo import Peer, Recorder, served, text
 from .wire import head, message
@@ -83,14 +83,12 @@ async def test_a_call_whose_time_is_up_is_not_answered():
         assert answer.status == str(StatusCode.DEADLINE_EXCEEDED.value)
 
 
-async def test_one_read_has_a_limited_number_of_calls_answered_at_once():
+async def test_one_read_has_a_limited_number_of_calls_answered_fast():
     async with served() as peer:
-        calls = [
-            peer.client.call(text("q"), head("/test.Echo/Quick")) for _ in range(AT_ONCE_MAX + 9)
-        ]
+        calls = [peer.client.call(text("q"), head("/test.Echo/Quick")) for _ in range(FAST_MAX + 9)]
         await peer.flush()
         answers = [await said(peer, stream_id) for stream_id in calls]
-        assert answers.count(message(text("at once q"))) == AT_ONCE_MAX
+        assert answers.count(message(text("at once q"))) == FAST_MAX
         assert answers.count(message(text("later q"))) == 9
         assert await said(peer, await peer.call("Quick", "q")) == message(text("at once q"))
 
