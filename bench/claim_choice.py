@@ -18,8 +18,8 @@ from wire_load import Load, LoadClient, Slot, Wanted, call_each, call_once
 from globalstore.caches.sources import KnownSources
 from globalstore.db import Store, StoreOptions, Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry import signals
-from globalstore.registry.runtime import replicas, transport_ends, transports
+from globalstore.registry import new_ids, signals
+from globalstore.registry.runtime import replicas, sources, transport_ends, transports
 from globalstore.registry.runtime.transports import Granted, Round, TransportRequest
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.scoring import Mode, Scoring
@@ -39,13 +39,13 @@ def follow(known: KnownSources, committed: Sequence[Any]) -> None:
                 known.granted(event)
             case signals.TransportEnded():
                 known.ended(event)
-            case signals.SourcesListed(space, shortlist):
+            case sources.SourcesListed(space, shortlist):
                 known.listed(space, shortlist)
 
 
 def _register(tx: Transaction, numbers: Sequence[int]) -> None:
     for number in numbers:
-        replicas.register_replica(tx, registration(ARTIFACT, number), replicas.new_id(), 1)
+        replicas.register_replica(tx, registration(ARTIFACT, number), new_ids.new_id(), 1)
 
 
 def _claim(tx: Transaction, asked: Round, now_us: int) -> tuple[float, bytes]:
@@ -87,7 +87,7 @@ async def operations(
         for number in range(count + count // 5):
             now_us = (number + 1) * _PACE_US
             request = TransportRequest(
-                ARTIFACT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, replicas.new_id()
+                ARTIFACT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, new_ids.new_id()
             )
             asked = Round(
                 ranked=[request],

@@ -29,9 +29,10 @@ from wire_load import Load, LoadClient, call_each, call_once
 
 from globalstore.caches.sources import KnownSources
 from globalstore.db import Transaction
-from globalstore.registry.runtime import replicas, transport_ends, transports
+from globalstore.registry.new_ids import new_id
+from globalstore.registry.runtime import transport_ends, transports
+from globalstore.registry.runtime.sources import Shortlist
 from globalstore.registry.runtime.transports import Granted, Round, TransportRequest
-from globalstore.registry.signals import Shortlist
 from globalstore.rules.scoring import Mode
 
 CLAIM = "RequestReplicaTransport"
@@ -49,9 +50,7 @@ def _claim_and_complete(
     tx: Transaction, number: int, known: Shortlist | None
 ) -> tuple[float, float]:
     """Claim and complete once; return the microseconds of each."""
-    request = TransportRequest(
-        HOT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, replicas.new_id()
-    )
+    request = TransportRequest(HOT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, new_id())
     routable = frozenset(range(1, WORKERS + 1))
     began = time.perf_counter()
     round_ = Round(ranked=[request], newcomers=[request], routable=routable, shortlist=known)

@@ -8,7 +8,7 @@ from typing import Any
 import trio
 
 from globalstore.db import Store, StoreOptions, Transaction
-from globalstore.registry import recovery
+from globalstore.registry import new_ids, recovery
 from globalstore.registry.runtime import replicas, workers
 from globalstore.registry.runtime.replicas import MemoryTier, Place
 from globalstore.registry.schema import MIGRATIONS
@@ -55,12 +55,12 @@ def registration(artifact_id: str, number: int) -> replicas.ReplicaRegistration:
 def _register(tx: Transaction, numbers: Sequence[int], now_us: int) -> None:
     for number in numbers:
         asked = registration(f"model-{number // PER_ARTIFACT}", number)
-        replicas.register_replica(tx, asked, replicas.new_id(), now_us)
+        replicas.register_replica(tx, asked, new_ids.new_id(), now_us)
 
 
 def _register_hot(tx: Transaction, now_us: int) -> None:
     for number in range(HOT_REPLICAS):
-        replicas.register_replica(tx, registration(HOT, number), replicas.new_id(), now_us)
+        replicas.register_replica(tx, registration(HOT, number), new_ids.new_id(), now_us)
 
 
 async def register_workers(store: Store, now_us: int) -> None:

@@ -10,13 +10,8 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from globalstore.registry.signals import (
-    GroupKey,
-    Shortlist,
-    Space,
-    TransportEnded,
-    TransportGranted,
-)
+from globalstore.registry.runtime.sources import Shortlist
+from globalstore.registry.signals import GroupKey, Space, TransportEnded, TransportGranted
 from globalstore.rules.scoring import Candidate, GroupProgress, WorkerLoad
 
 # Artifacts and views whose sources are kept in mind; one takes up to 50 kB. What is claimed beyond

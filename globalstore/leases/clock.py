@@ -18,7 +18,7 @@ import trio
 
 from globalstore.db import DatabaseError, Lane, Store
 from globalstore.leases.wall_clock import STEP_S
-from globalstore.registry.runtime import shard_leases
+from globalstore.registry import lease_clock
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.leases")
@@ -52,7 +52,7 @@ class LeaseClock:
 
     async def restore(self, store: Store) -> None:
         """Take the distance to the wall clock over that an earlier server had."""
-        self._ahead_us = await store.read(shard_leases.clock_ahead)
+        self._ahead_us = await store.read(lease_clock.clock_ahead)
         self._began_us += self._ahead_us
 
     async def watch(self, store: Store) -> None:
@@ -63,7 +63,7 @@ class LeaseClock:
             if abs(ahead_us - self._ahead_us) < STEP_S * 1_000_000:
                 continue
             try:
-                await store.write(shard_leases.remember_clock, ahead_us, lane=Lane.CONTROL)
+                await store.write(lease_clock.remember_clock, ahead_us, lane=Lane.CONTROL)
             except DatabaseError as error:
                 _log.limited("clock", "step of the wall clock not stored", reason=str(error))
             else:

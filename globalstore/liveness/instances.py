@@ -11,8 +11,8 @@ from itertools import groupby, islice
 import attrs
 import trio
 
-from globalstore.registry.runtime.instances import LivenessRow
-from globalstore.registry.signals import InstanceState, WorkerState
+from globalstore.registry.runtime.instances import InstanceState, LivenessRow
+from globalstore.registry.runtime.workers import WorkerState
 from globalstore.rules.deadlines import Deadlines
 from globalstore.rules.values import signed64
 

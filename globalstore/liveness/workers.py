@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import attrs
 import trio
 
-from globalstore.registry.signals import WorkerState
+from globalstore.registry.runtime.workers import WorkerState
 from globalstore.rules.deadlines import Deadlines
 from globalstore.rules.values import signed64
 

@@ -6,7 +6,6 @@ Numbers are as on the wire here, unsigned; times are nanoseconds since 1970.
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry.signals import MemoryTierSampled
 from globalstore.rules.values import ordered64, signed64, unordered64, unsigned64
 
 
@@ -30,6 +29,13 @@ class Sample:
     def stable_available(self) -> int:
         """Bytes of the stable pool that planners may count on."""
         return max(0, self.stable_total - self.stable_used)
+
+
+@attrs.frozen
+class MemoryTierSampled:
+    """What a node says of its memory tiers, later than all that it said before."""
+
+    sample: Sample
 
 
 @attrs.frozen

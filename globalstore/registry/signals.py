@@ -1,32 +1,22 @@
 """What a committed operation tells the rest of the process.
 
 The store hands these over on the event loop, in commit order, before it answers whoever asked for
-the operation: what is kept in memory never trails behind an answer.
+the operation: what is kept in memory never trails behind an answer. A signal that carries a row
+stands beside the type of that row, in the module of its noun.
 """
 
 import enum
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import attrs
 
-if TYPE_CHECKING:
-    from globalstore.registry.memory_tier_samples import Sample
-
-from globalstore.rules.scoring import Candidate, GroupProgress, WorkerLoad
+from globalstore.rules.scoring import GroupProgress
 
 # An artifact and a view, blank for the canonical bytes.
 Space = tuple[str, str]
 
 # Kind, id and epoch of a group of requests.
 GroupKey = tuple[str, str, int]
-
-
-@attrs.frozen
-class WorkerRegistered:
-    """A worker is active under a generation that nobody had before."""
-
-    worker: "WorkerState"
 
 
 @attrs.frozen
@@ -39,13 +29,6 @@ class WorkerEnded:
     worker_key: int
     worker_id: str
     lost: bool
-
-
-@attrs.frozen
-class InstanceRegistered:
-    """An instance is active under a generation that it never had before."""
-
-    instance: "InstanceState"
 
 
 @attrs.frozen
@@ -175,31 +158,11 @@ class TransportsForgotten:
 
 
 @attrs.frozen
-class SourcesListed:
-    """Which free sources an artifact and view had at this point of the commit."""
-
-    space: Space
-    shortlist: "Shortlist"
-
-
-@attrs.frozen
 class GroupCounted:
     """How far a group of requests was at this point of the commit."""
 
     group: GroupKey
     progress: GroupProgress
-
-
-@attrs.frozen
-class Shortlist:
-    """The best free sources of an artifact and view, in their order, as far as anyone is heard.
-
-    ``loads`` are those of their workers. Unless it ``is_complete`` there are more sources.
-    """
-
-    candidates: list[Candidate]
-    loads: Mapping[int, WorkerLoad]
-    is_complete: bool
 
 
 @attrs.frozen
@@ -245,13 +208,6 @@ class LeasesExpired:
 
 
 @attrs.frozen
-class MemoryTierSampled:
-    """What a node says of its memory tiers, later than all that it said before."""
-
-    sample: "Sample"
-
-
-@attrs.frozen
 class RealizationEnded:
     """The realization of a group has come to its final state, a number of the wire."""
 
@@ -266,58 +222,3 @@ class RealizationRowsWritten:
     operation: str
     table: str
     rows: int
-
-
-@attrs.frozen
-class WorkerState:
-    """A worker as the database has it. Sizes in bytes, times in microseconds since 1970."""
-
-    worker_key: int
-    worker_id: str
-    daemon_id: str
-    node_id: str
-    node_address: str
-    grpc_port: int
-    p2p_port: int
-    mem_pool_total_size: int
-    mem_pool_available_size: int
-    accepting_new_requests: bool
-    capability_flags: int
-    last_heartbeat_us: int
-    generation: int
-    request_seq: int
-    state_version: int
-    needs_reconcile: bool
-
-    def log_fields(self) -> dict[str, object]:
-        """What the log says of a worker."""
-        return {
-            "worker_id": self.worker_id,
-            "daemon_id": self.daemon_id,
-            "node_id": self.node_id,
-            "address": f"{self.node_address}:{self.grpc_port}",
-            "generation": self.generation,
-            "state_version": self.state_version,
-        }
-
-
-@attrs.frozen
-class InstanceState:
-    """An instance as the database has it; times in microseconds since 1970.
-
-    ``named_worker_id`` is blank for an instance that follows its daemon; ``labels_json`` is an
-    object of texts.
-    """
-
-    instance_key: int
-    instance_id: str
-    daemon_id: str
-    named_worker_id: str
-    engine: str
-    signals_endpoint: str
-    labels_json: str
-    execution_endpoint: str
-    execution_host_kind: str
-    capability_flags: int
-    last_heartbeat_us: int
-    generation: int

@@ -7,9 +7,12 @@ from globalstore.caches.sources import KnownSources
 from globalstore.leases.expiry import LeaseExpiry
 from globalstore.liveness.instances import Instances
 from globalstore.liveness.workers import Workers
-from globalstore.registry import signals
+from globalstore.registry import memory_tier_samples, signals
 from globalstore.registry.memory_tier_samples import Sample
+from globalstore.registry.runtime.instances import InstanceRegistered
 from globalstore.registry.runtime.replicas import MemoryTier
+from globalstore.registry.runtime.sources import SourcesListed
+from globalstore.registry.runtime.workers import WorkerRegistered
 from globalstore.scheduling.transport_expiry import TransportExpiry
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.telemetry.metrics import Metrics
@@ -81,7 +84,7 @@ class Followers:
                     self._drains.transport_ended(event)
                     self._metrics.active_transports.dec()
                     self._queues.source_freed(*space)
-                case signals.SourcesListed(space, shortlist):
+                case SourcesListed(space, shortlist):
                     self._sources.listed(space, shortlist)
                 case signals.TransportsForgotten():
                     self._sources.rows_purged()
@@ -108,7 +111,7 @@ class Followers:
                 case signals.WorkerReconciled(worker_key, seq, version, confirmed):
                     self._workers.reconciled(worker_key, seq, version, confirmed=confirmed)
                     self._sources.drop_all()
-                case signals.WorkerRegistered(worker):
+                case WorkerRegistered(worker):
                     self._workers.registered(worker)
                     self._sources.drop_all()
                     self._instances.worker_registered(worker)
@@ -117,7 +120,7 @@ class Followers:
                     self._instances.worker_ended(worker_key)
                     if lost:
                         self._queues.worker_lost(worker_id)
-                case signals.InstanceRegistered(instance):
+                case InstanceRegistered(instance):
                     self._instances.registered(instance)
                 case signals.InstanceEnded(instance_key):
                     self._instances.ended(instance_key)
@@ -131,7 +134,7 @@ class Followers:
                     self._leases.granted(kind, key, expires_at_us)
                 case signals.LeaseEnded(kind, key):
                     self._leases.ended(kind, key)
-                case signals.MemoryTierSampled(sample):
+                case memory_tier_samples.MemoryTierSampled(sample):
                     sampled(self._metrics, sample)
                 case signals.LeasesExpired():
                     self._leases.expired(event)

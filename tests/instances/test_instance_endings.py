@@ -18,7 +18,6 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.instances import Instances
 from globalstore.maintenance.retention import _DAY_S
 from globalstore.registry.runtime import instances as registry
-from globalstore.registry.signals import InstanceState
 
 NOW_US = 1_700_000_000_000_000
 POLICY = {"heartbeat_timeout": "10s"}  # grace 1 s: 4 flush intervals of a 40th of it

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from globalstore.db import Snapshot, Store, Transaction
-from globalstore.registry import worker_ids
+from globalstore.registry import new_ids, worker_ids
 from globalstore.registry.runtime import replicas
 from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
 from globalstore.registry.schema import MIGRATIONS
@@ -19,7 +19,7 @@ def register(tx: Transaction, device: int, worker: str, slots: int) -> None:
         "model", "", Place("n", "h", 1, MemoryTier.RAM, device), 100, slots, worker, READABLE,
         "", False, "", None, None, None,
     )  # fmt: skip
-    replicas.register_replica(tx, asked, replicas.new_id(), 1)
+    replicas.register_replica(tx, asked, new_ids.new_id(), 1)
 
 
 def loads(tx: Snapshot) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ import pytest
 
 from globalstore.caches.sources import KnownSources
 from globalstore.db import Runner, Snapshot, Store, Transaction
-from globalstore.registry import recovery, signals, worker_ids
+from globalstore.registry import new_ids, recovery, signals, worker_ids
 from globalstore.registry.runtime import (
     replica_lists,
     replicas,
@@ -125,7 +125,7 @@ class History:
             artifact, "", Place("n", "h", 1, MemoryTier.RAM, device), 100, limit, f"w-{daemon}",
             READABLE, "", False, "", None, None, None,
         )  # fmt: skip
-        new_id = replicas.new_id()
+        new_id = new_ids.new_id()
         got = await self.store.write(replicas.register_replica, asked, new_id, self.now_us)
         self.keys[daemon] = await self.store.write(worker_ids.intern, f"w-{daemon}")
         known = [k for k, r in self.replicas.items() if r.identity == (artifact, device)]
@@ -140,7 +140,7 @@ class History:
                 transport.source = daemon
 
     async def unregister(self) -> None:
-        replica_id = self.rng.choice([*self.replicas, replicas.new_id()])
+        replica_id = self.rng.choice([*self.replicas, new_ids.new_id()])
         artifact = self.rng.choice(["x", "y"])
         found = await self.store.write(replicas.unregister_replica, artifact, replica_id)
         known = self.replicas.get(replica_id)
@@ -201,7 +201,7 @@ class History:
             group = RequestGroup("k", self.rng.choice(GROUPS), 0, f"p{self.parts}", 9, 0)
         return TransportRequest(
             artifact, "", "n", "a", 0, requester, name, fingerprint, group,
-            replicas.new_id(),
+            new_ids.new_id(),
         )  # fmt: skip
 
     def granted(self, asked: TransportRequest, answer: Any) -> None:
@@ -243,7 +243,7 @@ class History:
             assert answer is (Miss.BUSY if mine else Miss.NO_REPLICA)
 
     async def complete(self) -> None:
-        transport_id = self.rng.choice([*self.transports, replicas.new_id()])
+        transport_id = self.rng.choice([*self.transports, new_ids.new_id()])
         outcome = Outcome(self.rng.randint(1, 4))
         found = await self.store.write(
             transport_ends.complete, transport_id, outcome, "", self.now_us
@@ -348,13 +348,13 @@ def follow(known: KnownSources, committed: list[Any]) -> None:
                 known.drop((artifact_id, view_id))
             case signals.WorkerReplicasChanged(worker_key):
                 known.worker_changed(worker_key)
-            case signals.WorkerRegistered():
+            case workers.WorkerRegistered():
                 known.drop_all()
             case signals.TransportGranted():
                 known.granted(event)
             case signals.TransportEnded():
                 known.ended(event)
-            case signals.SourcesListed(space, shortlist):
+            case sources.SourcesListed(space, shortlist):
                 known.listed(space, shortlist)
             case signals.GroupCounted(group, progress):
                 known.group_counted(group, progress)

@@ -10,7 +10,7 @@ from claiming import LOADS, OK, TIMED_OUT, parked, source, start, until
 from serving import memory_info, serving
 
 from globalstore.db import Runner, Store
-from globalstore.registry import worker_ids
+from globalstore.registry import new_ids, worker_ids
 from globalstore.registry.runtime import replicas, transports
 from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
 from globalstore.registry.runtime.transports import Granted, Miss, Round, TransportRequest
@@ -74,7 +74,7 @@ def request(name: str) -> TransportRequest:
         request_id=name,
         fingerprint=b"f",
         group=None,
-        transport_id=replicas.new_id(),
+        transport_id=new_ids.new_id(),
     )
 
 
@@ -188,9 +188,9 @@ async def test_a_source_is_found_behind_many_better_ones_whose_workers_are_silen
         key = await store.write(worker_ids.intern, "heard")
         for device in range(200):
             silent = registration(device, GPU, 9)
-            await store.write(replicas.register_replica, silent, replicas.new_id(), 1)
+            await store.write(replicas.register_replica, silent, new_ids.new_id(), 1)
         heard = attrs.evolve(registration(777, DISK, 1), worker_id="heard")
-        await store.write(replicas.register_replica, heard, replicas.new_id(), 1)
+        await store.write(replicas.register_replica, heard, new_ids.new_id(), 1)
         asked = [request("r")]
         round_ = Round(ranked=asked, newcomers=asked, routable=frozenset({key}))
         (answer,) = (await store.write(transports.grant, round_, 5)).values()

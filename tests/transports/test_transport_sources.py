@@ -10,12 +10,11 @@ from serving import configuration, memory_info, serving
 
 from globalstore.caches.sources import KnownSources
 from globalstore.db import Runner, Store
-from globalstore.registry import signals, worker_ids
+from globalstore.registry import new_ids, signals, worker_ids
 from globalstore.registry.runtime import replicas, sources, transport_ends, transports
 from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
 from globalstore.registry.runtime.transports import Granted, Miss, Round, TransportRequest
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.registry.signals import Shortlist, SourcesListed
 from globalstore.rules.scoring import Candidate, GroupProgress, Mode, Scoring, Weights, WorkerLoad
 from globalstore.rules.transfer import ExportState, Transfer
 
@@ -37,20 +36,20 @@ class Registry:
             "model", "", Place("n", "h", 1, MemoryTier.RAM, device), 100, slots, worker,
             READABLE, "", False, "", None, None, None,
         )  # fmt: skip
-        return await self.store.write(replicas.register_replica, asked, replicas.new_id(), 1)
+        return await self.store.write(replicas.register_replica, asked, new_ids.new_id(), 1)
 
-    async def listed(self) -> Shortlist:
+    async def listed(self) -> sources.Shortlist:
         """Return what a pass would bring along if it had been listed now."""
         row = await self.store.read(lambda tx: tx.one("SELECT artifact_key FROM artifacts"))
         assert row is not None
         where: dict[str, object] = {"artifact_key": row[0], "view_id": "", "now": 1}
         return await self.store.read(sources.listed, where, frozenset({self.key}))
 
-    async def claim(self, known: Shortlist | None, mode: Mode = Mode.LEGACY) -> Any:
+    async def claim(self, known: sources.Shortlist | None, mode: Mode = Mode.LEGACY) -> Any:
         """Return the device that is granted, or why none is."""
         self.number += 1
         request = TransportRequest(
-            "model", "", "n", "a", 0, "", f"r{self.number}", b"f", None, replicas.new_id()
+            "model", "", "n", "a", 0, "", f"r{self.number}", b"f", None, new_ids.new_id()
         )
         round_ = Round(
             ranked=[request],
@@ -69,7 +68,7 @@ class Registry:
     @property
     def was_read(self) -> bool:
         """Whether the last claim had to read the sources anew."""
-        return any(isinstance(event, SourcesListed) for event in self.events)
+        return any(isinstance(event, sources.SourcesListed) for event in self.events)
 
 
 @asynccontextmanager
@@ -177,10 +176,10 @@ def row(seq: int, worker: int = 1, load: int = 0) -> Candidate:
     return Candidate(1, load / 4, 0, load, -4, bytes([seq]), 1, worker, seq, None)
 
 
-def shortlist(*rows: Candidate, complete: bool = True) -> Shortlist:
+def shortlist(*rows: Candidate, complete: bool = True) -> sources.Shortlist:
     workers = {each.worker_key for each in rows}
     loads = {worker: WorkerLoad.of(0, 8) for worker in workers}
-    return Shortlist(sorted(rows), loads, complete)
+    return sources.Shortlist(sorted(rows), loads, complete)
 
 
 def granted(seq: int, worker: int = 1, space: signals.Space = SPACE, **fields: Any) -> Any:
@@ -297,7 +296,7 @@ async def test_a_group_is_counted_from_its_rows() -> None:
         for number in range(4):
             request = TransportRequest(
                 "model", "", "n", "a", 0, "", f"r{number}", b"f",
-                attrs.evolve(group, part_id=f"p{number}"), replicas.new_id(),
+                attrs.evolve(group, part_id=f"p{number}"), new_ids.new_id(),
             )  # fmt: skip
             round_ = Round(
                 ranked=[request],
@@ -376,7 +375,7 @@ async def test_the_parts_of_a_group_are_spread_also_within_one_pass() -> None:
         asked = [
             TransportRequest(
                 "model", "", "n", "a", 0, "", f"r{n}", b"f", attrs.evolve(group, part_id=f"p{n}"),
-                replicas.new_id(),
+                new_ids.new_id(),
             )
             for n in range(12)
         ]  # fmt: skip
@@ -398,7 +397,7 @@ async def test_a_pass_grants_no_more_than_its_batch_and_says_nothing_of_the_rest
     async with registry() as it:
         await it.replica(1, slots=9)
         asked = [
-            TransportRequest("model", "", "n", "a", 0, "", f"r{n}", b"f", None, replicas.new_id())
+            TransportRequest("model", "", "n", "a", 0, "", f"r{n}", b"f", None, new_ids.new_id())
             for n in range(5)
         ]
         round_ = Round(

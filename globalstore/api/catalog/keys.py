@@ -11,7 +11,8 @@ from globalstore.caches.keys import Known
 from globalstore.db import Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import keys as registry
-from globalstore.registry.catalog.keys import Clock, KeyMapping, Kind
+from globalstore.registry.catalog.keys import KeyMapping, Kind
+from globalstore.registry.lease_clock import LeaseNow
 from globalstore.rpc import Call, fast_path
 from globalstore.rules.artifact_ids import stored
 from globalstore.rules.refusals import InvalidArgument
@@ -104,7 +105,7 @@ class KeyHandlers:
         )
 
     async def _write(
-        self, call: Call, operation: Callable[[Transaction, A, int, Clock], R], change: A
+        self, call: Call, operation: Callable[[Transaction, A, int, LeaseNow], R], change: A
     ) -> R:
         context = self.context
         return await context.write(

@@ -13,6 +13,7 @@ from globalstore.db import Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.artifacts import INDEX_SCHEMA, Description, TensorIndex
+from globalstore.registry.new_ids import new_id
 from globalstore.registry.runtime import replica_lists, replicas
 from globalstore.registry.runtime.replica_lists import Filters
 from globalstore.registry.runtime.replicas import ReplicaRegistration
@@ -50,11 +51,11 @@ class ReplicaHandlers:
         artifact_id = _effective_artifact_id(message)
         repeat = token(message, "RegisterReplica", message.client_request_id)
         now_us = self.context.wall_us()
-        new_id = replicas.new_id()
+        proposed_id = new_id()
         if repeat is None:
             registration = _registration(artifact_id, message)
             replica_id = await self.context.write(
-                request, replicas.register_replica, registration, new_id, now_us
+                request, replicas.register_replica, registration, proposed_id, now_us
             )
             return _registered(artifact_id, replica_id)
         checked: ReplicaRegistration | Refusal
@@ -66,7 +67,7 @@ class ReplicaHandlers:
         def act(tx: Transaction) -> bytes:
             if isinstance(checked, Refusal):
                 raise checked
-            return replicas.register_replica(tx, checked, new_id, now_us)
+            return replicas.register_replica(tx, checked, proposed_id, now_us)
 
         reply = await self.context.once(
             request, repeat, act, lambda id_: _registered(artifact_id, id_), now_us

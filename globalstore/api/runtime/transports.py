@@ -10,7 +10,8 @@ from globalstore.api.context import HandlerContext
 from globalstore.api.runtime import memory_info
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry.runtime import replicas, transport_ends
+from globalstore.registry.new_ids import new_id
+from globalstore.registry.runtime import transport_ends
 from globalstore.registry.runtime.transports import (
     Answer,
     Granted,
@@ -159,7 +160,7 @@ def _request(message: wire.RequestReplicaTransportRequest) -> TransportRequest:
         request_id=request_id,
         fingerprint=fingerprint,
         group=group,
-        transport_id=replicas.new_id(),
+        transport_id=new_id(),
     )
 
 

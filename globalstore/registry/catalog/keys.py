@@ -7,12 +7,12 @@ transaction; all other times are wall time.
 
 import enum
 import json
-from collections.abc import Callable
 
 import attrs
 
 from globalstore.db import Snapshot, Transaction
 from globalstore.registry import artifacts
+from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import (
     KeyChanged,
     LeaseEnded,
@@ -23,7 +23,6 @@ from globalstore.registry.signals import (
 from globalstore.rules.refusals import FailedPrecondition
 
 # Tells the time of the lease clock, in microseconds.
-Clock = Callable[[], int]
 
 
 class Kind(enum.IntEnum):
@@ -110,7 +109,7 @@ def find_key(tx: Snapshot, key: str) -> KeyMapping | None:
     return None if row is None else row.mapping
 
 
-def upsert_key(tx: Transaction, change: Upsert, now_us: int, clock: Clock) -> str | None:
+def upsert_key(tx: Transaction, change: Upsert, now_us: int, clock: LeaseNow) -> str | None:
     """Point a new key at an artifact, or replace hints and lifetime of one that points there.
 
     Returns None, or what the key points at if that is something else. Raises FailedPrecondition
@@ -130,7 +129,7 @@ def upsert_key(tx: Transaction, change: Upsert, now_us: int, clock: Clock) -> st
     return None
 
 
-def swap_key(tx: Transaction, change: Swap, now_us: int, clock: Clock) -> Swapped:
+def swap_key(tx: Transaction, change: Swap, now_us: int, clock: LeaseNow) -> Swapped:
     """Point a key at another artifact if the guards hold; without a guard, make the key too.
 
     A repeat with the same ``operation_id`` gets the answer that the first one got. Raises
@@ -173,7 +172,7 @@ def swap_key(tx: Transaction, change: Swap, now_us: int, clock: Clock) -> Swappe
     return Swapped(True, change.artifact_id, generation)
 
 
-def revoke_key(tx: Transaction, key: str, now_us: int, clock: Clock) -> bool:
+def revoke_key(tx: Transaction, key: str, now_us: int, clock: LeaseNow) -> bool:
     """Let a key point at nothing; False when it did not point at anything."""
     row = _live_row(tx, key, clock())
     if row is None or row.mapping is None:
@@ -193,7 +192,7 @@ def note_selection(tx: Transaction, key: str, generation: int, selection_hash: b
     )
 
 
-def expire_keys(tx: Transaction, mapping_keys: list[int], now_us: int, clock: Clock) -> int:
+def expire_keys(tx: Transaction, mapping_keys: list[int], now_us: int, clock: LeaseNow) -> int:
     """Look what became of keys that were to expire by now; return how many did.
 
     They counted as gone already; now they point at nothing, whatever the clock says later.

@@ -12,13 +12,13 @@ import attrs
 from globalstore.db import Transaction
 from globalstore.registry.catalog import keys, realizations, version_sets
 from globalstore.registry.catalog.realizations import (
-    Clock,
     Member,
     Realization,
     RealizationState,
     keeping,
 )
 from globalstore.registry.catalog.version_sets import Described, VersionSet
+from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import RealizationRowsWritten
 from globalstore.rules.realizations import (
     VERSION_SET_PREFIX,
@@ -125,7 +125,7 @@ def begin_or_join(
     terms: Terms,
     select: Callable[[str], Selection],
     now_us: int,
-    clock: Clock,
+    clock: LeaseNow,
 ) -> Joined:
     """Enter the realization of a slot, which begins if nobody did before.
 

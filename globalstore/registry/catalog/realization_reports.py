@@ -6,13 +6,13 @@ from globalstore.db import Transaction
 from globalstore.registry.catalog import realizations, version_sets
 from globalstore.registry.catalog.realization_joins import Identity
 from globalstore.registry.catalog.realizations import (
-    Clock,
     Member,
     MemberState,
     Realization,
     RealizationState,
     keeping,
 )
+from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import RealizationRowsWritten
 from globalstore.rules.realizations import member_fingerprint
 from globalstore.rules.refusals import AlreadyExists, NotFound
@@ -71,7 +71,7 @@ _COVERED = (
 
 @keeping
 def report_prepared(
-    tx: Transaction, report: PreparedReport, publishes_itself: bool, now_us: int, clock: Clock
+    tx: Transaction, report: PreparedReport, publishes_itself: bool, now_us: int, clock: LeaseNow
 ) -> ReportOutcome:
     """Note that a part is prepared; the last one makes the realization ready, or publishes it.
 

@@ -15,6 +15,7 @@ import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
 from globalstore.registry.catalog.version_sets import VersionSet
+from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import (
     LeaseEnded,
     LeaseGranted,
@@ -27,7 +28,6 @@ from globalstore.rules.realizations import TRANSACTION_PREFIX, RealizationKind
 from globalstore.rules.refusals import AlreadyExists, FailedPrecondition, NotFound, Refusal
 
 # Tells the time of the lease clock, in microseconds.
-Clock = Callable[[], int]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -252,14 +252,14 @@ def show(tx: Snapshot, fingerprint: bytes) -> tuple[Realization, list[Member]] |
 
 
 @keeping
-def observe(tx: Transaction, fingerprint: bytes, now_us: int, clock: Clock) -> Realization:
+def observe(tx: Transaction, fingerprint: bytes, now_us: int, clock: LeaseNow) -> Realization:
     """Return a realization after applying its deadline. Refuses with NotFound."""
     return present(tx, fingerprint, now_us, clock())
 
 
 @keeping
 def abort(
-    tx: Transaction, fingerprint: bytes, code: str, detail: str, now_us: int, clock: Clock
+    tx: Transaction, fingerprint: bytes, code: str, detail: str, now_us: int, clock: LeaseNow
 ) -> Realization:
     """End a realization without publishing it; one that failed before keeps its first failure.
 
@@ -277,7 +277,7 @@ def abort(
 
 @keeping
 def publish_realization(
-    tx: Transaction, fingerprint: bytes, now_us: int, clock: Clock
+    tx: Transaction, fingerprint: bytes, now_us: int, clock: LeaseNow
 ) -> Realization:
     """Publish a realization that is ready, if every source is still as it was reported.
 
@@ -392,7 +392,7 @@ def end_realization(
 
 
 def expire_realizations(
-    tx: Transaction, transaction_keys: list[int], now_us: int, clock: Clock
+    tx: Transaction, transaction_keys: list[int], now_us: int, clock: LeaseNow
 ) -> int:
     """Look what became of realizations that were to expire by now; return how many did."""
     lease_us = clock()

@@ -3,8 +3,38 @@
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry.signals import InstanceEnded, InstanceRegistered, InstanceState
+from globalstore.registry.signals import InstanceEnded
 from globalstore.rules.values import signed64, unsigned64
+
+
+@attrs.frozen
+class InstanceState:
+    """An instance as the database has it; times in microseconds since 1970.
+
+    ``named_worker_id`` is blank for an instance that follows its daemon; ``labels_json`` is an
+    object of texts.
+    """
+
+    instance_key: int
+    instance_id: str
+    daemon_id: str
+    named_worker_id: str
+    engine: str
+    signals_endpoint: str
+    labels_json: str
+    execution_endpoint: str
+    execution_host_kind: str
+    capability_flags: int
+    last_heartbeat_us: int
+    generation: int
+
+
+@attrs.frozen
+class InstanceRegistered:
+    """An instance is active under a generation that it never had before."""
+
+    instance: InstanceState
+
 
 # What an instance said last, as it is stored: instance_key, generation, last_heartbeat (µs),
 # named_worker_id and capability_flags (signed).

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry import artifacts
+from globalstore.registry import artifacts, new_ids
 from globalstore.registry.runtime.inventories import (
     Differences,
     HeldReplica,
@@ -21,7 +21,7 @@ from globalstore.registry.runtime.inventories import (
     Update,
     new_row,
 )
-from globalstore.registry.runtime.replicas import intern_endpoint, new_id
+from globalstore.registry.runtime.replicas import intern_endpoint
 from globalstore.registry.signals import (
     ReplicaCount,
     ReplicasCounted,
@@ -225,7 +225,7 @@ def add(tx: Transaction, entries: Sequence[ReportedReplica], slice_: Slice) -> C
     }
     unheld = made | _without_replicas(tx, [name for name in names if name not in made])
     # Random ids in ascending order touch each page of their index once.
-    ids = sorted(new_id() for _ in entries)
+    ids = sorted(new_ids.new_id() for _ in entries)
     additions = []
     for entry, replica_id in zip(entries, ids, strict=True):
         place = places[entry.key.node_id, entry.node_address, entry.node_port]

@@ -6,15 +6,15 @@ are microseconds of the lease clock. Shard ids are signed here (see ``rules.valu
 """
 
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
+from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
 
-Clock = Callable[[], int]
 _Key = TypeVar("_Key")
 
 # Keys that one statement names. All texts but that of the last piece are then the same, and stay
@@ -72,7 +72,7 @@ FROM shard_leases s
 
 
 def acquire(
-    tx: Transaction, shard_id: int, daemon_id: str, token: str, ttl_us: int, clock: Clock
+    tx: Transaction, shard_id: int, daemon_id: str, token: str, ttl_us: int, clock: LeaseNow
 ) -> Acquired:
     """Make a daemon the home of a shard unless another one is.
 
@@ -167,7 +167,7 @@ def _extend(tx: Transaction, row: Row, ttl_us: int, now_us: int) -> ShardLease:
     return _lease(row, expires_at_us=expires_at_us)
 
 
-def keepalive(tx: Transaction, token: str, ttl_us: int, clock: Clock) -> ShardLease | None:
+def keepalive(tx: Transaction, token: str, ttl_us: int, clock: LeaseNow) -> ShardLease | None:
     """Extend a live lease; None when there is none of this token."""
     now_us = clock()
     row = tx.one(_LEASE + "WHERE s.lease_token = :token", {"token": token})
@@ -193,7 +193,7 @@ class Renewed(NamedTuple):
 
 
 def keepalive_batch(
-    tx: Transaction, renewals: Sequence[Renewal], ttl_us: int, clock: Clock
+    tx: Transaction, renewals: Sequence[Renewal], ttl_us: int, clock: LeaseNow
 ) -> Renewed:
     """Extend many live leases at one instant.
 
@@ -269,7 +269,7 @@ def _marks(keys: Sequence[object]) -> str:
     return ",".join("?" * len(keys))
 
 
-def release(tx: Transaction, token: str, clock: Clock) -> bool:
+def release(tx: Transaction, token: str, clock: LeaseNow) -> bool:
     """Give a lease up, also one that has expired if nobody took it over; False without one."""
     row = tx.one(_LEASE + "WHERE s.lease_token = :token", {"token": token})
     if row is None or row[1] is None:
@@ -292,7 +292,7 @@ def release_all(tx: Transaction, daemon_id: str) -> None:
 
 
 def routes(
-    tx: Snapshot, shard_ids: Sequence[int], clock: Clock
+    tx: Snapshot, shard_ids: Sequence[int], clock: LeaseNow
 ) -> tuple[list[ShardLease], list[int]]:
     """Return the live leases of some shards without their tokens, and shards that are in doubt.
 
@@ -312,7 +312,7 @@ def routes(
     return found, doubtful
 
 
-def expire_shard_leases(tx: Transaction, shard_ids: list[int], clock: Clock) -> list[Expired]:
+def expire_shard_leases(tx: Transaction, shard_ids: list[int], clock: LeaseNow) -> list[Expired]:
     """Look what became of leases that were to expire by now; return those that did."""
     now_us = clock()
     ended: list[int] = []
@@ -346,18 +346,3 @@ def restore_shard_leases(tx: Transaction, now_us: int) -> list[tuple[int, int]]:
             {"now": now_us},
         )
     ]
-
-
-def clock_ahead(tx: Snapshot) -> int:
-    """Return how far the lease clock is ahead of the wall clock, in microseconds."""
-    row = tx.one("SELECT ahead FROM lease_clock")
-    return 0 if row is None else row[0]
-
-
-def remember_clock(tx: Transaction, ahead_us: int) -> None:
-    """Store how far the lease clock is ahead of the wall clock."""
-    tx.run(
-        "INSERT INTO lease_clock VALUES (1, :ahead)"
-        " ON CONFLICT (clock_key) DO UPDATE SET ahead = :ahead",
-        {"ahead": ahead_us},
-    )

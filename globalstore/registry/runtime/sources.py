@@ -1,13 +1,36 @@
 """The sources of an artifact and view: choosing the best, and claiming it."""
 
+from collections.abc import Mapping
+
 import attrs
 
 from globalstore.db import Snapshot, Transaction
 from globalstore.registry.runtime import replica_lists
 from globalstore.registry.runtime.replica_lists import Replica
-from globalstore.registry.signals import Shortlist, SourcesListed, Space
+from globalstore.registry.signals import Space
 from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.scoring import Candidate, Choice, GroupProgress, Scoring, WorkerLoad
+
+
+@attrs.frozen
+class Shortlist:
+    """The best free sources of an artifact and view, in their order, as far as anyone is heard.
+
+    ``loads`` are those of their workers. Unless it ``is_complete`` there are more sources.
+    """
+
+    candidates: list[Candidate]
+    loads: Mapping[int, WorkerLoad]
+    is_complete: bool
+
+
+@attrs.frozen
+class SourcesListed:
+    """Which free sources an artifact and view had at this point of the commit."""
+
+    space: Space
+    shortlist: Shortlist
+
 
 # Up to so many sources the choice is exact; of more, the best by tier, load ratio and least recent
 # use are compared.

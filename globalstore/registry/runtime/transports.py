@@ -10,7 +10,7 @@ from globalstore.registry.runtime import replica_lists, sources, transport_ends
 from globalstore.registry.runtime.replica_lists import Replica
 from globalstore.registry.runtime.sources import Claimed, Sources
 from globalstore.registry.runtime.transport_ends import Outcome
-from globalstore.registry.signals import GroupCounted, GroupKey, Shortlist, Space, TransportGranted
+from globalstore.registry.signals import GroupCounted, GroupKey, Space, TransportGranted
 from globalstore.rules.scoring import GroupProgress, Scoring
 
 
@@ -101,7 +101,7 @@ class Round:
     grants_max: int = 16
     relaxed_kinds: frozenset[str] = frozenset()
     scoring: Scoring = attrs.Factory(Scoring)
-    shortlist: Shortlist | None = None
+    shortlist: sources.Shortlist | None = None
     groups: Mapping[GroupKey, GroupProgress] = attrs.Factory(dict)
 
 

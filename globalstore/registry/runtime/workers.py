@@ -5,13 +5,48 @@ import attrs
 from globalstore.db import Row, Snapshot, Transaction
 from globalstore.registry import worker_ids
 from globalstore.registry.runtime import chunks, shard_leases, transport_ends
-from globalstore.registry.signals import (
-    WorkerEnded,
-    WorkerRegistered,
-    WorkerReplicasChanged,
-    WorkerState,
-)
+from globalstore.registry.signals import WorkerEnded, WorkerReplicasChanged
 from globalstore.rules.values import signed64, unsigned64
+
+
+@attrs.frozen
+class WorkerState:
+    """A worker as the database has it. Sizes in bytes, times in microseconds since 1970."""
+
+    worker_key: int
+    worker_id: str
+    daemon_id: str
+    node_id: str
+    node_address: str
+    grpc_port: int
+    p2p_port: int
+    mem_pool_total_size: int
+    mem_pool_available_size: int
+    accepting_new_requests: bool
+    capability_flags: int
+    last_heartbeat_us: int
+    generation: int
+    request_seq: int
+    state_version: int
+    needs_reconcile: bool
+
+    def log_fields(self) -> dict[str, object]:
+        """What the log says of a worker."""
+        return {
+            "worker_id": self.worker_id,
+            "daemon_id": self.daemon_id,
+            "node_id": self.node_id,
+            "address": f"{self.node_address}:{self.grpc_port}",
+            "generation": self.generation,
+            "state_version": self.state_version,
+        }
+
+
+@attrs.frozen
+class WorkerRegistered:
+    """A worker is active under a generation that nobody had before."""
+
+    worker: WorkerState
 
 
 @attrs.frozen
