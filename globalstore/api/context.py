@@ -105,7 +105,7 @@ class HandlerContext:
 
         Raises what the operation refused with, now or then.
         """
-        replays = self.metrics.idempotency_replay
+        replays = self.metrics.control_plane.replays
         try:
             outcome = await self.write(
                 call,

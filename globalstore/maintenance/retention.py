@@ -113,7 +113,7 @@ class Maintenance:
         before_us = self._wall_us() - int(age_s * 1_000_000)
         while True:
             deleted = await self._store.bulk(purge, before_us, _ROWS)
-            self._metrics.gc_rows_deleted.labels(table).inc(deleted)
+            self._metrics.server.gc_rows_deleted.labels(table).inc(deleted)
             if deleted < _ROWS:
                 return
 

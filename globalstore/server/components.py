@@ -108,7 +108,7 @@ class Components:
             grace_s(timeout_s),
             self._worker_routable,
             on_capabilities=CapabilityDirectory(
-                self.metrics.capability_entries, "worker", WORKER_CAPABILITIES
+                self.metrics.workers.capability_entries, "worker", WORKER_CAPABILITIES
             ).changed,
             check_stall=self.stalls.check,
         )
@@ -116,7 +116,7 @@ class Components:
             timeout_s,
             grace_s(timeout_s),
             on_capabilities=CapabilityDirectory(
-                self.metrics.capability_entries, "instance", INSTANCE_CAPABILITIES
+                self.metrics.workers.capability_entries, "instance", INSTANCE_CAPABILITIES
             ).changed,
             check_stall=self.stalls.check,
         )
@@ -146,7 +146,7 @@ class Components:
             ),
             on_commit=self._commits.follow,
             runner=runner,
-            observers=Observers(checkpointed=self.metrics.db_checkpoint_seconds.observe),
+            observers=Observers(checkpointed=self.metrics.server.db_checkpoint_seconds.observe),
         )
         self.queues = SourceQueues(
             self.store,
@@ -156,7 +156,7 @@ class Components:
             wall,
             self._count_dispatch,
         )
-        self.refusals = Refusals(self.store, self.workers, self.metrics.transport_filter, wall)
+        self.refusals = Refusals(self.store, self.workers, self.metrics.transports.filtered, wall)
         self.stalls.subscribe(self.workers.postpone)
         self.stalls.subscribe(self.instances.postpone)
         self.expiry = TransportExpiry(self.store, self.stalls, policy.effective_transport_ttl, wall)
@@ -221,7 +221,7 @@ class Components:
             self.daemon_locks,
             self.stalls,
             wall,
-            self.metrics.worker_expired.inc,
+            self.metrics.workers.expired.inc,
         )
         self.instance_reaper = InstanceReaper(self.store, self.instances, self.stalls, wall)
         self.maintenance = Maintenance(
@@ -242,9 +242,9 @@ class Components:
         self.queues.worker_routable()
 
     def _count_dispatch(self, event: str) -> None:
-        self.metrics.transport_dispatch_events.labels(event).inc()
+        self.metrics.transports.dispatch_events.labels(event).inc()
 
     def _heartbeats_written(self, taken: int, written: int) -> None:
-        self.metrics.heartbeat_flush_batch_size.observe(taken)
-        self.metrics.heartbeat_flush_updates.labels("batched").inc(written)
-        self.metrics.heartbeat_flush_updates.labels("dropped").inc(taken - written)
+        self.metrics.workers.flush_batch_size.observe(taken)
+        self.metrics.workers.flush_updates.labels("batched").inc(written)
+        self.metrics.workers.flush_updates.labels("dropped").inc(taken - written)

@@ -77,12 +77,12 @@ class Followers:
                     self._expiry.granted(transport_key)
                     self._sources.granted(event)
                     self._count_grant(event)
-                    self._metrics.active_transports.inc()
+                    self._metrics.transports.active.inc()
                 case signals.TransportEnded(transport_key, space):
                     self._expiry.ended(transport_key)
                     self._sources.ended(event)
                     self._drains.transport_ended(event)
-                    self._metrics.active_transports.dec()
+                    self._metrics.transports.active.dec()
                     self._queues.source_freed(*space)
                 case SourcesListed(space, shortlist):
                     self._sources.listed(space, shortlist)
@@ -91,14 +91,14 @@ class Followers:
                 case signals.GroupCounted(group, progress):
                     self._sources.group_counted(group, progress)
                 case signals.ReplicaStored(artifact_id, memory_type, created, first):
-                    self._metrics.replica_registered(artifact_id, memory_type)
+                    self._metrics.replicas.registered(artifact_id, memory_type)
                     if created:
-                        self._metrics.replicas_changed(artifact_id, memory_type, 1, edge=first)
+                        self._metrics.replicas.changed(artifact_id, memory_type, 1, edge=first)
                 case signals.ReplicaRemoved(artifact_id, memory_type, last):
-                    self._metrics.replica_unregistered(artifact_id, memory_type)
-                    self._metrics.replicas_changed(artifact_id, memory_type, -1, edge=last)
+                    self._metrics.replicas.unregistered(artifact_id, memory_type)
+                    self._metrics.replicas.changed(artifact_id, memory_type, -1, edge=last)
                 case signals.ReplicasCounted(counts):
-                    self._metrics.replicas_reconciled(
+                    self._metrics.replicas.reconciled(
                         (artifact_id, _TIER_NAMES[tier], change, stored, edge)
                         for artifact_id, tier, change, stored, edge in counts
                     )
@@ -144,9 +144,9 @@ class Followers:
     def _count_grant(self, event: signals.TransportGranted) -> None:
         artifact_id = event.space[0]
         age_s = max(0, event.at_us - event.created_us) / 1_000_000 if event.is_first else None
-        self._metrics.source_granted(artifact_id, event.replica_seq, age_s)
+        self._metrics.transports.granted(artifact_id, event.replica_seq, age_s)
         if event.capped:
-            self._metrics.transport_filter(artifact_id, "capped", event.capped)
+            self._metrics.transports.filtered(artifact_id, "capped", event.capped)
 
 
 def sampled(metrics: Metrics, sample: Sample) -> None:

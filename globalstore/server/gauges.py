@@ -21,31 +21,31 @@ class Gauges:
         """Set every gauge; ``lag_s`` is how late the event loop was within the last second."""
         components, metrics = self._components, self._components.metrics
         components.health.set_lag(lag_s)
-        metrics.event_loop_lag.set(lag_s)
-        metrics.ready.set(components.health.ready)
+        metrics.server.event_loop_lag.set(lag_s)
+        metrics.server.ready.set(components.health.ready)
         metrics.calls.end_peak_window()
-        metrics.grpc_connections.set(self._listener.statistics().connections)
+        metrics.server.grpc_connections.set(self._listener.statistics().connections)
         self._look_at_workers()
         self._look_at_slots()
         self._look_at_database()
         step_s = self._clock.step_s()
         if step_s:
-            metrics.clock_step_seconds.inc(abs(step_s))
+            metrics.server.clock_step_seconds.inc(abs(step_s))
             _log.warning("wall clock was set", step_s=round(step_s, 3))
 
     def _look_at_workers(self) -> None:
         workers, metrics = self._components.workers, self._components.metrics
-        metrics.active_workers.set(len(workers.live()))
-        metrics.workers_unconfirmed.set(workers.unconfirmed)
-        metrics.heartbeat_buffer_pending.set(workers.unwritten)
+        metrics.workers.active.set(len(workers.live()))
+        metrics.workers.unconfirmed.set(workers.unconfirmed)
+        metrics.workers.unwritten.set(workers.unwritten)
 
     def _look_at_slots(self) -> None:
         slots, metrics = self._components.handler_slots, self._components.metrics
-        metrics.executor_max_threads.set(slots.limit)
-        metrics.executor_live_threads.set(slots.limit)
-        metrics.executor_busy_threads.set(slots.busy)
-        metrics.executor_idle_threads.set(max(0, slots.limit - slots.busy))
-        metrics.executor_queue_depth.set(slots.waiting)
+        metrics.server.executor_max_threads.set(slots.limit)
+        metrics.server.executor_live_threads.set(slots.limit)
+        metrics.server.executor_busy_threads.set(slots.busy)
+        metrics.server.executor_idle_threads.set(max(0, slots.limit - slots.busy))
+        metrics.server.executor_queue_depth.set(slots.waiting)
 
     def _look_at_database(self) -> None:
         store, metrics, health = (
@@ -54,9 +54,9 @@ class Gauges:
             self._components.health,
         )
         database = store.statistics()
-        metrics.db_wal_bytes.set(database.wal_bytes)
-        metrics.db_free_bytes.set(database.free_bytes)
-        metrics.db_busy_seconds.inc(database.busy_seconds - self._busy_seconds)
+        metrics.server.db_wal_bytes.set(database.wal_bytes)
+        metrics.server.db_free_bytes.set(database.free_bytes)
+        metrics.server.db_busy_seconds.inc(database.busy_seconds - self._busy_seconds)
         self._busy_seconds = database.busy_seconds
         health.failing.clear("database")
         health.degraded.clear("database")

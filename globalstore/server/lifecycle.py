@@ -109,7 +109,7 @@ class Server(Components):
             await self.listener.bind()
             if self.config.server.grpc.tls.enabled:
                 self._certificates = Certificates(
-                    self.config, self.listener, self.metrics.tls_cert_expiry.set
+                    self.config, self.listener, self.metrics.server.tls_cert_expiry.set
                 )
             self.stalls.on_second = Gauges(self, self.listener).look
             self.context.info = self._server_info(self.listener, metrics_port)
@@ -164,17 +164,17 @@ class Server(Components):
             self.instances.worker_registered(worker)
         self.instances.restore(await self.store.read(instances.active_instances))
         self.expiry.restore(await self.store.read(transport_ends.in_progress))
-        self.metrics.restore_replicas(
+        self.metrics.replicas.restore(
             await self.store.read(replica_lists.totals),
             await self.store.read(replica_lists.totals_by_artifact, ARTIFACTS_MAX),
         )
-        self.metrics.active_transports.set(len(self.expiry))
+        self.metrics.transports.active.set(len(self.expiry))
         await self._recover_leases()
         seconds = trio.current_time() - began
-        self.metrics.recovery_seconds.set(seconds)
-        self.metrics.recovery_rows.labels("workers").set(len(self.workers))
-        self.metrics.recovery_rows.labels("instances").set(len(self.instances))
-        self.metrics.recovery_rows.labels("transports").set(len(self.expiry))
+        self.metrics.server.recovery_seconds.set(seconds)
+        self.metrics.server.recovery_rows.labels("workers").set(len(self.workers))
+        self.metrics.server.recovery_rows.labels("instances").set(len(self.instances))
+        self.metrics.server.recovery_rows.labels("transports").set(len(self.expiry))
         _log.info(
             "recovered",
             cluster_id=self.cluster.cluster_id,

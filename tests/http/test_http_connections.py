@@ -57,7 +57,7 @@ async def test_a_client_that_sends_its_head_in_drops_is_disconnected(site, nurse
 
 async def serve_with_small_buffers(site, nursery):
     for number in range(1000):
-        site.metrics.replicas_changed(f"{number:0100}", "RAM", 1, edge=True)
+        site.metrics.replicas.changed(f"{number:0100}", "RAM", 1, edge=True)
     [sock] = await listening_sockets("127.0.0.1", 0, reuse_port=False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     site.port = sock.getsockname()[1]

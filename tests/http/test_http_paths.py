@@ -65,7 +65,7 @@ async def test_liveness_follows_the_event_loop_alone(site, nursery, lag, status)
 
 async def test_metrics_are_in_exposition_format(site, nursery):
     await site.start(nursery)
-    site.metrics.worker_expired.inc()
+    site.metrics.workers.expired.inc()
     answer = await site.ask("/metrics")
     assert answer.status == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")

@@ -8,8 +8,9 @@ import trio.testing
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from globalstore.http.exposition import Exposition, exposition_text
-from globalstore.telemetry.labels import ArtifactSeries
-from globalstore.telemetry.metrics import CAPABILITIES, MEMORY_TYPES, Metrics
+from globalstore.telemetry.metrics import Metrics
+from globalstore.telemetry.replicas import MEMORY_TYPES
+from globalstore.telemetry.workers import CAPABILITIES
 
 FILTER_REASONS = (
     "not_live", "not_accepting", "unavailable", "saturated", "presence_only", "expired", "capped",
@@ -42,20 +43,20 @@ def busy_cluster(metrics):
     for number in range(10_000):
         artifact_id = f"sha256:{number:064x}"
         for memory_type in MEMORY_TYPES:
-            metrics.replicas_changed(artifact_id, memory_type, 1, edge=memory_type == "GPU")
-            metrics.replica_registered(artifact_id, memory_type)
-            metrics.replica_unregistered(artifact_id, memory_type)
+            metrics.replicas.changed(artifact_id, memory_type, 1, edge=memory_type == "GPU")
+            metrics.replicas.registered(artifact_id, memory_type)
+            metrics.replicas.unregistered(artifact_id, memory_type)
         for status in ("success", "timeout", "not_found", "rejected", "error"):
-            metrics.transport_request(artifact_id, status)
-        metrics.transport_waited(artifact_id, 0.2)
+            metrics.transports.requested(artifact_id, status)
+        metrics.transports.waited(artifact_id, 0.2)
         for reason in FILTER_REASONS:
-            metrics.transport_filter(artifact_id, reason)
-        metrics.transport_no_exportable(artifact_id)
-        metrics.source_granted(artifact_id, 1, 1.0)
-    metrics.active_workers.set(200)
+            metrics.transports.filtered(artifact_id, reason)
+        metrics.transports.no_exportable(artifact_id)
+        metrics.transports.granted(artifact_id, 1, 1.0)
+    metrics.workers.active.set(200)
     for capability in CAPABILITIES:
-        metrics.capability_entries.labels("worker", capability).set(200)
-        metrics.capability_entries.labels("instance", capability).set(1000)
+        metrics.workers.capability_entries.labels("worker", capability).set(200)
+        metrics.workers.capability_entries.labels("instance", capability).set(1000)
     for number in range(120):
         call = Call(f"/tensorcast.global_store.v1.SomeRatherLongService/Method{number}")
         for code in CODES:
@@ -70,8 +71,7 @@ def test_a_large_cluster_has_series_in_every_metric_that_is_labelled_by_artifact
     labelled = {
         f.name for f in families if any("artifact_id" in sample.labels for sample in f.samples)
     }
-    bounded = [s for s in vars(metrics).values() if isinstance(s, ArtifactSeries)]
-    assert len(labelled) == len(bounded)
+    assert len(labelled) == len(metrics.instruments.by_artifact)
 
 
 async def test_a_scrape_of_a_large_cluster_is_small_and_quick(site, nursery):
@@ -130,9 +130,9 @@ def test_the_text_is_what_the_metrics_library_writes_for_odd_texts():
 def test_the_text_of_all_our_metrics_is_what_the_metrics_library_writes():
     metrics = Metrics()
     assert exposition_text(metrics.registry) == generate_latest(metrics.registry)
-    metrics.transport_filter("a", "saturated", 3)
-    metrics.source_granted("a", 1, 0.3)
-    metrics.state_sync_seconds.observe(3)
+    metrics.transports.filtered("a", "saturated", 3)
+    metrics.transports.granted("a", 1, 0.3)
+    metrics.control_plane.reconcile_seconds.observe(3)
     assert exposition_text(metrics.registry) == generate_latest(metrics.registry)
 
 

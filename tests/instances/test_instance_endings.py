@@ -146,7 +146,7 @@ async def test_who_registers_while_its_expiry_is_on_the_way_has_its_whole_time(
     mock_clock: trio.testing.MockClock,
 ) -> None:
     instances = Instances(10, 1)
-    state = InstanceState(1, "i1", "d1", "", "e", "", "{}", "", "", 0, NOW_US, 1)
+    state = registry.InstanceState(1, "i1", "d1", "", "e", "", "{}", "", "", 0, NOW_US, 1)
     instances.registered(state)
     mock_clock.jump(11)
     silent = instances.take_silent(10)

@@ -138,7 +138,7 @@ async def test_the_series_of_artifacts_without_replicas_go_with_the_next_mainten
         await store.runtime.UnregisterReplica(
             wire.UnregisterReplicaRequest(artifact_id="m", replica_id=replica.replica_id)
         )
-        store.server.metrics.transport_request("m", "timeout")
+        store.server.metrics.transports.requested("m", "timeout")
         assert store.server.metrics.labelled_artifacts() == {"m"}
         await pass_time(mock_clock, 1.25)
         while store.server.metrics.labelled_artifacts():

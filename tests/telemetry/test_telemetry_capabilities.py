@@ -10,7 +10,8 @@ from globalstore.telemetry.capabilities import (
     WORKER_CAPABILITIES,
     CapabilityDirectory,
 )
-from globalstore.telemetry.metrics import CAPABILITIES, Metrics
+from globalstore.telemetry.metrics import Metrics
+from globalstore.telemetry.workers import CAPABILITIES
 
 SCOPES = {"worker": WORKER_CAPABILITIES, "instance": INSTANCE_CAPABILITIES}
 ENUMS = {"worker": wire.WorkerCapabilityFlag, "instance": wire.InstanceCapabilityFlag}
@@ -34,7 +35,7 @@ def test_the_gauge_is_what_counting_everybody_would_give(scope):
     print(f"seed {seed}")
     rng = random.Random(seed)
     metrics = Metrics()
-    directory = CapabilityDirectory(metrics.capability_entries, scope, SCOPES[scope])
+    directory = CapabilityDirectory(metrics.workers.capability_entries, scope, SCOPES[scope])
     there: dict[int, int] = {}
     for _ in range(500):
         entry = rng.randrange(20)

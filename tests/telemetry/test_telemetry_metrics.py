@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from globalstore.rpc import StatusCode
 from globalstore.telemetry import labels
 from globalstore.telemetry.labels import ArtifactSeries
-from globalstore.telemetry.metrics import CAPABILITIES, Metrics
+from globalstore.telemetry.metrics import Metrics
+from globalstore.telemetry.workers import CAPABILITIES
 
 with (Path(__file__).parent / "golden_metrics.tsv").open(newline="") as table:
     GOLDEN = list(csv.DictReader(table, delimiter="\t"))
@@ -38,22 +39,22 @@ def touch_everything(metrics):
     metrics.calls.started(call)
     metrics.calls.finished(call, StatusCode.OK, 0.1)
     metrics.memory_tiers.sampled("n1", (1, 1), (1, 1), 0.0, 1, enabled=True)
-    metrics.reconcile_result.labels("RECONCILE_RESULT_KIND_APPLIED")
-    metrics.reconcile_retry_later.labels("request_seq_gap")
-    metrics.control_plane_conflicts.labels("endpoint_takeover")
-    metrics.idempotency_replay.labels("UnregisterWorker", "hit")
+    metrics.control_plane.reconcile_results.labels("RECONCILE_RESULT_KIND_APPLIED")
+    metrics.control_plane.retries_later.labels("request_seq_gap")
+    metrics.control_plane.conflicts.labels("endpoint_takeover")
+    metrics.control_plane.replays.labels("UnregisterWorker", "hit")
     metrics.daemon_locks.waiting(0, 0)
     metrics.daemon_locks.intent(0, "register", "submitted")
-    metrics.recovery_rows.labels("replicas")
-    metrics.gc_rows_deleted.labels("workers")
-    metrics.transport_dispatch_events.labels("granted")
-    metrics.replicas_changed("a", "RAM", 1, edge=True)
-    metrics.replica_registered("a", "RAM")
-    metrics.replica_unregistered("a", "RAM")
-    metrics.transport_request("a", "success")
-    metrics.transport_filter("a", "saturated")
-    metrics.transport_no_exportable("a")
-    metrics.source_granted("a", 1, 1.0)
+    metrics.server.recovery_rows.labels("replicas")
+    metrics.server.gc_rows_deleted.labels("workers")
+    metrics.transports.dispatch_events.labels("granted")
+    metrics.replicas.changed("a", "RAM", 1, edge=True)
+    metrics.replicas.registered("a", "RAM")
+    metrics.replicas.unregistered("a", "RAM")
+    metrics.transports.requested("a", "success")
+    metrics.transports.filtered("a", "saturated")
+    metrics.transports.no_exportable("a")
+    metrics.transports.granted("a", 1, 1.0)
 
 
 @attrs.frozen
@@ -69,7 +70,7 @@ class Call:
 @pytest.mark.parametrize("row", GOLDEN, ids=lambda row: row["name"])
 def test_a_metric_has_its_published_name_type_labels_and_buckets(metrics, row):
     touch_everything(metrics)
-    metrics.transport_waited("a", 0.1)
+    metrics.transports.waited("a", 0.1)
     family = family_of(metrics, row["name"])
     assert family.type == row["type"]
     assert family.documentation
@@ -114,7 +115,7 @@ def test_closed_label_sets_exist_from_the_first_scrape(metrics):
 
 
 def test_two_servers_share_no_metric(metrics):
-    metrics.worker_expired.inc()
+    metrics.workers.expired.inc()
     assert value(Metrics(), "tc_worker_expired_total") == 0
 
 
@@ -233,14 +234,14 @@ def test_after_everything_is_removed_nothing_is_left_and_all_room_is_free():
 
 def test_replicas_of_an_artifact_are_kept_by_changes(metrics):
     name = "tc_replicas_per_artifact"
-    metrics.replicas_changed("a", "RAM", 1, edge=True)
-    metrics.replicas_changed("a", "GPU", 1, edge=False)
+    metrics.replicas.changed("a", "RAM", 1, edge=True)
+    metrics.replicas.changed("a", "GPU", 1, edge=False)
     assert value(metrics, name, artifact_id="a") == 2
     assert value(metrics, "tc_replicas_total") == 2
     assert value(metrics, "tc_replicas_per_memtype", memory_type="GPU") == 1
-    metrics.transport_request("a", "success")
-    metrics.replicas_changed("a", "RAM", -1, edge=False)
-    metrics.replicas_changed("a", "GPU", -1, edge=True)
+    metrics.transports.requested("a", "success")
+    metrics.replicas.changed("a", "RAM", -1, edge=False)
+    metrics.replicas.changed("a", "GPU", -1, edge=True)
     assert value(metrics, name, artifact_id="a") is None
     assert value(metrics, "tc_transport_requests_total", artifact_id="a", status="success") is None
     assert value(metrics, "tc_replicas_total") == 0
@@ -250,19 +251,19 @@ def test_replicas_beyond_the_bound_add_up_under_other_and_vanish_again(metrics):
     name = "tc_replicas_per_artifact"
     ids = [f"a{number}" for number in range(1010)]
     for artifact_id in ids:
-        metrics.replicas_changed(artifact_id, "RAM", 1, edge=True)
-        metrics.replicas_changed(artifact_id, "RAM", 1, edge=False)
+        metrics.replicas.changed(artifact_id, "RAM", 1, edge=True)
+        metrics.replicas.changed(artifact_id, "RAM", 1, edge=False)
     assert value(metrics, name, artifact_id="other") == 20
-    metrics.replicas_changed("a0", "RAM", -1, edge=False)
-    metrics.replicas_changed("a0", "RAM", -1, edge=True)
+    metrics.replicas.changed("a0", "RAM", -1, edge=False)
+    metrics.replicas.changed("a0", "RAM", -1, edge=True)
     # There is room now, but an artifact counted as other stays there: its count must not split.
-    metrics.replicas_changed("a1009", "RAM", 1, edge=False)
+    metrics.replicas.changed("a1009", "RAM", 1, edge=False)
     assert value(metrics, name, artifact_id="a1009") is None
     assert value(metrics, name, artifact_id="other") == 21
     for artifact_id in ids[1:]:
-        metrics.replicas_changed(artifact_id, "RAM", -1, edge=False)
-        metrics.replicas_changed(artifact_id, "RAM", -1, edge=artifact_id != "a1009")
-    metrics.replicas_changed("a1009", "RAM", -1, edge=True)
+        metrics.replicas.changed(artifact_id, "RAM", -1, edge=False)
+        metrics.replicas.changed(artifact_id, "RAM", -1, edge=artifact_id != "a1009")
+    metrics.replicas.changed("a1009", "RAM", -1, edge=True)
     assert shown(metrics.registry, name) == {"other": 0}
 
 
@@ -274,14 +275,14 @@ def test_a_removed_artifact_leaves_no_series_in_any_metric(metrics):
 
 
 def test_artifacts_that_only_requests_name_can_be_found_and_removed(metrics):
-    metrics.replicas_changed("held", "RAM", 1, edge=True)
+    metrics.replicas.changed("held", "RAM", 1, edge=True)
     for number in range(2000):
-        metrics.transport_request(f"invented-{number}", "not_found")
+        metrics.transports.requested(f"invented-{number}", "not_found")
     invented = metrics.labelled_artifacts() - {"held"}
     assert len(invented) == 1000
     for artifact_id in invented:
         metrics.remove_artifact(artifact_id)
     assert metrics.labelled_artifacts() == {"held"}
-    metrics.transport_request("held", "success")
+    metrics.transports.requested("held", "success")
     requests = "tc_transport_requests_total"
     assert value(metrics, requests, artifact_id="held", status="success") == 1

@@ -224,7 +224,7 @@ async def test_each_step_of_a_waiting_request_is_an_event(
     async with serving(config) as store, trio.open_nursery() as nursery:
 
         def events() -> dict[str, float]:
-            counter = store.server.metrics.transport_dispatch_events
+            counter = store.server.metrics.transports.dispatch_events
             return {
                 sample.labels["event"]: sample.value
                 for sample in counter.collect()[0].samples

@@ -74,9 +74,11 @@ class ReconcileHandlers:
             outcome = "success" if isinstance(error, Refusal) else "error"
             raise
         finally:
-            metrics.state_sync.labels(outcome).inc()
-            metrics.state_sync_seconds.observe(trio.current_time() - began)
-            metrics.reconcile_result.labels(wire.ReconcileResultKind.Name(result)).inc()
+            metrics.control_plane.reconciles.labels(outcome).inc()
+            metrics.control_plane.reconcile_seconds.observe(trio.current_time() - began)
+            metrics.control_plane.reconcile_results.labels(
+                wire.ReconcileResultKind.Name(result)
+            ).inc()
         return answer
 
     async def _reconcile(
@@ -163,7 +165,7 @@ class ReconcileHandlers:
         )
 
     def _conflict(self, scope: str) -> None:
-        self.context.metrics.control_plane_conflicts.labels(scope).inc()
+        self.context.metrics.control_plane.conflicts.labels(scope).inc()
 
     def _log_refused(
         self,
@@ -200,7 +202,7 @@ class ReconcileHandlers:
         label: str,
         reason: str,
     ) -> wire.ReconcileWorkerStateResponse:
-        self.context.metrics.reconcile_retry_later.labels(label).inc()
+        self.context.metrics.control_plane.retries_later.labels(label).inc()
         kind = wire.RECONCILE_RESULT_KIND_RETRY_LATER
         self._log_refused(worker, message, kind, reason)
         answer = await self._answer(worker, kind)
@@ -412,7 +414,7 @@ class ReconcileHandlers:
         if differences.listed_twice:
             log.warning("inventory lists replicas twice", entries=differences.listed_twice)
         if changes.foreign:
-            scope = self.context.metrics.control_plane_conflicts.labels("reconcile_owner_conflict")
+            scope = self.context.metrics.control_plane.conflicts.labels("reconcile_owner_conflict")
             scope.inc(len(changes.foreign))
             log.warning(
                 "replicas of other workers that are alive were reported",

@@ -91,10 +91,10 @@ class TransportHandlers:
             outcome = "success"
         else:
             outcome = "error" if isinstance(answer, RequestRefused) else _OUTCOMES[answer]
-        metrics.transport_request(label, outcome)
-        metrics.transport_waited(label, waited_s)
+        metrics.transports.requested(label, outcome)
+        metrics.transports.waited(label, waited_s)
         if answer is Miss.NO_SOURCE:
-            metrics.transport_no_exportable(label)
+            metrics.transports.no_exportable(label)
 
     async def CompleteReplicaTransport(
         self, message: wire.CompleteReplicaTransportRequest, request: Call

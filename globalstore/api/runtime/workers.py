@@ -71,11 +71,11 @@ class WorkerHandlers:
     def _log_registered(
         self, registration: workers.WorkerRegistration, outcome: Registered
     ) -> None:
-        self.context.metrics.worker_register.labels(outcome.kind, "ok").inc()
+        self.context.metrics.workers.registrations.labels(outcome.kind, "ok").inc()
         worker = outcome.worker
         if outcome.evicted is not None:
-            self.context.metrics.worker_evicted.inc()
-            self.context.metrics.control_plane_conflicts.labels("endpoint_takeover").inc()
+            self.context.metrics.workers.evicted.inc()
+            self.context.metrics.control_plane.conflicts.labels("endpoint_takeover").inc()
             _log.warning(
                 "worker evicted",
                 by_daemon_id=registration.daemon_id,
@@ -96,7 +96,7 @@ class WorkerHandlers:
     ) -> None:
         kind = "recovery" if registration.is_recovery else "new"
         endpoint = f"{registration.node_address}:{registration.grpc_port}"
-        self.context.metrics.worker_register.labels(kind, "rejected").inc()
+        self.context.metrics.workers.registrations.labels(kind, "rejected").inc()
         _log.limited(
             f"conflict {registration.daemon_id} {endpoint}",
             "worker registration conflict",
@@ -149,7 +149,7 @@ class WorkerHandlers:
                 f" expected at most {_REGISTERED_IDS_MAX}"
             )
         if message.state_version == 0:
-            self.context.metrics.worker_heartbeat.labels("invalid").inc()
+            self.context.metrics.workers.heartbeats.labels("invalid").inc()
             _log.limited(
                 f"version 0 of {message.worker_id[:80]}",
                 "heartbeat rejected",
@@ -161,7 +161,7 @@ class WorkerHandlers:
         heartbeat = _heartbeat(message)
         worker = await self._heard_worker(message)
         if worker is None:
-            self.context.metrics.worker_heartbeat.labels("not_found").inc()
+            self.context.metrics.workers.heartbeats.labels("not_found").inc()
             _log.limited(
                 f"heartbeat of {message.worker_id[:80]}",
                 "heartbeat of an unknown worker",
@@ -182,7 +182,7 @@ class WorkerHandlers:
     def _beaten(
         self, worker: LiveWorker, obsolete: list[str], now_us: int, *, in_step: bool
     ) -> wire.WorkerHeartbeatResponse:
-        self.context.metrics.worker_heartbeat.labels("ok" if in_step else "sync_required").inc()
+        self.context.metrics.workers.heartbeats.labels("ok" if in_step else "sync_required").inc()
         return wire.WorkerHeartbeatResponse(
             status=wire.STATUS_OK,
             state_sync_required=not in_step,
@@ -200,7 +200,7 @@ class WorkerHandlers:
             worker = self.context.workers.find(worker_id)
         daemon_id = message.daemon_id.strip()
         if worker is not None and daemon_id not in {"", worker.state.daemon_id}:
-            self.context.metrics.control_plane_conflicts.labels("heartbeat_daemon_mismatch").inc()
+            self.context.metrics.control_plane.conflicts.labels("heartbeat_daemon_mismatch").inc()
             return None
         return worker
 
@@ -261,7 +261,7 @@ class WorkerHandlers:
         response: wire.UnregisterWorkerResponse,
     ) -> wire.UnregisterWorkerResponse:
         found = response.status == wire.STATUS_OK
-        self.context.metrics.worker_unregister.labels(
+        self.context.metrics.workers.unregistrations.labels(
             "true" if graceful else "false", "ok" if found else "not_found"
         ).inc()
         if found:

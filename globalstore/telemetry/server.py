@@ -1,0 +1,66 @@
+"""Metrics of the server itself: its handlers, its event loop, its database, its upkeep."""
+
+from typing import Final
+
+from globalstore.telemetry.instruments import Instruments
+
+_CHECKPOINT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+class ServerMetrics:
+    """How the process is."""
+
+    def __init__(self, make: Instruments) -> None:
+        executor = "tc_control_plane_executor"
+        self.executor_max_threads = make.gauge(
+            f"{executor}_max_threads", "Handlers that may run at once; 0: no bound."
+        )
+        self.executor_live_threads = make.gauge(
+            f"{executor}_live_threads", "Handler slots that exist."
+        )
+        self.executor_busy_threads = make.gauge(f"{executor}_busy_threads", "Handler slots in use.")
+        self.executor_idle_threads = make.gauge(f"{executor}_idle_threads", "Free handler slots.")
+        self.executor_queue_depth = make.gauge(
+            f"{executor}_queue_depth", "Calls waiting for a handler slot."
+        )
+        self.ready = make.gauge("tc_ready", "1 while /ready answers 200, else 0.")
+        self.event_loop_lag = make.gauge(
+            "tc_event_loop_lag_seconds", "Greatest delay of a wake-up in the last second."
+        )
+        self.grpc_connections = make.gauge("tc_grpc_server_connections", "Open gRPC connections.")
+        self.db_wal_bytes = make.gauge("tc_db_wal_bytes", "Size of the write-ahead log.")
+        self.db_free_bytes = make.gauge(
+            "tc_db_free_bytes", "Free bytes of the database's file system."
+        )
+        self.db_busy_seconds = make.counter(
+            "tc_db_busy_seconds_total", "Time the database's writer was at work."
+        )
+        self.db_checkpoint_seconds = make.histogram(
+            "tc_db_checkpoint_seconds", "Duration of checkpoints.", _CHECKPOINT_BUCKETS
+        )
+        self.clock_step_seconds = make.counter(
+            "tc_clock_step_seconds_total", "Sum of the wall clock's jumps, either way."
+        )
+        self.snapshot_age = make.gauge(
+            "tc_snapshot_age_seconds", "Age of the snapshot that a read replica serves."
+        )
+        self.tls_cert_expiry = make.gauge(
+            "tc_tls_cert_expiry_timestamp_seconds", "When the certificate in use expires."
+        )
+        self.backup_last_success = make.gauge(
+            "tc_backup_last_success_timestamp_seconds", "When the last good backup was made."
+        )
+        self.backup_duration = make.gauge(
+            "tc_backup_duration_seconds", "How long the last backup took."
+        )
+        self.backup_size = make.gauge("tc_backup_size_bytes", "Size of the last backup.")
+        self.backup_failures = make.counter("tc_backup_failures_total", "Backups that failed.")
+        self.gc_rows_deleted = make.counter(
+            "tc_gc_rows_deleted_total", "Rows deleted because their time was up.", "table"
+        )
+        self.recovery_seconds = make.gauge(
+            "tc_recovery_seconds", "How long the recovery at start took."
+        )
+        self.recovery_rows = make.gauge(
+            "tc_recovery_rows", "Rows that the recovery at start read.", "table"
+        )

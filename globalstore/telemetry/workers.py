@@ -1,0 +1,69 @@
+"""Metrics of workers: who is there, who came and went, and the writing down of heartbeats."""
+
+from typing import Final
+
+from globalstore.telemetry.instruments import Instruments
+
+CAPABILITIES: Final = (
+    "queue_broker_enabled",
+    "retention_handles_enabled",
+    "capability_tokens_v2_enabled",
+    "gateway_ingress_enabled",
+    "shard_home_eligible",
+    "execution_signals_enabled",
+    "node_agent_enabled",
+)
+_BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class WorkerMetrics:
+    """Counts of workers, of their registrations and ends, and of their heartbeats."""
+
+    def __init__(self, make: Instruments) -> None:
+        self.active = make.gauge("tc_active_workers", "Workers that are being heard.")
+        self.unconfirmed = make.gauge(
+            "tc_workers_unconfirmed", "Active workers that still have to reconcile."
+        )
+        self.capability_entries = make.gauge(
+            "tc_capability_directory_entries",
+            "Active entries with a capability.",
+            "scope",
+            "capability",
+        )
+        for scope in ("worker", "instance"):
+            for capability in CAPABILITIES:
+                self.capability_entries.labels(scope, capability)
+        self.registrations = make.counter(
+            "tc_worker_register_total", "Registrations of workers.", "kind", "result"
+        )
+        for kind in ("new", "renew", "reactivate", "recovery"):
+            for result in ("ok", "rejected"):
+                self.registrations.labels(kind, result)
+        self.unregistrations = make.counter(
+            "tc_worker_unregister_total", "Deregistrations of workers.", "graceful", "result"
+        )
+        for graceful in ("true", "false"):
+            for result in ("ok", "not_found"):
+                self.unregistrations.labels(graceful, result)
+        self.expired = make.counter(
+            "tc_worker_expired_total", "Workers that were not heard in time."
+        )
+        self.evicted = make.counter(
+            "tc_worker_evicted_total", "Workers whose endpoint was taken over."
+        )
+        self.heartbeats = make.counter("tc_worker_heartbeat_total", "Heartbeats.", "result")
+        for result in ("ok", "sync_required", "not_found", "invalid"):
+            self.heartbeats.labels(result)
+        self.unwritten = make.gauge(
+            "tc_worker_heartbeat_buffer_pending", "Workers whose liveness is not yet written."
+        )
+        self.flush_batch_size = make.histogram(
+            "tc_worker_heartbeat_flush_batch_size",
+            "Workers whose liveness was written at once.",
+            _BATCH_BUCKETS,
+        )
+        self.flush_updates = make.counter(
+            "tc_worker_heartbeat_flush_updates_total", "Liveness rows by way of writing.", "result"
+        )
+        for result in ("batched", "fallback", "dropped"):
+            self.flush_updates.labels(result)
