@@ -33,14 +33,14 @@ _PACE_US = 1000
 
 def follow(known: KnownSources, committed: Sequence[Any]) -> None:
     """Tell memory of a commit, as the server does."""
-    for event in committed:
-        match event:
-            case signals.TransportGranted():
-                known.granted(event)
-            case signals.TransportEnded():
-                known.ended(event)
-            case sources.SourcesListed(space, shortlist):
-                known.listed(space, shortlist)
+    followers = {
+        signals.TransportGranted: known.granted,
+        signals.TransportEnded: known.ended,
+        sources.SourcesListed: known.listed,
+    }
+    for signal in committed:
+        if type(signal) in followers:
+            followers[type(signal)](signal)
 
 
 def _register(tx: Transaction, numbers: Sequence[int]) -> None:

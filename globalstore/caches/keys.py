@@ -13,6 +13,7 @@ import trio
 from globalstore.db import Store
 from globalstore.registry.catalog import keys
 from globalstore.registry.catalog.keys import KeyMapping
+from globalstore.registry.signals import KeyChanged
 from globalstore.rules.recency import Recency
 
 # Memory for keys that point at something: some 30 000 usual ones. One takes the texts it has, twice
@@ -88,8 +89,9 @@ class KeyCache:
             self._keep(key, look.found)
         return look.found
 
-    def changed(self, key: str) -> None:
+    def changed(self, signal: KeyChanged) -> None:
         """A commit has changed a key: nothing that was read before it is kept."""
+        key = signal.key
         self._present.discard(key)
         self._absent.discard(key)
         self._looks.pop(key, None)

@@ -10,8 +10,18 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from globalstore.registry.runtime.sources import Shortlist
-from globalstore.registry.signals import GroupKey, Space, TransportEnded, TransportGranted
+from globalstore.registry.runtime.sources import Shortlist, SourcesListed
+from globalstore.registry.signals import (
+    GroupCounted,
+    GroupKey,
+    SourceFreed,
+    SourcesFreed,
+    Space,
+    TransportEnded,
+    TransportGranted,
+    TransportsForgotten,
+    WorkerReplicasChanged,
+)
 from globalstore.rules.scoring import Candidate, GroupProgress, WorkerLoad
 
 # Artifacts and views whose sources are kept in mind; one takes up to 50 kB. What is claimed beyond
@@ -78,13 +88,14 @@ class KnownSources:
 
     # What happened.
 
-    def listed(self, space: Space, shortlist: Shortlist) -> None:
+    def listed(self, signal: SourcesListed) -> None:
         """The sources of an artifact and view were read."""
-        self.drop(space)
+        space, shortlist = signal.space, signal.shortlist
+        self._drop(space)
         if not shortlist.candidates:
             return
         while len(self._lists) >= _LISTS_MAX:
-            self.drop(next(iter(self._lists)))
+            self._drop(next(iter(self._lists)))
         rows = shortlist.candidates
         workers = Counter(row.worker_key for row in rows)
         self._lists[space] = _List(
@@ -94,8 +105,19 @@ class KnownSources:
             self._spaces.setdefault(worker_key, set()).add(space)
         self._loads |= shortlist.loads
 
-    def drop(self, space: Space) -> None:
+    def source_freed(self, signal: SourceFreed) -> None:
         """What is known of an artifact's and view's sources may not be all there is any more."""
+        self._drop((signal.artifact_id, signal.view_id))
+
+    def sources_freed(self, signal: SourcesFreed) -> None:
+        """As ``source_freed``, for any number of artifacts and views."""
+        spaces = signal.spaces
+        if len(spaces) > len(self._lists):
+            spaces = spaces.intersection(self._lists)
+        for space in spaces:
+            self._drop(space)
+
+    def _drop(self, space: Space) -> None:
         known = self._lists.pop(space, None)
         if known is None:
             return
@@ -106,47 +128,40 @@ class KnownSources:
                 del self._spaces[worker_key]
                 del self._loads[worker_key]
 
-    def drop_many(self, spaces: set[Space]) -> None:
-        """As ``drop``, for any number of them."""
-        if len(spaces) > len(self._lists):
-            spaces = spaces.intersection(self._lists)
-        for space in spaces:
-            self.drop(space)
-
-    def worker_changed(self, worker_key: int) -> None:
+    def replicas_changed(self, signal: WorkerReplicasChanged) -> None:
         """What a worker holds, and so what it may be loaded with, changed."""
-        for space in list(self._spaces.get(worker_key, ())):
-            self.drop(space)
+        for space in list(self._spaces.get(signal.worker_key, ())):
+            self._drop(space)
 
-    def drop_all(self) -> None:
+    def worker_routable(self, _: object = None) -> None:
         """Some worker became a possible source of anything it holds."""
         self._lists.clear()
         self._spaces.clear()
         self._loads.clear()
 
-    def granted(self, event: TransportGranted) -> None:
+    def granted(self, signal: TransportGranted) -> None:
         """A source serves one transport more."""
-        self._load(event.worker_key, 1)
-        known = self._lists.get(event.space)
+        self._load(signal.worker_key, 1)
+        known = self._lists.get(signal.space)
         if known is not None:
-            row = known.by_seq.get(event.replica_seq)
+            row = known.by_seq.get(signal.replica_seq)
             known.claims += 1
             if row is None or (not known.is_complete and known.claims >= _CLAIMS_PER_LIST):
-                self.drop(event.space)
+                self._drop(signal.space)
             else:
-                known.put(row.with_load(row.load + 1, event.at_us))
-        if event.group is not None and event.group in self._groups:
-            progress = self._groups[event.group]
-            self._groups[event.group] = progress.with_grant(event.replica_id)
+                known.put(row.with_load(row.load + 1, signal.at_us))
+        if signal.group is not None and signal.group in self._groups:
+            progress = self._groups[signal.group]
+            self._groups[signal.group] = progress.with_grant(signal.replica_id)
 
-    def ended(self, event: TransportEnded) -> None:
+    def ended(self, signal: TransportEnded) -> None:
         """A transport ended; its source, if that is still there, serves one less."""
-        if event.worker_key is not None and event.replica_seq is not None:
-            self._load(event.worker_key, -1)
-            self._freed(event.space, event.replica_seq)
-        if event.succeeded and event.group is not None and event.group in self._groups:
-            progress = self._groups[event.group]
-            self._groups[event.group] = progress.with_success(event.at_us)
+        if signal.worker_key is not None and signal.replica_seq is not None:
+            self._load(signal.worker_key, -1)
+            self._freed(signal.space, signal.replica_seq)
+        if signal.succeeded and signal.group is not None and signal.group in self._groups:
+            progress = self._groups[signal.group]
+            self._groups[signal.group] = progress.with_success(signal.at_us)
 
     def _freed(self, space: Space, seq: int) -> None:
         known = self._lists.get(space)
@@ -156,20 +171,20 @@ class KnownSources:
         if row is not None:
             known.put(row.with_load(row.load - 1, row.last_assigned_us))
         elif known.is_complete:
-            self.drop(space)  # it was saturated when the list was made, and is a source again
+            self._drop(space)  # it was saturated when the list was made, and is a source again
 
     def _load(self, worker_key: int, change: int) -> None:
         worker = self._loads.get(worker_key)
         if worker is not None:
             self._loads[worker_key] = WorkerLoad.of(worker.load + change, worker.limit)
 
-    def group_counted(self, group: GroupKey, progress: GroupProgress) -> None:
+    def group_counted(self, signal: GroupCounted) -> None:
         """How far a group is was read."""
-        self._groups[group] = progress
-        self._groups.move_to_end(group)
+        self._groups[signal.group] = signal.progress
+        self._groups.move_to_end(signal.group)
         while len(self._groups) > _GROUPS_MAX:
             self._groups.popitem(last=False)
 
-    def rows_purged(self) -> None:
+    def transports_forgotten(self, _: TransportsForgotten) -> None:
         """Transports were forgotten: what was counted of groups may include them."""
         self._groups.clear()

@@ -16,7 +16,7 @@ from globalstore.leases.clock import LeaseClock
 from globalstore.liveness.stalls import StallDetector
 from globalstore.registry import memory_tiers
 from globalstore.registry.runtime import shard_leases
-from globalstore.registry.signals import LeaseKind, LeasesExpired
+from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
 from globalstore.rules.deadlines import Deadlines
 from globalstore.rules.values import unsigned64
 from globalstore.telemetry import get_logger
@@ -74,23 +74,24 @@ class LeaseExpiry:
             self._kinds[kind].deadlines.set(key, expires_at_us)
         self._sooner.set()
 
-    def granted(self, kind: LeaseKind, key: int, expires_at_us: int) -> None:
+    def granted(self, signal: LeaseGranted) -> None:
         """A lease has a deadline."""
-        if self._kinds[kind].patient:
+        kind = self._kinds[signal.kind]
+        if kind.patient:
             self._stalls.check()  # or an earlier stall would be added to a deadline that begins now
-        if self._kinds[kind].deadlines.set(key, expires_at_us):
+        if kind.deadlines.set(signal.key, signal.expires_at_us):
             self._sooner.set()
 
-    def ended(self, kind: LeaseKind, key: int) -> None:
+    def ended(self, signal: LeaseEnded) -> None:
         """A lease has no deadline any more."""
-        self._kinds[kind].deadlines.discard(key)
+        self._kinds[signal.kind].deadlines.discard(signal.key)
 
-    def expired(self, outcome: LeasesExpired) -> None:
+    def expired(self, signal: LeasesExpired) -> None:
         """The database has told what became of leases at their deadlines."""
-        deadlines = self._kinds[outcome.kind].deadlines
-        for key in outcome.ended:
+        deadlines = self._kinds[signal.kind].deadlines
+        for key in signal.ended:
             deadlines.discard(key)
-        for key, expires_at_us in outcome.later:
+        for key, expires_at_us in signal.later:
             deadlines.discard(key)
             deadlines.set(key, expires_at_us)
         self._sooner.set()

@@ -11,8 +11,9 @@ from itertools import groupby, islice
 import attrs
 import trio
 
-from globalstore.registry.runtime.instances import InstanceState, LivenessRow
-from globalstore.registry.runtime.workers import WorkerState
+from globalstore.registry.runtime.instances import InstanceRegistered, InstanceState, LivenessRow
+from globalstore.registry.runtime.workers import WorkerRegistered
+from globalstore.registry.signals import InstanceEnded, WorkerEnded
 from globalstore.rules.deadlines import Deadlines
 from globalstore.rules.values import signed64
 
@@ -150,8 +151,9 @@ class Instances:
             self._expire_at.set(state.instance_key, now + self.timeout_s + self._grace_s)
         self._sooner.set()
 
-    def registered(self, state: InstanceState) -> None:
+    def registered(self, signal: InstanceRegistered) -> None:
         """An instance registered; that counts as a heartbeat."""
+        state = signal.instance
         before = self._live.get(state.instance_key)
         # What was said last may not be stored yet, and is never turned back.
         said_us = before.last_heartbeat_us if before else 0
@@ -165,8 +167,9 @@ class Instances:
         self._unwritten.pop(instance.key, None)
         self._decided(instance.key)
 
-    def ended(self, instance_key: int) -> None:
+    def ended(self, signal: InstanceEnded) -> None:
         """An instance became inactive."""
+        instance_key = signal.instance_key
         instance = self._live.pop(instance_key, None)
         if instance is None:
             return
@@ -181,14 +184,15 @@ class Instances:
 
     # Which worker an instance belongs to.
 
-    def worker_registered(self, worker: WorkerState) -> None:
+    def worker_registered(self, signal: WorkerRegistered) -> None:
         """A worker is active: the one that instances of its daemon belong to."""
+        worker = signal.worker
         self._workers[worker.daemon_id] = worker.worker_id
         self._daemons[worker.worker_key] = worker.daemon_id
 
-    def worker_ended(self, worker_key: int) -> None:
+    def worker_ended(self, signal: WorkerEnded) -> None:
         """A worker became inactive."""
-        daemon_id = self._daemons.pop(worker_key, None)
+        daemon_id = self._daemons.pop(signal.worker_key, None)
         if daemon_id is not None:
             del self._workers[daemon_id]
 

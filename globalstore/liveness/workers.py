@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 import attrs
 import trio
 
-from globalstore.registry.runtime.workers import WorkerState
+from globalstore.registry.runtime.workers import WorkerRegistered, WorkerState
+from globalstore.registry.signals import WorkerEnded, WorkerReconciled, WorkerReplicasChanged
 from globalstore.rules.deadlines import Deadlines
 from globalstore.rules.values import signed64
 
@@ -23,10 +24,9 @@ class LiveWorker:
     kept in ``derived`` with the revision it belongs to. ``expiring`` is set while its end is being
     written: it must not be answered before that is decided.
 
-    ``reported_checksum`` is the digest in its latest heartbeat. ``accepted_revision`` is that of
-    the replicas right after an inventory was last accepted, and ``confirmed`` the fingerprint of an
-    inventory with the revision that is known to agree with it.
-    ``gap_since`` is when a reconcile first came that skipped a number, if none was accepted since.
+    ``reported_checksum`` is the digest in its latest heartbeat. ``confirmed`` is the fingerprint of
+    an inventory, with the revision of the replicas that is known to agree with it. ``gap_since`` is
+    when a reconcile first came that skipped a number, if none was accepted since.
     """
 
     state: WorkerState
@@ -40,7 +40,6 @@ class LiveWorker:
     derived: dict[object, tuple[int, object]] = attrs.Factory(dict)
     expiring: trio.Event | None = None
     reported_checksum: str = ""
-    accepted_revision: int = -1
     confirmed: tuple[int, int] | None = None
     gap_since: float | None = None
 
@@ -120,9 +119,9 @@ class Workers:
             self._expire_at.set(state.worker_key, now + self.timeout_s + self._grace_s)
         self._sooner.set()
 
-    def registered(self, state: WorkerState) -> None:
+    def registered(self, signal: WorkerRegistered) -> None:
         """A worker registered; that counts as a heartbeat."""
-        now = trio.current_time()
+        state, now = signal.worker, trio.current_time()
         before = self._by_key.get(state.worker_key)
         worker = LiveWorker(
             state,
@@ -145,8 +144,9 @@ class Workers:
             self._sooner.set()
         self._routable_changed(gained=True)
 
-    def ended(self, worker_key: int) -> None:
+    def ended(self, signal: WorkerEnded) -> None:
         """A worker became inactive."""
+        worker_key = signal.worker_key
         worker = self._by_key.pop(worker_key, None)
         if worker is None:
             return
@@ -160,29 +160,31 @@ class Workers:
         if worker.expiring is not None:
             worker.expiring.set()
 
-    def replicas_changed(self, worker_key: int) -> None:
+    def replicas_changed(self, signal: WorkerReplicasChanged) -> None:
         """What a worker holds, or its availability, changed."""
-        worker = self._by_key.get(worker_key)
+        worker = self._by_key.get(signal.worker_key)
         if worker is not None:
             worker.replicas_revision += 1
 
-    def reconciled(
-        self, worker_key: int, request_seq: int, state_version: int, *, confirmed: bool
-    ) -> None:
-        """An inventory of a worker was accepted; ``confirmed`` when it was a complete one."""
-        worker = self._by_key.get(worker_key)
+    def reconciled(self, signal: WorkerReconciled) -> None:
+        """An inventory of a worker was accepted."""
+        worker = self._by_key.get(signal.worker_key)
         if worker is None:
             return
         worker.gap_since = None
-        worker.accepted_revision = worker.replicas_revision
         worker.state = attrs.evolve(
             worker.state,
-            request_seq=request_seq,
-            state_version=state_version,
-            needs_reconcile=worker.state.needs_reconcile and not confirmed,
+            request_seq=signal.request_seq,
+            state_version=signal.state_version,
+            needs_reconcile=worker.state.needs_reconcile and not signal.complete,
         )
-        if confirmed:
-            self._confirm_by.discard(worker_key)
+        if signal.complete:
+            fingerprint, revision = signal.fingerprint, worker.replicas_revision
+            if fingerprint is None or signal.compared_at not in {None, revision}:
+                worker.confirmed = None
+            else:
+                worker.confirmed = fingerprint, revision
+            self._confirm_by.discard(worker.key)
 
     # What the daemons tell.
 
@@ -218,6 +220,13 @@ class Workers:
             self._some_unwritten.set()
         if was_routable != worker.accepting:
             self._routable_changed(gained=worker.accepting)
+
+    def request_missing(self, worker: LiveWorker) -> float:
+        """Take in that a reconcile skipped a number; return how long one is missing, in seconds."""
+        now = trio.current_time()
+        if worker.gap_since is None:
+            worker.gap_since = now
+        return now - worker.gap_since
 
     def _put(self, worker: LiveWorker) -> None:
         before = self._by_key.get(worker.key)

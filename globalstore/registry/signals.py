@@ -49,13 +49,18 @@ class WorkerReplicasChanged:
 class WorkerReconciled:
     """A worker's inventory was accepted: where its cursor and its version stand now.
 
-    ``confirmed`` when the inventory was a complete one.
+    ``changed`` if that made another set of replicas of it. If it was ``complete``, ``fingerprint``
+    tells which inventory agrees with the rows from now on, None when none does; it agreed with them
+    at the revision ``compared_at`` of the replicas, None for the present one.
     """
 
     worker_key: int
     request_seq: int
     state_version: int
-    confirmed: bool
+    changed: bool
+    complete: bool
+    fingerprint: int | None
+    compared_at: int | None
 
 
 class ReplicaCount(NamedTuple):

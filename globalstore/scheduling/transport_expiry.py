@@ -8,6 +8,7 @@ import trio
 from globalstore.db import DatabaseError, Lane, Store
 from globalstore.liveness.stalls import StallDetector
 from globalstore.registry.runtime import transport_ends as registry
+from globalstore.registry.signals import TransportEnded, TransportGranted
 from globalstore.rules.deadlines import Deadlines
 from globalstore.telemetry import get_logger
 
@@ -48,15 +49,15 @@ class TransportExpiry:
             self._deadlines.set(key, now + max(0.0, self.ttl_s - age_s))
         self._sooner.set()
 
-    def granted(self, transport_key: int) -> None:
+    def granted(self, signal: TransportGranted) -> None:
         """A transport began."""
         self._stalls.check()  # or an earlier stall would be added to a deadline that begins now
-        if self._deadlines.set(transport_key, trio.current_time() + self.ttl_s):
+        if self._deadlines.set(signal.transport_key, trio.current_time() + self.ttl_s):
             self._sooner.set()
 
-    def ended(self, transport_key: int) -> None:
+    def ended(self, signal: TransportEnded) -> None:
         """A transport ended, in whatever way."""
-        self._deadlines.discard(transport_key)
+        self._deadlines.discard(signal.transport_key)
 
     def postpone(self, seconds: float) -> None:
         """Give every transport more time: the server itself was stalled that long."""

@@ -27,7 +27,15 @@ from globalstore.registry.runtime.transports import (
     Round,
     TransportRequest,
 )
-from globalstore.registry.signals import GroupKey, Space
+from globalstore.registry.signals import (
+    GroupKey,
+    SourceFreed,
+    SourcesFreed,
+    Space,
+    TransportEnded,
+    WorkerEnded,
+    WorkerReconciled,
+)
 from globalstore.rules.scoring import Mode, Scoring
 from globalstore.scheduling.queue_order import ranked
 from globalstore.scheduling.waiters import Policy, Queue, Waiter, Withdrawn, event_of, groups_of
@@ -200,25 +208,49 @@ class SourceQueues:
 
     # What happened elsewhere.
 
-    def source_freed(self, artifact_id: str, view_id: str) -> None:
+    def source_freed(self, signal: SourceFreed) -> None:
         """A waiter for this artifact and view may find a source now, or that there is none."""
-        queue = self._queues.get((artifact_id, view_id))
-        if queue is not None:
-            self._kick(queue)
+        self._kick_space((signal.artifact_id, signal.view_id))
+
+    def sources_freed(self, signal: SourcesFreed) -> None:
+        """As ``source_freed``, for any number of artifacts and views."""
+        if self._queues:
+            for space in signal.spaces:
+                self._kick_space(space)
+
+    def transport_ended(self, signal: TransportEnded) -> None:
+        """A transport ended: its source may serve a waiter now."""
+        self._kick_space(signal.space)
+
+    def worker_reconciled(self, signal: WorkerReconciled) -> None:
+        """A worker's inventory was accepted.
+
+        If that changed something, sources may have come of rows that nobody wrote, by a change of
+        the confirmation number.
+        """
+        if signal.changed:
+            self.worker_routable()
 
     def worker_routable(self) -> None:
         """Some worker became a possible source of anything it holds."""
         for queue in self._queues.values():
             self._kick(queue)
 
-    def worker_lost(self, worker_id: str) -> None:
-        """A requester is gone: what it waits for ends as timed out."""
-        for waiter in list(self._by_requester.get(worker_id, ())):
+    def worker_ended(self, signal: WorkerEnded) -> None:
+        """A worker became inactive: if it is lost, what it waits for ends as timed out."""
+        if not signal.lost:
+            return
+        for waiter in list(self._by_requester.get(signal.worker_id, ())):
             waiter.deadline = -math.inf
             if not waiter.deciding:
                 self._withdraw(waiter, Withdrawn.TIMED_OUT)
 
     # One pass over a queue.
+
+    def _kick_space(self, space: Space) -> None:
+        queue = self._queues.get(space)
+        if queue is not None:
+            self._kick(queue)
 
     def _kick(self, queue: Queue) -> None:
         queue.kicked = True

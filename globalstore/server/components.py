@@ -36,7 +36,8 @@ from globalstore.scheduling.refusal_reasons import Refusals
 from globalstore.scheduling.transport_expiry import TransportExpiry
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.scheduling.waiters import Policy
-from globalstore.server.followers import Followers
+from globalstore.server.commit_counts import CommitCounts
+from globalstore.server.followers import follow, followers_of
 from globalstore.telemetry.capabilities import (
     INSTANCE_CAPABILITIES,
     WORKER_CAPABILITIES,
@@ -100,6 +101,7 @@ class Components:
         policy = config.worker_policy
         timeout_s = policy.heartbeat_timeout
         self.metrics = Metrics()
+        self.commit_counts = CommitCounts(self.metrics)
         self.health = HealthState()
         self.grpc_health = HealthService()
         self.stalls = StallDetector()
@@ -126,14 +128,6 @@ class Components:
             policy.group_realization.max_waiters_per_transaction,
             self.metrics.realizations.active_waiters.set,
         )
-        self._commits = Followers(
-            self.workers,
-            self.instances,
-            self.sources,
-            self.drains,
-            self.realization_waiters,
-            self.metrics,
-        )
         self.store = Store(
             config.database.path,
             migrations=MIGRATIONS,
@@ -144,7 +138,7 @@ class Components:
                     Path(config.backup.directory).expanduser() if config.backup.directory else None
                 ),
             ),
-            on_commit=self._commits.follow,
+            on_commit=lambda committed: follow(self.followers, committed),
             runner=runner,
             observers=Observers(checkpointed=self.metrics.server.db_checkpoint_seconds.observe),
         )
@@ -159,8 +153,10 @@ class Components:
         self.refusals = Refusals(self.store, self.workers, self.metrics.transports.filtered, wall)
         self.stalls.subscribe(self.workers.postpone)
         self.stalls.subscribe(self.instances.postpone)
-        self.expiry = TransportExpiry(self.store, self.stalls, policy.effective_transport_ttl, wall)
-        self.stalls.subscribe(self.expiry.postpone)
+        self.transport_expiry = TransportExpiry(
+            self.store, self.stalls, policy.effective_transport_ttl, wall
+        )
+        self.stalls.subscribe(self.transport_expiry.postpone)
         self.keys = KeyCache(self.store)
         self.chunk_reports = ChunkReports(self.store)
         self.lease_clock = LeaseClock(wall)
@@ -183,7 +179,18 @@ class Components:
         self.leases.add(
             LeaseKind.MEMORY_TIER, partial(expire_tier_leases, self.store, wall), patient=True
         )
-        self._commits.attach(self.queues, self.expiry, self.keys, self.leases)
+        self.followers = followers_of(
+            workers=self.workers,
+            instances=self.instances,
+            sources=self.sources,
+            keys=self.keys,
+            drains=self.drains,
+            realizations=self.realization_waiters,
+            queues=self.queues,
+            transports=self.transport_expiry,
+            leases=self.leases,
+            counts=self.commit_counts,
+        )
         reducer = policy.control_reducer
         self.daemon_locks = DaemonLocks(
             reducer.shard_count, reducer.queue_capacity, self.metrics.daemon_locks
@@ -238,7 +245,7 @@ class Components:
         )
 
     def _worker_routable(self) -> None:
-        self.sources.drop_all()
+        self.sources.worker_routable()
         self.queues.worker_routable()
 
     def _count_dispatch(self, event: str) -> None:

@@ -23,6 +23,7 @@ from globalstore.http import HttpApp, serve_http
 from globalstore.maintenance.supervision import keep_running
 from globalstore.registry import memory_tier_samples, memory_tiers, recovery
 from globalstore.registry.catalog import keys, realizations
+from globalstore.registry.memory_tier_samples import MemoryTierSampled
 from globalstore.registry.runtime import (
     instances,
     replica_lists,
@@ -30,13 +31,13 @@ from globalstore.registry.runtime import (
     transport_ends,
     workers,
 )
+from globalstore.registry.runtime.workers import WorkerRegistered
 from globalstore.registry.signals import LeaseKind
 from globalstore.rpc import Listener
 from globalstore.rpc.sockets import listening_sockets
 from globalstore.server import grpc_listener
 from globalstore.server.certificates import Certificates
 from globalstore.server.components import Components, wall_us
-from globalstore.server.followers import sampled
 from globalstore.server.gauges import Gauges
 from globalstore.telemetry import get_logger
 from globalstore.telemetry.labels import ARTIFACTS_MAX
@@ -161,25 +162,25 @@ class Server(Components):
         active = await self.store.read(workers.active_workers)
         self.workers.restore(active)
         for worker in active:
-            self.instances.worker_registered(worker)
+            self.instances.worker_registered(WorkerRegistered(worker))
         self.instances.restore(await self.store.read(instances.active_instances))
-        self.expiry.restore(await self.store.read(transport_ends.in_progress))
+        self.transport_expiry.restore(await self.store.read(transport_ends.in_progress))
         self.metrics.replicas.restore(
             await self.store.read(replica_lists.totals),
             await self.store.read(replica_lists.totals_by_artifact, ARTIFACTS_MAX),
         )
-        self.metrics.transports.active.set(len(self.expiry))
+        self.metrics.transports.active.set(len(self.transport_expiry))
         await self._recover_leases()
         seconds = trio.current_time() - began
         self.metrics.server.recovery_seconds.set(seconds)
         self.metrics.server.recovery_rows.labels("workers").set(len(self.workers))
         self.metrics.server.recovery_rows.labels("instances").set(len(self.instances))
-        self.metrics.server.recovery_rows.labels("transports").set(len(self.expiry))
+        self.metrics.server.recovery_rows.labels("transports").set(len(self.transport_expiry))
         _log.info(
             "recovered",
             cluster_id=self.cluster.cluster_id,
             workers_unconfirmed=self.cluster.workers_unconfirmed,
-            transports_in_progress=len(self.expiry),
+            transports_in_progress=len(self.transport_expiry),
             counters_corrected=self.cluster.counters_corrected,
             seconds=round(seconds, 3),
         )
@@ -203,7 +204,7 @@ class Server(Components):
             ),
         )
         for sample in await self.store.read(memory_tier_samples.latest_of_all, NODES_MAX):
-            sampled(self.metrics, sample)
+            self.commit_counts.memory_tier_sampled(MemoryTierSampled(sample))
         self.leases.restore(
             LeaseKind.KEY,
             await self.store.write(keys.restore_keys, self.lease_clock.now_us(), lane=Lane.CONTROL),
@@ -241,7 +242,7 @@ class Server(Components):
             "heartbeat writer": self.heartbeats.run,
             "instance reaper": self.instance_reaper.run,
             "instance heartbeat writer": self.instance_heartbeats.run,
-            "transport expiry": self.expiry.run,
+            "transport expiry": self.transport_expiry.run,
             "refusal reasons": self.refusals.run,
             "chunk reports": self.chunk_reports.run,
             "lease expiry": self.leases.run,

@@ -3,7 +3,7 @@
 import attrs
 import trio
 
-from globalstore.registry.signals import Space, TransportEnded
+from globalstore.registry.signals import SourceFreed, SourcesFreed, Space, TransportEnded
 from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.refusals import ResourceExhausted
 
@@ -55,19 +55,22 @@ class Drains:
         if not waiters:
             del self._waiters[waiter.space]
 
-    def transport_ended(self, event: TransportEnded) -> None:
+    def transport_ended(self, signal: TransportEnded) -> None:
         """A transport ended."""
-        for waiter in self._waiters.get(event.space, ()):
-            if waiter.seq == event.replica_seq:
-                waiter.went = event.worker_key == NOBODY and event.load == 0
+        for waiter in self._waiters.get(signal.space, ()):
+            if waiter.seq == signal.replica_seq:
+                waiter.went = signal.worker_key == NOBODY and signal.load == 0
                 waiter.changed.set()
 
-    def space_changed(self, space: Space) -> None:
+    def source_freed(self, signal: SourceFreed) -> None:
         """A replica of an artifact and view came, went or changed."""
+        self._wake((signal.artifact_id, signal.view_id))
+
+    def sources_freed(self, signal: SourcesFreed) -> None:
+        """As ``source_freed``, for any number of artifacts and views."""
+        for space in self._waiters.keys() & signal.spaces:
+            self._wake(space)
+
+    def _wake(self, space: Space) -> None:
         for waiter in self._waiters.get(space, ()):
             waiter.changed.set()
-
-    def spaces_changed(self, spaces: set[Space]) -> None:
-        """As ``space_changed``, for any number of them."""
-        for space in self._waiters.keys() & spaces:
-            self.space_changed(space)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import attrs
 import trio
 
+from globalstore.registry.signals import RealizationEnded
 from globalstore.rules.refusals import ResourceExhausted
 
 
@@ -62,11 +63,11 @@ class RealizationWaiters:
             if not waiters.count and self._waiters.get(fingerprint) is waiters:
                 del self._waiters[fingerprint]
 
-    def ended(self, fingerprint: bytes, state: int) -> None:
+    def ended(self, signal: RealizationEnded) -> None:
         """A commit has ended a realization: wake everybody who waits for it."""
-        waiters = self._waiters.pop(fingerprint, None)
+        waiters = self._waiters.pop(signal.fingerprint, None)
         if waiters is not None:
-            waiters.state = state
+            waiters.state = signal.state
             waiters.ended.set()
 
     def _changed(self, by: int) -> None:

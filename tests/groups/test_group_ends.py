@@ -39,7 +39,7 @@ from globalstore.client.connection import connection
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import realizations
-from globalstore.registry.signals import LeaseKind
+from globalstore.registry.signals import LeaseEnded, LeaseKind
 
 INVALID, FAILED = StatusCode.INVALID_ARGUMENT, StatusCode.FAILED_PRECONDITION
 UNKNOWN = f"grt_{'0' * 64}"
@@ -384,7 +384,7 @@ async def test_every_call_applies_the_deadline_of_its_own_realization_first(
             epochs[await begun(store, epoch=number)] = number
         for [key] in await store.read("SELECT transaction_key FROM group_transactions"):
             # The scheduler forgets it: nobody but the calls looks at the deadline.
-            store.server.leases.ended(LeaseKind.GROUP, key)
+            store.server.leases.ended(LeaseEnded(LeaseKind.GROUP, key))
         mock_clock.jump(30)
         for call, transaction_id in zip(calls, epochs, strict=True):
             with suppress(RpcFailedError):

@@ -29,6 +29,7 @@ from purerpc import RpcFailedError, StatusCode
 from serving import configuration, serving
 
 from globalstore.registry.catalog.realizations import RealizationState
+from globalstore.registry.signals import RealizationEnded
 from globalstore.waiting.realizations import RealizationWaiters
 
 CLIENTS = 40
@@ -186,14 +187,12 @@ async def test_a_thousand_waiters_are_awake_within_50_ms_of_the_publication() ->
                 woken.append((time.perf_counter(), crowd.state))
 
         ended_at = 0.0
-        told = waiters.ended
 
-        def ended(of: bytes, state: int) -> None:
+        def note_the_time(_: RealizationEnded) -> None:
             nonlocal ended_at
             ended_at = time.perf_counter()
-            told(of, state)
 
-        waiters.ended = ended  # type: ignore[method-assign]
+        store.server.followers[RealizationEnded] = (note_the_time, waiters.ended)
         async with trio.open_nursery() as nursery:
             for _ in range(1000):
                 nursery.start_soon(one)
@@ -212,10 +211,10 @@ async def test_who_comes_after_the_end_waits_in_a_crowd_of_its_own() -> None:
     counts: list[int] = []
     waiters = RealizationWaiters(10, counts.append)
     with waiters.waiting(b"a") as first:
-        waiters.ended(b"a", 5)
+        waiters.ended(RealizationEnded(b"a", 5))
         with waiters.waiting(b"a") as second:
             assert (first.state, second.state) == (5, None)
             assert repr(waiters) == "<GroupWaiters [waiters: 2, groups: 1]>"
-        waiters.ended(b"b", 6)
+        waiters.ended(RealizationEnded(b"b", 6))
     assert repr(waiters) == "<GroupWaiters [waiters: 0, groups: 0]>"
     assert counts == [1, 2, 1, 0]

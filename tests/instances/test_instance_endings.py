@@ -147,11 +147,11 @@ async def test_who_registers_while_its_expiry_is_on_the_way_has_its_whole_time(
 ) -> None:
     instances = Instances(10, 1)
     state = registry.InstanceState(1, "i1", "d1", "", "e", "", "{}", "", "", 0, NOW_US, 1)
-    instances.registered(state)
+    instances.registered(registry.InstanceRegistered(state))
     mock_clock.jump(11)
     silent = instances.take_silent(10)
     assert [instance.key for instance in silent] == [1]
-    instances.registered(attrs.evolve(state, generation=2))
+    instances.registered(registry.InstanceRegistered(attrs.evolve(state, generation=2)))
     instances.give_back(silent)
     mock_clock.jump(10.5)
     assert instances.take_silent(10) == []

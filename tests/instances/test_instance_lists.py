@@ -13,6 +13,7 @@ from serving import Serving, configuration, pass_time, serving
 from globalstore.api.runtime import instances as api
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import instances as registry
+from globalstore.registry.signals import InstanceEnded
 
 NOW_US = 1_700_000_000_000_000
 MANY = 10_000
@@ -168,7 +169,7 @@ async def test_a_list_shows_one_instant_however_long_it_takes(
                     live = store.server.instances.find(name)
                     assert live is not None
                     store.server.instances.heartbeat(live, "", SIGNALS, NOW_US + 1)
-                store.server.instances.ended(live.key)
+                store.server.instances.ended(InstanceEnded(live.key))
 
         monkeypatch.setattr(api.trio.lowlevel, "checkpoint", change_much)
         request = wire.ListActiveInstancesRequest()

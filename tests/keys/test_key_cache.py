@@ -11,6 +11,7 @@ from serving import Serving, serving
 from globalstore.caches.keys import KeyCache
 from globalstore.db import DatabaseError, IoFailed
 from globalstore.registry.catalog.keys import KeyMapping, Kind
+from globalstore.registry.signals import KeyChanged
 
 
 def queries(store: Serving) -> int:
@@ -128,7 +129,7 @@ async def test_a_look_that_a_commit_overtakes_is_told_and_not_kept(nursery: trio
     nursery.start_soon(ask)
     await trio.testing.wait_all_tasks_blocked()
     database.now = mapping("new", 1)
-    keys.changed("k")
+    keys.changed(KeyChanged("k"))
     # Whoever asks from now on has to see the change, although the old look is still under way.
     nursery.start_soon(ask)
     await trio.testing.wait_all_tasks_blocked()
@@ -151,7 +152,7 @@ async def test_a_late_old_answer_does_not_replace_a_newer_one(nursery: trio.Nurs
     nursery.start_soon(keys.look_up, "k")
     await trio.testing.wait_all_tasks_blocked()
     database.now = mapping("new", 1)
-    keys.changed("k")
+    keys.changed(KeyChanged("k"))
     nursery.start_soon(keys.look_up, "k")
     await trio.testing.wait_all_tasks_blocked()
     old = database.asked.pop(0)
@@ -169,7 +170,7 @@ async def test_a_change_of_another_key_disturbs_no_look(nursery: trio.Nursery) -
     keys = cache(database)
     nursery.start_soon(keys.look_up, "k")
     await trio.testing.wait_all_tasks_blocked()
-    keys.changed("other")
+    keys.changed(KeyChanged("other"))
     database.answer()
     await trio.testing.wait_all_tasks_blocked()
     assert keys.known("k") is not None

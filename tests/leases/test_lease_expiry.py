@@ -16,7 +16,7 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.leases.clock import LeaseClock
 from globalstore.leases.expiry import LeaseExpiry
 from globalstore.liveness.stalls import TICK_S, StallDetector
-from globalstore.registry.signals import LeaseKind, LeasesExpired
+from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
 
 SECOND = 1_000_000
 KIND = LeaseKind.SHARD_HOME
@@ -37,7 +37,7 @@ class Book:
 
     def grant(self, key: int, seconds: float) -> None:
         self.until[key] = self.clock.now_us() + round(seconds * SECOND)
-        self.expiry.granted(KIND, key, self.until[key])
+        self.expiry.granted(LeaseGranted(KIND, key, self.until[key]))
 
     def extend(self, key: int, seconds: float) -> None:
         """As the database does: without a word to the scheduler."""
@@ -105,7 +105,7 @@ async def test_a_lease_that_ends_before_its_deadline_is_forgotten(
 ) -> None:
     async with kept(Book()) as book:
         book.grant(1, 5)
-        book.expiry.ended(KIND, 1)
+        book.expiry.ended(LeaseEnded(KIND, 1))
         await trio.sleep(10)
         assert book.asked == 0
 

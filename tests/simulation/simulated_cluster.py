@@ -12,7 +12,7 @@ from simulated_daemons import Daemon
 from socketless import Host, folder_in_memory
 from witness import Witness
 
-from globalstore.registry.runtime import replicas
+from globalstore.registry import new_ids
 
 # How often everything is inspected, in simulated seconds.
 INSPECT_S = 5.0
@@ -182,12 +182,12 @@ def deterministic(seed: int) -> Iterator[None]:
     run._ALLOW_DETERMINISTIC_SCHEDULING = True
     run._r.seed(seed)
     os.urandom = random._urandom = noise.randbytes  # type: ignore[attr-defined, assignment]
-    replicas._drawn.clear()
+    new_ids._drawn.clear()
     try:
         yield
     finally:
         run._ALLOW_DETERMINISTIC_SCHEDULING, os.urandom, random._urandom = before  # type: ignore[attr-defined]
-        replicas._drawn.clear()
+        new_ids._drawn.clear()
 
 
 def simulate(seed: int, *, daemons: int, minutes: float, faults: bool = True) -> Outcome:

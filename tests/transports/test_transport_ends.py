@@ -161,7 +161,7 @@ async def test_more_transports_than_one_transaction_ends_expire_together(
         await pass_time(mock_clock, 5.25)
         while await store.read(LOADS) != [(0,)]:
             pass
-        assert len(store.server.expiry) == 0
+        assert len(store.server.transport_expiry) == 0
 
 
 # Loss of a worker
@@ -250,7 +250,7 @@ async def test_after_a_restart_transports_live_on_and_nothing_is_routed_unconfir
         assert waiting.status == OK
     async with serving(config) as store, trio.open_nursery() as nursery:
         assert await store.read(LOADS) == [(2,)]
-        assert len(store.server.expiry) == 2
+        assert len(store.server.transport_expiry) == 2
         assert len(store.server.queues) == 0
         assert await store.counts("model") == [(1, 0)]
         assert (await store.beat(worker.worker_id)).state_sync_required

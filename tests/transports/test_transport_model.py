@@ -269,8 +269,8 @@ class History:
     async def restart(self) -> None:
         recovered = await self.store.write(recovery.recover, "cluster", self.now_us)
         assert recovered.counters_corrected == 0
-        self.known_sources.drop_all()
-        self.known_sources.rows_purged()
+        self.known_sources.worker_routable()
+        self.known_sources.transports_forgotten(signals.TransportsForgotten())
         for replica in self.replicas.values():
             replica.available = False
 
@@ -342,22 +342,18 @@ class History:
 
 def follow(known: KnownSources, committed: list[Any]) -> None:
     """Tell memory of a commit, as the server does."""
-    for event in committed:
-        match event:
-            case signals.SourceFreed(artifact_id, view_id):
-                known.drop((artifact_id, view_id))
-            case signals.WorkerReplicasChanged(worker_key):
-                known.worker_changed(worker_key)
-            case workers.WorkerRegistered():
-                known.drop_all()
-            case signals.TransportGranted():
-                known.granted(event)
-            case signals.TransportEnded():
-                known.ended(event)
-            case sources.SourcesListed(space, shortlist):
-                known.listed(space, shortlist)
-            case signals.GroupCounted(group, progress):
-                known.group_counted(group, progress)
+    followers = {
+        signals.SourceFreed: known.source_freed,
+        signals.WorkerReplicasChanged: known.replicas_changed,
+        workers.WorkerRegistered: known.worker_routable,
+        signals.TransportGranted: known.granted,
+        signals.TransportEnded: known.ended,
+        sources.SourcesListed: known.listed,
+        signals.GroupCounted: known.group_counted,
+    }
+    for signal in committed:
+        if type(signal) in followers:
+            followers[type(signal)](signal)
 
 
 @pytest.mark.parametrize("mode", Mode)

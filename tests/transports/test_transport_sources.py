@@ -13,8 +13,16 @@ from globalstore.db import Runner, Store
 from globalstore.registry import new_ids, signals, worker_ids
 from globalstore.registry.runtime import replicas, sources, transport_ends, transports
 from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
+from globalstore.registry.runtime.sources import Shortlist, SourcesListed
 from globalstore.registry.runtime.transports import Granted, Miss, Round, TransportRequest
 from globalstore.registry.schema import MIGRATIONS
+from globalstore.registry.signals import (
+    GroupCounted,
+    SourceFreed,
+    SourcesFreed,
+    TransportsForgotten,
+    WorkerReplicasChanged,
+)
 from globalstore.rules.scoring import Candidate, GroupProgress, Mode, Scoring, Weights, WorkerLoad
 from globalstore.rules.transfer import ExportState, Transfer
 
@@ -38,14 +46,14 @@ class Registry:
         )  # fmt: skip
         return await self.store.write(replicas.register_replica, asked, new_ids.new_id(), 1)
 
-    async def listed(self) -> sources.Shortlist:
+    async def listed(self) -> Shortlist:
         """Return what a pass would bring along if it had been listed now."""
         row = await self.store.read(lambda tx: tx.one("SELECT artifact_key FROM artifacts"))
         assert row is not None
         where: dict[str, object] = {"artifact_key": row[0], "view_id": "", "now": 1}
         return await self.store.read(sources.listed, where, frozenset({self.key}))
 
-    async def claim(self, known: sources.Shortlist | None, mode: Mode = Mode.LEGACY) -> Any:
+    async def claim(self, known: Shortlist | None, mode: Mode = Mode.LEGACY) -> Any:
         """Return the device that is granted, or why none is."""
         self.number += 1
         request = TransportRequest(
@@ -68,7 +76,7 @@ class Registry:
     @property
     def was_read(self) -> bool:
         """Whether the last claim had to read the sources anew."""
-        return any(isinstance(event, sources.SourcesListed) for event in self.events)
+        return any(isinstance(event, SourcesListed) for event in self.events)
 
 
 @asynccontextmanager
@@ -176,10 +184,10 @@ def row(seq: int, worker: int = 1, load: int = 0) -> Candidate:
     return Candidate(1, load / 4, 0, load, -4, bytes([seq]), 1, worker, seq, None)
 
 
-def shortlist(*rows: Candidate, complete: bool = True) -> sources.Shortlist:
+def shortlist(*rows: Candidate, complete: bool = True) -> Shortlist:
     workers = {each.worker_key for each in rows}
     loads = {worker: WorkerLoad.of(0, 8) for worker in workers}
-    return sources.Shortlist(sorted(rows), loads, complete)
+    return Shortlist(sorted(rows), loads, complete)
 
 
 def granted(seq: int, worker: int = 1, space: signals.Space = SPACE, **fields: Any) -> Any:
@@ -201,7 +209,7 @@ def ended(seq: int | None, worker: int | None = 1, **fields: Any) -> Any:
 
 def test_grants_and_ends_keep_the_list_and_the_loads_of_workers() -> None:
     known = KnownSources()
-    known.listed(SPACE, shortlist(row(1), row(2, worker=2)))
+    known.listed(SourcesListed(SPACE, shortlist(row(1), row(2, worker=2))))
     known.granted(granted(1))
     found = known.shortlist(SPACE)
     assert found is not None
@@ -222,7 +230,7 @@ def test_grants_and_ends_keep_the_list_and_the_loads_of_workers() -> None:
 
 def test_a_worker_that_serves_another_artifact_is_loaded_here_too() -> None:
     known, other = KnownSources(), ("other", "")
-    known.listed(SPACE, shortlist(row(1)))
+    known.listed(SourcesListed(SPACE, shortlist(row(1))))
     known.granted(granted(9, space=other))
     found = known.shortlist(SPACE)
     assert found is not None
@@ -231,31 +239,32 @@ def test_a_worker_that_serves_another_artifact_is_loaded_here_too() -> None:
 
 def test_whatever_may_add_a_source_drops_its_list() -> None:
     known, other = KnownSources(), ("other", "")
+    many = {("x", str(n)) for n in range(9)}
 
     def lists() -> None:
-        known.listed(SPACE, shortlist(row(1)))
-        known.listed(other, shortlist(row(2, worker=2)))
+        known.listed(SourcesListed(SPACE, shortlist(row(1))))
+        known.listed(SourcesListed(other, shortlist(row(2, worker=2))))
 
     for change, left in (
-        (lambda: known.drop(SPACE), {other}),
-        (lambda: known.drop_many({SPACE, ("x", "y")}), {other}),
-        (lambda: known.drop_many({SPACE} | {("x", str(n)) for n in range(9)}), {other}),
-        (lambda: known.worker_changed(2), {SPACE}),
-        (known.drop_all, set()),
+        (lambda: known.source_freed(SourceFreed(*SPACE)), {other}),
+        (lambda: known.sources_freed(SourcesFreed({SPACE, ("x", "y")})), {other}),
+        (lambda: known.sources_freed(SourcesFreed({SPACE} | many)), {other}),
+        (lambda: known.replicas_changed(WorkerReplicasChanged(2)), {SPACE}),
+        (known.worker_routable, set()),
         (lambda: known.ended(ended(77)), {other}),  # it was saturated when the list was made
         (lambda: known.ended(ended(None, None)), {SPACE, other}),  # it is gone
     ):
         lists()
         change()
         assert {space for space in (SPACE, other) if known.shortlist(space)} == left
-    known.drop_all()
+    known.worker_routable()
     assert not known._loads
     assert not known._spaces
 
 
 def test_a_list_of_a_part_is_made_anew_after_a_number_of_claims() -> None:
     known = KnownSources()
-    known.listed(SPACE, shortlist(*(row(n) for n in range(1, 100)), complete=False))
+    known.listed(SourcesListed(SPACE, shortlist(*(row(n) for n in range(1, 100)), complete=False)))
     for number in range(1, 64):
         known.granted(granted(number))
         assert known.shortlist(SPACE) is not None
@@ -266,13 +275,14 @@ def test_a_list_of_a_part_is_made_anew_after_a_number_of_claims() -> None:
 def test_what_is_known_is_bounded_and_the_least_used_goes_first() -> None:
     known = KnownSources()
     for number in range(256):
-        known.listed((f"a{number}", ""), shortlist(row(number % 200 + 1, worker=number)))
+        space, rows = (f"a{number}", ""), shortlist(row(number % 200 + 1, worker=number))
+        known.listed(SourcesListed(space, rows))
     assert known.shortlist(("a0", "")) is not None
-    known.listed(("one more", ""), shortlist(row(1)))
+    known.listed(SourcesListed(("one more", ""), shortlist(row(1))))
     assert known.shortlist(("a0", "")) is not None
     assert known.shortlist(("a1", "")) is None
     for number in range(1100):
-        known.group_counted(("k", f"g{number}", 0), GroupProgress())
+        known.group_counted(GroupCounted(("k", f"g{number}", 0), GroupProgress()))
     assert len(known._groups) == 1024
 
 
@@ -280,12 +290,12 @@ def test_groups_are_counted_from_commits_and_read_again_when_rows_are_forgotten(
     known, key = KnownSources(), ("k", "g", 0)
     known.granted(granted(1, group=key))  # nobody has read it yet
     assert known.groups([key]) == {}
-    known.group_counted(key, GroupProgress({b"x": 2}, 2, 1, 3))
+    known.group_counted(GroupCounted(key, GroupProgress({b"x": 2}, 2, 1, 3)))
     known.granted(granted(1, group=key))
     known.ended(ended(1, group=key))
     known.ended(ended(1, group=key, succeeded=True))
     assert known.groups([key]) == {key: GroupProgress({b"x": 2, b"\x01": 1}, 3, 2, 9)}
-    known.rows_purged()
+    known.transports_forgotten(TransportsForgotten())
     assert known.groups([key]) == {}
 
 
@@ -352,8 +362,7 @@ async def test_claims_bring_the_list_along_and_completions_keep_it() -> None:
             await store.replica(worker, mem_info=memory_info(device_id=device), max_concurrency=3)
         known = store.server.sources
         reads: list[object] = []
-        listed = known.listed
-        known.listed = lambda *a: (reads.append(a), listed(*a))[1]  # type: ignore[method-assign]
+        store.server.followers[SourcesListed] = (reads.append, known.listed)
         for _ in range(30):
             held = [await store.claim() for _ in range(5)]
             for each in held:

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Sequence
 
-import attrs
 import trio
 
 from globalstore import db
@@ -21,7 +20,7 @@ from globalstore.liveness.workers import LiveWorker
 from globalstore.registry.runtime import inventories, inventory_writes, reconcile
 from globalstore.registry.runtime.inventories import Differences, HeldReplica, ReportedReplica
 from globalstore.registry.runtime.inventory_writes import Changes, Claim, Slice
-from globalstore.registry.runtime.reconcile import Accepted
+from globalstore.registry.runtime.reconcile import Acceptance, Accepted
 from globalstore.rpc import Call
 from globalstore.rules.checksums import EMPTY
 from globalstore.rules.refusals import NotFound, Refusal
@@ -213,11 +212,9 @@ class ReconcileHandlers:
         self, worker: LiveWorker, message: wire.ReconcileWorkerStateRequest
     ) -> wire.ReconcileWorkerStateResponse:
         """Ask for the request that is missing; after a while, for a new registration."""
-        now = trio.current_time()
-        if worker.gap_since is None:
-            worker.gap_since = now
+        missing_s = self.context.workers.request_missing(worker)
         self._conflict("reconcile_request_gap")
-        if now - worker.gap_since > self.context.workers.timeout_s:
+        if missing_s > self.context.workers.timeout_s:
             return await self._rebase(worker, message, None, "a request is missing for too long")
         reason = f"request_seq {worker.state.request_seq + 1} is missing"
         return await self._retry_later(worker, message, _GAP_RETRY_MS, "request_seq_gap", reason)
@@ -260,8 +257,14 @@ class ReconcileHandlers:
         state = worker.state
         claim = Claim(worker.key, state.worker_id, state.generation, message.request_seq)
         if not inventory.complete or self._is_unchanged(worker, inventory):
+            acceptance = Acceptance(
+                changed=False,
+                complete=inventory.complete,
+                fingerprint=inventory.fingerprint,
+                compared_at=worker.replicas_revision,
+            )
             moved = await self.context.write(
-                call, reconcile.accept_inventory, claim, None, False, inventory.complete
+                call, reconcile.accept_inventory, claim, None, acceptance
             )
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP) if moved else None
         entries = await inventory.entries()
@@ -270,14 +273,12 @@ class ReconcileHandlers:
         )
         listed = wire.ReconcileWorkerStateResponse()
         carry_out = self._whole if small else self._in_slices
-        accepted = await carry_out(worker, claim, entries, listed, call)
+        accepted = await carry_out(worker, claim, inventory.fingerprint, entries, listed, call)
         if accepted is None:
             return None
         self._note(worker, message, inventory, accepted)
         if not accepted.changes:
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
-        # A change of the confirmation number makes sources of rows that nobody wrote.
-        self.context.queues.worker_routable()
         answer = await self._answer(worker, wire.RECONCILE_RESULT_KIND_APPLIED)
         listed.MergeFrom(answer)
         return listed
@@ -290,8 +291,9 @@ class ReconcileHandlers:
 
     async def _whole(
         self,
-        live: LiveWorker,
+        _: LiveWorker,
         claim: Claim,
+        fingerprint: int,
         entries: list[ReportedReplica],
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
@@ -301,20 +303,20 @@ class ReconcileHandlers:
             call,
             reconcile.whole,
             claim,
+            fingerprint,
             entries,
             self.context.workers.live(),
             self.context.wall_us(),
         )
-        if accepted is None:
-            return None
-        revision = live.accepted_revision
-        await list_changes(accepted.changes, listed, memory_info.InfoWriter())
-        return attrs.evolve(accepted, revision=revision)
+        if accepted is not None:
+            await list_changes(accepted.changes, listed, memory_info.InfoWriter())
+        return accepted
 
     async def _in_slices(
         self,
         live: LiveWorker,
         claim: Claim,
+        fingerprint: int,
         entries: list[ReportedReplica],
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
@@ -345,16 +347,22 @@ class ReconcileHandlers:
         )
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _GOES_ON_S) as scope:
             changes = await self._write(differences, slice_, listed)
-            moved = changes is not None and await self.context.store.write(
-                reconcile.accept_inventory, claim, slice_.confirmation, len(changes) > 0, True
+            accepted = None if changes is None else Accepted(changes, differences)
+            moved = accepted is not None and await self.context.store.write(
+                reconcile.accept_inventory,
+                claim,
+                slice_.confirmation,
+                Acceptance(
+                    changed=len(accepted.changes) > 0,
+                    complete=True,
+                    fingerprint=accepted.agreeing(fingerprint),
+                    compared_at=revision,
+                ),
             )
         if scope.cancelled_caught:
             await trio.lowlevel.checkpoint()
             raise db.Busy(f"not carried out within {_GOES_ON_S:g} s; send it again")
-        if changes is None or not moved:
-            return None
-        unchanged = live.accepted_revision == revision
-        return Accepted(changes, differences, revision if unchanged else None)
+        return accepted if moved else None
 
     async def _write(
         self,
@@ -408,7 +416,7 @@ class ReconcileHandlers:
         inventory: Inventory,
         accepted: Accepted,
     ) -> None:
-        """Write down what a reconcile did, and whether the next one may be recognised."""
+        """Write into the log and the metrics what a reconcile did."""
         changes, differences = accepted.changes, accepted.differences
         log = _log.bind(worker_id=worker.state.worker_id, daemon_id=worker.state.daemon_id)
         if differences.listed_twice:
@@ -439,6 +447,3 @@ class ReconcileHandlers:
                 removes=len(changes.removed),
                 updates=len(changes.updated),
             )
-        worker.confirmed = None
-        if accepted.revision is not None and not differences.kept and not changes.foreign:
-            worker.confirmed = (inventory.fingerprint, accepted.revision)

@@ -20,16 +20,25 @@ WHOLE_MAX = 1000
 
 
 @attrs.frozen
-class Accepted:
-    """A reconcile that was carried out; ``differences`` has what was kept and listed twice.
+class Acceptance:
+    """What becomes known of an inventory when it is accepted; see ``WorkerReconciled``."""
 
-    ``revision`` is that of the worker's replicas which the inventory was compared with and which
-    is left now; None when they may have changed in between.
-    """
+    changed: bool
+    complete: bool
+    fingerprint: int | None
+    compared_at: int | None = None
+
+
+@attrs.frozen
+class Accepted:
+    """A reconcile that was carried out; ``differences`` has what was kept and listed twice."""
 
     changes: Changes
     differences: Differences
-    revision: int | None = None
+
+    def agreeing(self, fingerprint: int) -> int | None:
+        """Return the fingerprint of the inventory if all rows are as it says, else None."""
+        return None if self.differences.kept or self.changes.foreign else fingerprint
 
 
 def is_small(tx: Snapshot, worker_key: int) -> bool:
@@ -45,13 +54,15 @@ def is_small(tx: Snapshot, worker_key: int) -> bool:
 def whole(
     tx: Transaction,
     claim: Claim,
+    fingerprint: int,
     reported: list[ReportedReplica],
     live: frozenset[int],
     now_us: int,
 ) -> Accepted | None:
     """Carry out a small reconcile; None when the claim does not hold.
 
-    ``live`` are the keys of the workers that are being heard, whose replicas nobody takes over.
+    ``fingerprint`` is the inventory's; ``live`` are the keys of the workers that are being heard,
+    whose replicas nobody takes over.
     """
     worker = claimed_incarnation(tx, claim)
     if worker is None:
@@ -64,12 +75,13 @@ def whole(
     changes = Changes()
     for step in steps(differences, slice_, WHOLE_MAX):
         changes.extend(step if isinstance(step, Changes) else step(tx))
-    _accept(tx, claim, number, changed=len(changes) > 0, complete=True)
-    return Accepted(changes, differences)
+    accepted = Accepted(changes, differences)
+    _accept(tx, claim, number, Acceptance(len(changes) > 0, True, accepted.agreeing(fingerprint)))
+    return accepted
 
 
 def accept_inventory(
-    tx: Transaction, claim: Claim, number: int | None, changed: bool, complete: bool
+    tx: Transaction, claim: Claim, number: int | None, acceptance: Acceptance
 ) -> bool:
     """Move the cursor of a reconcile whose rows are written, or that changes none.
 
@@ -90,20 +102,18 @@ def accept_inventory(
                 "present": worker.confirmation,
             },
         )
-    _accept(tx, claim, number, changed=changed, complete=complete)
+    _accept(tx, claim, number, acceptance)
     return True
 
 
-def _accept(
-    tx: Transaction, claim: Claim, number: int | None, *, changed: bool, complete: bool
-) -> None:
+def _accept(tx: Transaction, claim: Claim, number: int | None, acceptance: Acceptance) -> None:
     row = tx.one(
         "UPDATE worker_cursors SET request_seq = :request_seq,"
         " state_version = state_version + :changed,"
         " needs_reconcile = iif(:complete, 0, needs_reconcile),"
         " confirmed_generation = iif(:complete, generation, confirmed_generation)"
         " WHERE worker_key = :worker_key RETURNING state_version",
-        attrs.asdict(claim) | {"changed": changed, "complete": complete},
+        attrs.asdict(claim) | {"changed": acceptance.changed, "complete": acceptance.complete},
     )
     assert row is not None
     if number is not None:
@@ -111,6 +121,8 @@ def _accept(
             "UPDATE worker_ids SET confirmation = :number WHERE worker_key = :worker_key",
             {"number": number, "worker_key": claim.worker_key},
         )
-    if changed:
+    if acceptance.changed:
         tx.emit(WorkerReplicasChanged(claim.worker_key))
-    tx.emit(WorkerReconciled(claim.worker_key, claim.request_seq, row[0], complete))
+    tx.emit(
+        WorkerReconciled(claim.worker_key, claim.request_seq, row[0], **attrs.asdict(acceptance))
+    )
