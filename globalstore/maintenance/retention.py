@@ -1,44 +1,27 @@
 """What is done now and then: retention, and the database's own upkeep."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import attrs
 import trio
 
-from globalstore.db import Store, Transaction
+from globalstore.db import Store
 from globalstore.maintenance.abandoned_nodes import AbandonedNodes
-from globalstore.registry import idempotency, memory_tiers
-from globalstore.registry.catalog import keys, realizations
-from globalstore.registry.runtime import (
-    chunks,
-    instances,
-    replica_lists,
-    replicas,
-    transport_ends,
-    workers,
-)
+from globalstore.registry.retention import Retained
+from globalstore.registry.runtime import replica_lists
 from globalstore.telemetry import get_logger
 from globalstore.telemetry.metrics import Metrics
 
 _log = get_logger("globalstore.maintenance")
 
-# Rows that one transaction deletes, so that none holds the database for long.
-_ROWS = 1000
-
-# How long recorded answers, and whatever has ended, stay: a retry comes within a day or never.
-_DAY_S = 86400.0
-
-Purge = Callable[[Transaction, int, int], int]
-
 
 @attrs.frozen(kw_only=True)
 class Schedule:
-    """When maintenance runs, in seconds; ``transport_retention_s`` 0 keeps transports for good."""
+    """When maintenance runs, in seconds."""
 
     cleanup_interval_s: float
     optimize_interval_s: float
-    transport_retention_s: float
-    tier_lease_retention_s: float
 
     @property
     def period_s(self) -> float:
@@ -52,6 +35,7 @@ class Maintenance:
         self,
         store: Store,
         schedule: Schedule,
+        retained: Sequence[Retained],
         wall_us: Callable[[], int],
         metrics: Metrics,
         abandoned: AbandonedNodes,
@@ -60,8 +44,14 @@ class Maintenance:
         self._schedule = schedule
         self._wall_us = wall_us
         self._metrics = metrics
-        self._abandoned = abandoned
         self._optimize_at = trio.current_time() + schedule.optimize_interval_s
+        self._parts: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            # Before their chunks are deleted.
+            ("abandoned nodes", abandoned.forget),
+            *((each.table, partial(self._purge, each)) for each in retained),
+            ("artifact series", self._drop_series),
+            ("optimize", self._optimize),
+        ]
 
     async def run(self) -> None:
         """Run a pass each period, until cancelled."""
@@ -71,50 +61,20 @@ class Maintenance:
 
     async def run_pass(self) -> None:
         """Run every part once; failures are logged and the next pass tries again."""
-        retention_s = self._schedule.transport_retention_s
-        parts: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("replicas", lambda: self._purge("replicas", replicas.remove_expired, 0.0)),
-            (
-                "recorded_replies",
-                lambda: self._purge("recorded_replies", idempotency.purge_replies, _DAY_S),
-            ),
-            ("workers", lambda: self._purge("workers", workers.purge_workers, _DAY_S)),
-            ("instances", lambda: self._purge("instances", instances.purge_instances, _DAY_S)),
-            ("key history", lambda: self._purge("key_generations", keys.purge_history, _DAY_S)),
-            ("key swaps", lambda: self._purge("key_swaps", keys.purge_swaps, _DAY_S)),
-            ("groups", lambda: self._purge("group_members", realizations.purge_members, _DAY_S)),
-            ("abandoned nodes", self._abandoned.forget),
-            ("chunk_blocks", lambda: self._purge("chunk_blocks", chunks.purge_chunks, 0.0)),
-            (
-                "memory_tier_leases",
-                lambda: self._purge(
-                    "memory_tier_leases",
-                    memory_tiers.purge_tier_leases,
-                    self._schedule.tier_lease_retention_s,
-                ),
-            ),
-            ("artifact series", self._drop_series),
-            ("optimize", self._optimize),
-        ]
-        if retention_s > 0:
-            parts.append(
-                (
-                    "transports",
-                    lambda: self._purge("transports", transport_ends.purge_transports, retention_s),
-                )
-            )
-        for name, part in parts:
+        for name, part in self._parts:
             try:
                 await part()
             except Exception as error:  # noqa: BLE001  the other parts go on; this one is retried
                 _log.exception("maintenance failed", error, part=name)
 
-    async def _purge(self, table: str, purge: Purge, age_s: float) -> None:
-        before_us = self._wall_us() - int(age_s * 1_000_000)
+    async def _purge(self, retained: Retained) -> None:
+        if retained.age_s == float("inf"):
+            return
+        before_us = self._wall_us() - int(retained.age_s * 1_000_000)
         while True:
-            deleted = await self._store.bulk(purge, before_us, _ROWS)
-            self._metrics.server.gc_rows_deleted.labels(table).inc(deleted)
-            if deleted < _ROWS:
+            deleted = await self._store.bulk(retained.purge, before_us, retained.batch)
+            self._metrics.server.gc_rows_deleted.labels(retained.table).inc(deleted)
+            if deleted < retained.batch:
                 return
 
     async def _drop_series(self) -> None:

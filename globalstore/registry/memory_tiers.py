@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
+from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
 from globalstore.rules.refusals import FailedPrecondition, NotFound, ResourceExhausted
 from globalstore.rules.values import ordered64, signed64, unordered64, unsigned64
@@ -244,7 +245,7 @@ def outstanding(tx: Snapshot, node_id: str, states: Iterable[TierLeaseState]) ->
 
 
 def expire_tier_leases(
-    tx: Transaction, lease_keys: Sequence[int], now_us: int
+    tx: Transaction, lease_keys: Sequence[int], now_us: int, _clock: LeaseNow
 ) -> list[tuple[str, str]]:
     """End leases that nobody acknowledged in time; return id and node of those that were pending.
 

@@ -183,7 +183,7 @@ class LeaseKind(enum.Enum):
     SHARD_HOME = "shard_home"
     MEMORY_TIER = "memory_tier"
     KEY = "key"
-    GROUP = "group"
+    REALIZATION = "realization"
 
 
 @attrs.frozen

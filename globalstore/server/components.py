@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from globalstore.api.context import HandlerContext
+from globalstore.api.memory_tiers import pending_ttl_us
 from globalstore.api.middleware.handler_slots import HandlerSlots
 from globalstore.api.middleware.tokens import Tokens
 from globalstore.api.standard.health import HealthService
@@ -16,9 +16,8 @@ from globalstore.config.schema.worker_policy import TransportScheduler
 from globalstore.db import Observers, Runner, Store, StoreOptions
 from globalstore.http import HealthState
 from globalstore.leases.clock import LeaseClock
-from globalstore.leases.expiry import LeaseExpiry, expire_shard_leases, expire_tier_leases
-from globalstore.leases.keys import expire_keys
-from globalstore.leases.realizations import expire_realizations
+from globalstore.leases.expiry import LeaseExpiry
+from globalstore.leases.kinds import lease_kinds
 from globalstore.liveness.daemon_locks import DaemonLocks
 from globalstore.liveness.instance_expiry import InstanceReaper
 from globalstore.liveness.instances import Instances
@@ -27,9 +26,9 @@ from globalstore.liveness.worker_expiry import HeartbeatWriter, Reaper, grace_s
 from globalstore.liveness.workers import Workers
 from globalstore.maintenance.abandoned_nodes import AbandonedNodes
 from globalstore.maintenance.retention import Maintenance, Schedule
+from globalstore.registry.retention import retained
 from globalstore.registry.runtime import instances, workers
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.registry.signals import LeaseKind
 from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
 from globalstore.scheduling.queue_order import Fairness
 from globalstore.scheduling.refusal_reasons import Refusals
@@ -160,24 +159,12 @@ class Components:
         self.keys = KeyCache(self.store)
         self.chunk_reports = ChunkReports(self.store)
         self.lease_clock = LeaseClock(wall)
-        self.leases = LeaseExpiry(self.lease_clock, self.stalls)
-        self.leases.add(
-            LeaseKind.SHARD_HOME,
-            partial(expire_shard_leases, self.store, self.lease_clock),
-            patient=False,
-        )
-        self.leases.add(
-            LeaseKind.KEY,
-            partial(expire_keys, self.store, self.lease_clock, wall),
-            patient=False,
-        )
-        self.leases.add(
-            LeaseKind.GROUP,
-            partial(expire_realizations, self.store, self.lease_clock, wall),
-            patient=False,
-        )
-        self.leases.add(
-            LeaseKind.MEMORY_TIER, partial(expire_tier_leases, self.store, wall), patient=True
+        self.leases = LeaseExpiry(
+            self.store,
+            self.lease_clock,
+            self.stalls,
+            wall,
+            lease_kinds(pending_ttl_us(policy.pending_lease_ttl)),
         )
         self.followers = followers_of(
             workers=self.workers,
@@ -236,8 +223,9 @@ class Components:
             Schedule(
                 cleanup_interval_s=policy.cleanup_interval,
                 optimize_interval_s=config.database.optimize_interval,
-                transport_retention_s=policy.transport_retention,
-                tier_lease_retention_s=policy.tier_lease_retention,
+            ),
+            retained(
+                transports_s=policy.transport_retention, tier_leases_s=policy.tier_lease_retention
             ),
             wall,
             self.metrics,

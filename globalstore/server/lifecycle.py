@@ -14,25 +14,21 @@ import trio
 
 import globalstore
 from globalstore.api.context import ServerInfo
-from globalstore.api.memory_tiers import pending_ttl_us
 from globalstore.api.middleware.tokens import TokenFileUnusable
 from globalstore.api.standard.health import ServingStatus
 from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address, effective
 from globalstore.db import DatabaseError, Lane, Runner
 from globalstore.http import HttpApp, serve_http
 from globalstore.maintenance.supervision import keep_running
-from globalstore.registry import memory_tier_samples, memory_tiers, recovery
-from globalstore.registry.catalog import keys, realizations
+from globalstore.registry import memory_tier_samples, recovery
 from globalstore.registry.memory_tier_samples import MemoryTierSampled
 from globalstore.registry.runtime import (
     instances,
     replica_lists,
-    shard_leases,
     transport_ends,
     workers,
 )
 from globalstore.registry.runtime.workers import WorkerRegistered
-from globalstore.registry.signals import LeaseKind
 from globalstore.rpc import Listener
 from globalstore.rpc.sockets import listening_sockets
 from globalstore.server import grpc_listener
@@ -188,33 +184,9 @@ class Server(Components):
     async def _recover_leases(self) -> None:
         """Go on with every lease where an earlier server stopped."""
         await self.lease_clock.restore(self.store)
-        self.leases.restore(
-            LeaseKind.SHARD_HOME,
-            await self.store.write(
-                shard_leases.restore_shard_leases, self.lease_clock.now_us(), lane=Lane.CONTROL
-            ),
-        )
-        self.leases.restore(
-            LeaseKind.MEMORY_TIER,
-            await self.store.write(
-                memory_tiers.restore_tier_leases,
-                self.lease_clock.now_us(),
-                pending_ttl_us(self.config.worker_policy.pending_lease_ttl),
-                lane=Lane.CONTROL,
-            ),
-        )
+        await self.leases.restore()
         for sample in await self.store.read(memory_tier_samples.latest_of_all, NODES_MAX):
             self.commit_counts.memory_tier_sampled(MemoryTierSampled(sample))
-        self.leases.restore(
-            LeaseKind.KEY,
-            await self.store.write(keys.restore_keys, self.lease_clock.now_us(), lane=Lane.CONTROL),
-        )
-        self.leases.restore(
-            LeaseKind.GROUP,
-            await self.store.write(
-                realizations.restore_realizations, self.lease_clock.now_us(), lane=Lane.CONTROL
-            ),
-        )
 
     def _server_info(self, listener: Listener, metrics_port: int) -> ServerInfo:
         advertised = advertised_address(self.config.server, listener.port)

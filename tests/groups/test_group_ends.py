@@ -384,7 +384,7 @@ async def test_every_call_applies_the_deadline_of_its_own_realization_first(
             epochs[await begun(store, epoch=number)] = number
         for [key] in await store.read("SELECT transaction_key FROM group_transactions"):
             # The scheduler forgets it: nobody but the calls looks at the deadline.
-            store.server.leases.ended(LeaseEnded(LeaseKind.GROUP, key))
+            store.server.leases.ended(LeaseEnded(LeaseKind.REALIZATION, key))
         mock_clock.jump(30)
         for call, transaction_id in zip(calls, epochs, strict=True):
             with suppress(RpcFailedError):

@@ -16,7 +16,7 @@ from serving import Serving, configuration, eventually, pass_time, refused, serv
 from globalstore.db import Full, Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.instances import Instances
-from globalstore.maintenance.retention import _DAY_S
+from globalstore.registry.retention import DAY_S
 from globalstore.registry.runtime import instances as registry
 
 NOW_US = 1_700_000_000_000_000
@@ -319,7 +319,7 @@ async def test_ended_instances_are_purged_after_a_day_and_no_sooner() -> None:
         await register(store, "active")
         await register(store, "ended")
         await unregister(store, "ended")
-        now_us += int(_DAY_S * 1_000_000)
+        now_us += int(DAY_S * 1_000_000)
         await store.server.maintenance.run_pass()
         assert await ids(store, **ALL) == ["active", "ended"]
         now_us += 1

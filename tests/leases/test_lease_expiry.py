@@ -15,6 +15,7 @@ from globalstore.db import Full
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.leases.clock import LeaseClock
 from globalstore.leases.expiry import LeaseExpiry
+from globalstore.leases.kinds import Kind
 from globalstore.liveness.stalls import TICK_S, StallDetector
 from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
 
@@ -23,13 +24,18 @@ KIND = LeaseKind.SHARD_HOME
 
 
 class Book:
-    """The rows that a scheduler asks for, and when it asked."""
+    """The database that a scheduler asks, as far as it asks it, and when it asked."""
 
     def __init__(self, *, patient: bool = False) -> None:
         self.clock = LeaseClock(lambda: EPOCH_US)
         self.stalls = StallDetector()
-        self.expiry = LeaseExpiry(self.clock, self.stalls)
-        self.expiry.add(KIND, self.settle, patient=patient)
+        kind = Kind(
+            expire=self.expire,
+            restore=lambda tx, now_us: [],
+            patient=patient,
+            log=lambda ended: None,
+        )
+        self.expiry = LeaseExpiry(self, self.clock, self.stalls, lambda: EPOCH_US, {KIND: kind})
         self.until: dict[int, int] = {}
         self.ended: list[tuple[int, int]] = []
         self.asked = 0
@@ -43,17 +49,21 @@ class Book:
         """As the database does: without a word to the scheduler."""
         self.until[key] = self.clock.now_us() + round(seconds * SECOND)
 
-    async def settle(self, keys: list[int]) -> None:
+    async def write(self, operation: Any, *args: Any, lane: Any) -> Any:
+        return operation(self, *args)
+
+    def expire(self, _: Any, keys: list[int], wall_us: int, lease_now: Any) -> list[int]:
         self.asked += 1
         if self.failures:
             self.failures -= 1
             raise Full("no space")
-        now = self.clock.now_us()
+        now = lease_now()
         ended = [key for key in keys if self.until.get(key, 0) <= now]
         later = [(key, self.until[key]) for key in keys if key not in ended]
         for key in ended:
             self.ended.append((key, now - self.until.pop(key, now)))
         self.expiry.expired(LeasesExpired(KIND, ended, later))
+        return ended
 
 
 @asynccontextmanager
@@ -121,18 +131,19 @@ async def test_none_is_lost_while_the_database_refuses(
         assert sorted(key for key, _ in book.ended) == list(range(1200))
 
 
-async def test_a_lease_that_is_granted_again_while_it_is_settled_is_kept(
+async def test_a_lease_that_is_granted_again_while_it_expires_is_kept(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with kept(Book()) as book:
-        settle = book.settle
+        write = book.write
 
-        async def slowly(keys: list[int]) -> None:
-            await settle(keys)
+        async def slowly(*args: Any, lane: Any) -> Any:
+            ended = await write(*args, lane=lane)
             book.grant(1, 50)
             await trio.sleep(1)
+            return ended
 
-        book.expiry.add(KIND, slowly, patient=False)
+        book.write = slowly
         book.grant(1, 1)
         await trio.sleep(40)
         assert len(book.ended) == 1
@@ -142,7 +153,7 @@ async def test_a_lease_that_is_granted_again_while_it_is_settled_is_kept(
 
 
 @pytest.mark.parametrize("patient", [False, True])
-async def test_only_patient_kinds_get_more_time_when_the_server_was_deaf(
+async def test_only_patient_kinds_get_more_time_when_the_server_was_stalled(
     patient: bool, mock_clock: trio.testing.MockClock
 ) -> None:
     async with kept(Book(patient=patient)) as book:

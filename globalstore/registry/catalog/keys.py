@@ -192,8 +192,10 @@ def note_selection(tx: Transaction, key: str, generation: int, selection_hash: b
     )
 
 
-def expire_keys(tx: Transaction, mapping_keys: list[int], now_us: int, clock: LeaseNow) -> int:
-    """Look what became of keys that were to expire by now; return how many did.
+def expire_keys(
+    tx: Transaction, mapping_keys: list[int], now_us: int, clock: LeaseNow
+) -> list[str]:
+    """Look what became of keys that were to expire by now; return those that did.
 
     They counted as gone already; now they point at nothing, whatever the clock says later.
     """
@@ -203,7 +205,9 @@ def expire_keys(tx: Transaction, mapping_keys: list[int], now_us: int, clock: Le
         " WHERE mapping_key IN (SELECT value FROM json_each(:keys))",
         {"keys": json.dumps(mapping_keys)},
     )
-    ended, later, expired = [], [], 0
+    ended: list[int] = []
+    later: list[tuple[int, int]] = []
+    expired: list[str] = []
     for mapping_key, generation, key, expires_at in rows:
         if expires_at is not None and expires_at > lease_us:
             later.append((mapping_key, expires_at))
@@ -212,7 +216,7 @@ def expire_keys(tx: Transaction, mapping_keys: list[int], now_us: int, clock: Le
         if expires_at is not None:
             _clear(tx, mapping_key, generation, now_us)
             tx.emit(KeyChanged(key))
-            expired += 1
+            expired.append(key)
     tx.emit(LeasesExpired(LeaseKind.KEY, ended, later))
     return expired
 

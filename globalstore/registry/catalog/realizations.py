@@ -380,7 +380,7 @@ def end_realization(
         },
     )
     tx.emit(RealizationEnded(realization.fingerprint, int(state)))
-    tx.emit(LeaseEnded(LeaseKind.GROUP, realization.transaction_key))
+    tx.emit(LeaseEnded(LeaseKind.REALIZATION, realization.transaction_key))
     tx.emit(RealizationRowsWritten(operation, "group_transactions", 1))
     return attrs.evolve(
         realization,
@@ -393,23 +393,24 @@ def end_realization(
 
 def expire_realizations(
     tx: Transaction, transaction_keys: list[int], now_us: int, clock: LeaseNow
-) -> int:
-    """Look what became of realizations that were to expire by now; return how many did."""
+) -> list[str]:
+    """Look what became of realizations that were to expire by now; return ids of those that did."""
     lease_us = clock()
     rows = tx.all(
         _GROUP + "WHERE t.transaction_key IN (SELECT value FROM json_each(:keys))"
         " AND t.ended_at IS NULL",
         {"keys": json.dumps(transaction_keys)},
     )
-    ended, later, expired = set(transaction_keys), [], 0
+    ended, later = set(transaction_keys), []
+    expired: list[str] = []
     for realization in map(_realization, rows):
         if realization.is_due(lease_us):
             observed(tx, realization, now_us, lease_us)
-            expired += 1
+            expired.append(realization.transaction_id)
         elif realization.deadline_us is not None:
             ended.discard(realization.transaction_key)
             later.append((realization.transaction_key, realization.deadline_us))
-    tx.emit(LeasesExpired(LeaseKind.GROUP, sorted(ended), later))
+    tx.emit(LeasesExpired(LeaseKind.REALIZATION, sorted(ended), later))
     return expired
 
 
@@ -478,4 +479,4 @@ def granted(realization: Realization) -> LeaseGranted | None:
     """Return the event by which a realization that begins is ended at its deadline."""
     if realization.deadline_us is None:
         return None
-    return LeaseGranted(LeaseKind.GROUP, realization.transaction_key, realization.deadline_us)
+    return LeaseGranted(LeaseKind.REALIZATION, realization.transaction_key, realization.deadline_us)

@@ -67,7 +67,7 @@ def report_chunks(
 ) -> Unapplied | None:
     """Store what a node reports, as a whole; at most ``BLOCKS_AT_ONCE`` patches, sorted."""
     _check_node(tx, report)
-    if _unsettled(tx, report.node_id):
+    if _is_applying(tx, report.node_id):
         return Unapplied()
     _apply(
         tx,
@@ -92,7 +92,7 @@ def _check_node(tx: Snapshot, report: ChunkReport) -> None:
         )
 
 
-def _unsettled(tx: Snapshot, node_id: str | None = None) -> bool:
+def _is_applying(tx: Snapshot, node_id: str | None = None) -> bool:
     row = tx.one(
         "SELECT 1 FROM chunk_batches JOIN chunk_nodes USING (node_key)"
         " WHERE accepted = 1 AND (:node_id IS NULL OR node_id = :node_id) LIMIT 1",
@@ -204,7 +204,7 @@ def part_json(patches: Sequence[Patch]) -> str:
 def accept_report(tx: Transaction, batch_key: int, report: ChunkReport) -> Unapplied | None:
     """Let a report count whose parts are all there: the instant at which it happens."""
     _check_node(tx, report)
-    if _unsettled(tx, report.node_id):
+    if _is_applying(tx, report.node_id):
         return Unapplied()
     tx.run(
         "UPDATE chunk_batches SET accepted = 1, node_key = :node_key WHERE batch_key = :batch_key",
@@ -281,7 +281,7 @@ def held(
 
     ``live`` are the workers that are being heard; only nodes of such workers count.
     """
-    if _unsettled(tx):
+    if _is_applying(tx):
         return Unapplied()
     rows = tx.all(
         "SELECT node_id, device_uuid, replica, block, worker_key, states FROM chunk_blocks"

@@ -312,7 +312,9 @@ def routes(
     return found, doubtful
 
 
-def expire_shard_leases(tx: Transaction, shard_ids: list[int], clock: LeaseNow) -> list[Expired]:
+def expire_shard_leases(
+    tx: Transaction, shard_ids: list[int], _wall_us: int, clock: LeaseNow
+) -> list[Expired]:
     """Look what became of leases that were to expire by now; return those that did."""
     now_us = clock()
     ended: list[int] = []
