@@ -78,14 +78,14 @@ def start(
 async def until(store: Serving, condition: Callable[[], object]) -> None:
     """Return once a condition holds; between two looks a reader thread has its turn."""
     while not condition():
-        await store.server.store.read(lambda tx: None)
+        await store.components.store.read(lambda tx: None)
 
 
 async def parked(store: Serving, count: int) -> None:
     """Return once so many claims wait and each of them has had its first try."""
 
     def settled() -> bool:
-        waiters = store.server.queues._by_request.values()
+        waiters = store.components.queues._by_request.values()
         return len(waiters) == count and all(w.attempted and not w.deciding for w in waiters)
 
     await until(store, settled)
@@ -113,7 +113,7 @@ async def source(store: Serving, slots: int = 1, artifact_id: str = "model", **f
 
 def nothing_waits(store: Serving) -> bool:
     """Tell whether the queues are as empty as at the start."""
-    queues = store.server.queues
+    queues = store.components.queues
     return not (
         queues._by_request
         or queues._by_requester

@@ -21,8 +21,9 @@ from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
+from globalstore.leases.wall_clock import wall_us
 from globalstore.liveness.stalls import TICK_S
-from globalstore.server.components import wall_us
+from globalstore.server.components import Components
 from globalstore.server.lifecycle import Server
 
 KEY = "k" * 40
@@ -48,6 +49,11 @@ class Serving:
     catalog: Any
     tiers: Any
     wall_us: int = 0
+
+    @property
+    def components(self) -> Components:
+        """What the server is made of."""
+        return self.server.components
 
     async def register(self, daemon: str = "d1", **fields: Any) -> Any:
         """Register a worker; every daemon has a node and an address of its own."""
@@ -94,7 +100,7 @@ class Serving:
 
     async def read(self, sql: str, *values: object) -> list[Any]:
         """Look into the database."""
-        return await self.server.store.read(lambda tx: tx.all(sql, values))
+        return await self.components.store.read(lambda tx: tx.all(sql, values))
 
 
 def worker_request(daemon: str = "d1", **fields: Any) -> Any:

@@ -17,15 +17,13 @@ from google.protobuf.message_factory import GetMessageClass
 from purerpc import StatusCode
 from serving import configuration
 
-from globalstore.api.middleware.status_codes import status_of as map_error
+from globalstore.api.context import ServerInfo
 from globalstore.config import GlobalStoreConfig
 from globalstore.db import Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.rpc import Call
-from globalstore.rpc.dispatch import Route, status_of
-from globalstore.rpc.headers import RequestHead
+from globalstore.rpc import CallEnded, DrainReport, InProcess
 from globalstore.server import grpc_listener
-from globalstore.server.gauges import Gauges
+from globalstore.server.components import Components
 from globalstore.server.lifecycle import Server
 
 _METHODS = [
@@ -58,48 +56,47 @@ class CallFailed(Exception):
         self.code = code
 
 
-class _Channel:
-    """What a call needs of a connection."""
+class Memory:
+    """Calls that come from memory: what ``Server.serve`` needs where there are no sockets."""
 
-    peer = "memory"
-    message_bytes_max = 4 << 20
+    connections = 0
 
-    def __init__(self) -> None:
-        self.draining = trio.Event()
+    def __init__(self, components: Components) -> None:
+        self._components = components
+        self.in_process = InProcess(**grpc_listener.served(components))
 
-    def consumed(self, call: Call, size: int) -> None:
-        """Nothing is buffered here."""
+    async def answer_probes(self, nursery: trio.Nursery) -> None:
+        """Nobody asks."""
+
+    async def take_calls(self, nursery: trio.Nursery, cluster_id: str) -> ServerInfo:
+        return ServerInfo("memory", 0, "memory", 0, 0, "", "", cluster_id)
+
+    def tasks(self) -> dict[str, Any]:
+        return {}
+
+    def reload(self, config: GlobalStoreConfig) -> None:
+        """Nothing of it can change."""
+
+    async def drain(self, grace_s: float) -> DrainReport:
+        self.in_process.drain()
+        return DrainReport(0, 0, 0)
 
 
-class _Process(Server):
-    """A server that starts, runs and stops like the real one, but for its listeners."""
+class _Process:
+    """A server in a cancel scope: ending that is what ``kill -9`` does."""
 
     def __init__(self, config: GlobalStoreConfig, wall: Any) -> None:
-        super().__init__(config, wall, Runner.INLINE)
-        self.channel = _Channel()
-        self.calls: set[Call] = set()
-        self.routes: dict[str, Route] = {}
+        self.server = Server(config, wall, Runner.INLINE)
+        self.components = self.server.components
+        self.memory = Memory(self.components)
         self.life = trio.CancelScope()
         self.ended = trio.Event()
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         with self.life:
-            async with self.store, self.queues, trio.open_nursery() as nursery:
-                await self._recover()
-                self.listener = grpc_listener.listener(self.context, self.grpc_health, self.tokens)
-                self.routes = self.listener._serving.routes
-                self.stalls.on_second = Gauges(self, self.listener).look
-                self._start_background(nursery)
-                task_status.started()
-                await self._until_stopped()
-                self.channel.draining.set()
-                self.queues.stop()
-                for call in list(self.calls):
-                    call.drain()
-                await self.heartbeats.flush()
-                nursery.cancel_scope.cancel()
-        assert self.store.failure is None
-        assert not self.health.failing, self.health.failing.reason
+            await self.server.serve(self.memory, task_status=task_status)
+        assert self.components.store.failure is None
+        assert not self.components.health.failing, self.components.health.failing.reason
         self.ended.set()
 
 
@@ -140,7 +137,7 @@ class Host:
     async def stop(self) -> None:
         """Stop as a signal does."""
         server, self.server = self.running, None
-        server.stop()
+        server.server.stop()
         await server.ended.wait()
 
     async def kill(self) -> None:
@@ -152,8 +149,7 @@ class Host:
             source = before.with_name(before.name + ending)
             if source.exists():
                 shutil.copyfile(source, self._file.with_name(self._file.name + ending))
-        for call in server.calls:
-            call.scope.cancel()
+        server.memory.in_process.cut()
         server.life.cancel()
         await server.ended.wait()
 
@@ -163,27 +159,15 @@ class Host:
         Raises CallFailed. When cancelled, so is the call, as if its client had gone away.
         """
         method = _ANSWERED_BY[message.DESCRIPTOR.full_name]
-        server = self.server
-        if server is None or server.channel.draining.is_set():
+        if self.server is None:
             raise CallFailed(StatusCode.UNAVAILABLE, "no server")
         path = f"/{method.containing_service.full_name}/{method.name}"
-        route = server.routes[path]
-        call = Call(server.channel, 1, RequestHead(path), route.method, trio.current_time())
-        call.deliver(message.SerializeToString(), False)
-        call.end_request()
-        server.calls.add(call)
         try:
-            with call.scope:
-                await route.handler(call)
-        except Exception as error:
-            status = status_of(call, error, map_error)
-            raise CallFailed(status.code, status.message) from error
-        finally:
-            server.calls.discard(call)
-        if call.reply is None:
-            raise CallFailed(StatusCode.UNAVAILABLE, "no answer")
-        return _ANSWERS[method.name].FromString(call.reply)
+            reply = await self.server.memory.in_process.call(path, message.SerializeToString())
+        except CallEnded as ended:
+            raise CallFailed(ended.status.code, ended.status.message) from ended
+        return _ANSWERS[method.name].FromString(reply)
 
     async def rows(self, sql: str, *values: object) -> list[Any]:
         """Look into the database."""
-        return await self.running.store.read(lambda tx: tx.all(sql, values))
+        return await self.running.components.store.read(lambda tx: tx.all(sql, values))

@@ -1,36 +1,36 @@
-"""What a handler may use."""
+"""What a handler may use, and what all handlers are made of."""
 
-import hashlib
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, TypeVarTuple, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar, TypeVarTuple
 
 import attrs
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from globalstore.api.middleware.handler_slots import HandlerSlots
 from globalstore.caches.keys import KeyCache
+from globalstore.caches.worker_capacity import WorkerCapacity
+from globalstore.caches.worker_digests import WorkerDigests
 from globalstore.config import GlobalStoreConfig
 from globalstore.db import Lane, Snapshot, Store, Transaction
-from globalstore.leases.clock import LeaseClock
+from globalstore.leases.clock import Clock
 from globalstore.liveness.daemon_locks import DaemonLocks
 from globalstore.liveness.instances import Instances
-from globalstore.liveness.workers import LiveWorker, Workers
+from globalstore.liveness.workers import Workers
 from globalstore.registry import idempotency
 from globalstore.registry.idempotency import Token
-from globalstore.registry.runtime import replica_lists
 from globalstore.rpc import Call
 from globalstore.rules.refusals import Refusal
-from globalstore.rules.values import UINT32_MAX, identifier
+from globalstore.rules.values import UINT32_MAX
 from globalstore.scheduling.refusal_reasons import Refusals
 from globalstore.scheduling.transports import SourceQueues
 from globalstore.telemetry.metrics import Metrics
-from globalstore.waiting.chunk_reports import ChunkReports, WorkerSlots
+from globalstore.waiting.chunk_reports import ChunkReports
 from globalstore.waiting.drains import Drains
 from globalstore.waiting.realizations import RealizationWaiters
 
-# What ``derived`` calls the digest of a worker's replicas.
-_CHECKSUM = "checksum"
+# What is kept of a caller's deadline for writing and sending the answer, in seconds.
+_REPLY_MARGIN_S = 0.05
 
 R = TypeVar("R")
 Arguments = TypeVarTuple("Arguments")
@@ -50,30 +50,29 @@ class ServerInfo:
     cluster_id: str
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, kw_only=True)
 class HandlerContext:
-    """The parts of the server that a call may use.
+    """The components of the server that a call may use.
 
-    ``wall_us`` tells the wall clock in microseconds since 1970; it is stored and shown, and
-    measures no lifetime. ``info`` is set once the ports are bound.
+    ``info`` is set once the ports are bound.
     """
 
     config: GlobalStoreConfig
     store: Store
+    clock: Clock
+    metrics: Metrics
+    handler_slots: HandlerSlots
     workers: Workers
     instances: Instances
-    queues: SourceQueues
-    drains: Drains
-    refusals: Refusals
     daemon_locks: DaemonLocks
-    keys: KeyCache
-    realization_waiters: RealizationWaiters
-    handler_slots: HandlerSlots
-    metrics: Metrics
-    wall_us: Callable[[], int]
-    lease_clock: LeaseClock
+    queues: SourceQueues
+    refusals: Refusals
+    drains: Drains
     chunk_reports: ChunkReports
-    worker_slots: WorkerSlots
+    realization_waiters: RealizationWaiters
+    keys: KeyCache
+    worker_capacity: WorkerCapacity
+    worker_digests: WorkerDigests
     info: ServerInfo | None = None
 
     @property
@@ -89,7 +88,10 @@ class HandlerContext:
         *args: *Arguments,
         lane: Lane = Lane.NORMAL,
     ) -> R:
-        """Run an operation for a call and return its result once it is durable."""
+        """Run an operation for a call and return its result once it is durable.
+
+        Raises what the operation refuses with, and what ``Store.write`` raises.
+        """
         self.handler_slots.release(call)
         return await self.store.write(operation, *args, lane=lane)
 
@@ -128,58 +130,24 @@ class HandlerContext:
         """Run a query that sees all that was answered before."""
         return await self.store.read(query, *args)
 
-    async def checksum_of(self, worker: LiveWorker) -> str:
-        """Return the digest of what a worker holds; see ``rules.checksums``."""
-        return await self.derived(
-            worker, _CHECKSUM, lambda: self.read(replica_lists.checksum_of_worker, worker.key)
-        )
+    def patience_s(self, call: Call, wanted_s: float) -> float:
+        """Return how long a call may wait: as it wants, but not so long that no answer arrives."""
+        return min(wanted_s, max(0.0, call.time_remaining - _REPLY_MARGIN_S))
 
-    def known_checksum_of(self, worker: LiveWorker) -> str | None:
-        """Return the same if it was asked for since the worker's replicas last changed."""
-        revision, checksum = worker.derived.get(_CHECKSUM, (None, None))
-        return cast("str", checksum) if revision == worker.replicas_revision else None
+    @contextmanager
+    def waiting(self, call: Call) -> Iterator[None]:
+        """Mark a stretch in which a call does nothing but wait for something to happen.
 
-    async def derived(
-        self, worker: LiveWorker, what: object, look_up: Callable[[], Awaitable[R]]
-    ) -> R:
-        """Return something that follows from a worker's replicas, read once per change of them."""
-        revision = worker.replicas_revision
-        known = worker.derived.get(what)
-        if known is not None and known[0] == revision:
-            return known[1]  # type: ignore[return-value]
-        value = await look_up()
-        if any(of != revision for of, _ in worker.derived.values()):
-            worker.derived.clear()
-        worker.derived[what] = revision, value
-        return value
+        Its handler slot is free meanwhile, and from then on. A server that begins to drain ends the
+        call UNAVAILABLE at once; the wait is cancelled.
+        """
+        self.handler_slots.release(call)
+        with call.only_waiting():
+            yield
 
 
-class Encoded:
-    """An answer that is encoded already, to be given many times."""
+class Handlers:
+    """The RPCs of a noun. A service is made of the handlers of its nouns."""
 
-    __slots__ = ("_body",)
-
-    def __init__(self, message: Message) -> None:
-        self._body = message.SerializeToString()
-
-    def SerializeToString(self) -> bytes:
-        return self._body
-
-
-def timestamp(us: int) -> Timestamp:
-    """Return microseconds since 1970 as the wire has them."""
-    return Timestamp(seconds=us // 1_000_000, nanos=us % 1_000_000 * 1000)
-
-
-def microseconds(stamp: Timestamp) -> int:
-    """Return a wire timestamp in microseconds since 1970; finer parts are dropped."""
-    return stamp.seconds * 1_000_000 + stamp.nanos // 1000
-
-
-def token(request: Message, kind: str, client_request_id: str) -> Token | None:
-    """Return what a repeat of this request is recognised by; None if it names no id."""
-    request_id = identifier("client_request_id", client_request_id)
-    if not request_id:
-        return None
-    payload = request.SerializeToString(deterministic=True)
-    return Token(request_id, kind, hashlib.sha256(payload).digest())
+    def __init__(self, context: HandlerContext) -> None:
+        self.context = context

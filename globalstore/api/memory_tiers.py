@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import trio
 
-from globalstore.api.context import HandlerContext
+from globalstore.api.context import Handlers
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
 from globalstore.registry import memory_tier_samples, memory_tiers
@@ -41,10 +41,8 @@ _ACTIONS = {wire.LEASE_ACK_ACTION_ACQUIRED: True, wire.LEASE_ACK_ACTION_RELEASED
 _STATES: frozenset[int] = frozenset(TierLeaseState)
 
 
-class MemoryTierHandlers:
+class MemoryTierHandlers(Handlers):
     """The calls by which planners and daemons agree on the memory of nodes."""
-
-    context: HandlerContext
 
     async def RequestMemoryTierLease(
         self, message: wire.RequestMemoryTierLeaseRequest, request: Call
@@ -62,7 +60,7 @@ class MemoryTierHandlers:
         kind = message.kind or wire.LEASE_KIND_STABLE
         if kind not in _KINDS:
             raise InvalidArgument(f"kind is {kind}, expected STABLE or PREEMPTIBLE")
-        now_ns = self.context.wall_us() * 1000
+        now_ns = self.context.clock.wall_us() * 1000
         ttl_us = pending_ttl_us(self.context.config.worker_policy.pending_lease_ttl)
         return TierRequest(
             lease_id=secrets.token_hex(16),
@@ -78,7 +76,7 @@ class MemoryTierHandlers:
             request_id=identifier("request_id", message.request_id)
             or f"mt_req_{now_ns}_{secrets.token_hex(4)}",
             issued_at_ns=message.issued_at_ns or now_ns,
-            pending_until_us=self.context.lease_clock.now_us() + ttl_us if ttl_us else None,
+            pending_until_us=self.context.clock.lease_us() + ttl_us if ttl_us else None,
         )
 
     async def AcknowledgeMemoryTierLease(
@@ -91,7 +89,7 @@ class MemoryTierHandlers:
         artifact_id = required("artifact_id", message.artifact_id)
         if not message.chunk_ids:
             raise InvalidArgument("chunk_ids is empty, expected the chunks of the lease")
-        now_us = self.context.wall_us()
+        now_us = self.context.clock.wall_us()
         spoken_of = message.chunk_range
         acknowledgement = Acknowledgement(
             lease_id=required("lease_id", message.lease_id),
@@ -118,7 +116,7 @@ class MemoryTierHandlers:
         """Ask the holder of a lease to give it up."""
         lease_id = required("lease_id", message.lease_id)
         lease = await self.context.write(
-            request, memory_tiers.revoke_tier_lease, lease_id, self.context.wall_us()
+            request, memory_tiers.revoke_tier_lease, lease_id, self.context.clock.wall_us()
         )
         _log.info(
             "memory tier lease revoked",
@@ -152,7 +150,7 @@ class MemoryTierHandlers:
         """Store a sample of a node's memory tiers."""
         policy = self.context.config.worker_policy.memory_tiers
         keep = Retention(int(policy.snapshot_retention * 10**9), policy.snapshot_max_rows)
-        sample = _sample(message.status, self.context.wall_us() * 1000)
+        sample = _sample(message.status, self.context.clock.wall_us() * 1000)
         await self.context.write(request, memory_tier_samples.publish_sample, sample, keep)
         return wire.PublishMemoryTierStatusResponse()
 
@@ -172,9 +170,7 @@ class MemoryTierHandlers:
             request_id=lease.request_id,
             ack_epoch_ns=lease.ack_epoch_ns,
             issued_at_ns=lease.issued_at_ns,
-            expires_at_ns=(
-                0 if until_us is None else self.context.lease_clock.wall_us(until_us) * 1000
-            ),
+            expires_at_ns=(0 if until_us is None else self.context.clock.wall_of(until_us) * 1000),
         )
 
 

@@ -46,9 +46,6 @@ class ClusterRuntime(
 ):
     """Workers, instances, what workers hold, and transports."""
 
-    def __init__(self, context: HandlerContext) -> None:
-        self.context = context
-
 
 class ArtifactCatalog(
     ArtifactHandlers,
@@ -63,29 +60,17 @@ class ArtifactCatalog(
 ):
     """What artifacts are, the names that point at them, and groups that take them up together."""
 
-    def __init__(self, context: HandlerContext) -> None:
-        self.context = context
-
 
 class ClusterAdmin(ServerInfoHandlers, services.ClusterAdminServiceServicer):
     """The server itself."""
-
-    def __init__(self, context: HandlerContext) -> None:
-        self.context = context
 
 
 class MemoryTiers(MemoryTierHandlers, memory_tier_grpc.MemoryTierServiceServicer):
     """Leases on the memory of nodes, and telemetry of it."""
 
-    def __init__(self, context: HandlerContext) -> None:
-        self.context = context
-
 
 class Admin(SourceReasonHandlers, CatalogListHandlers, admin_grpc.AdminServiceServicer):
     """What operators ask."""
-
-    def __init__(self, context: HandlerContext) -> None:
-        self.context = context
 
 
 def all_services(context: HandlerContext) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The clock that leases are measured by: it shows wall time and never jumps.
+"""The clocks of a server. The one that leases are measured by shows wall time and never jumps.
 
 It starts at the wall clock and runs with trio's, so that nobody's lease is stretched or cut short
 by somebody who sets the clock. What is stored of a lease is of this clock. When the wall clock was
@@ -28,27 +28,31 @@ _log = get_logger("globalstore.leases")
 _LOOK_S = 1.0
 
 
-class LeaseClock:
-    """Microseconds since 1970, for any thread. Made inside trio."""
+class Clock:
+    """The wall clock and the lease clock, both in microseconds since 1970, for any thread.
+
+    ``wall_us`` tells the wall clock: it is stored and shown, and measures no lifetime. Made inside
+    trio.
+    """
 
     def __init__(self, wall_us: Callable[[], int]) -> None:
-        self._wall_us = wall_us
+        self.wall_us = wall_us
         self._clock = trio.lowlevel.current_clock()
         self._began = self._clock.current_time()
         self._began_us = wall_us()
         self._ahead_us = 0
 
-    def now_us(self) -> int:
-        """Return the time; what was returned before is never later."""
+    def lease_us(self) -> int:
+        """Return the time of the lease clock; what was returned before is never later."""
         return self._began_us + round((self._clock.current_time() - self._began) * 1_000_000)
 
-    def wall_us(self, us: int) -> int:
-        """Return what the wall clock shows at a time of this clock, as it is set now."""
-        return us - self._ahead_us
+    def wall_of(self, lease_us: int) -> int:
+        """Return what the wall clock shows at a time of the lease clock, as it is set now."""
+        return lease_us - self._ahead_us
 
-    def trio_time(self, us: int) -> float:
-        """Return trio's time at which ``now_us`` is surely ``us`` or later."""
-        return self._began + (us - self._began_us + 1) / 1_000_000
+    def trio_time(self, lease_us: int) -> float:
+        """Return trio's time at which ``lease_us()`` is surely ``lease_us`` or later."""
+        return self._began + (lease_us - self._began_us + 1) / 1_000_000
 
     async def restore(self, store: Store) -> None:
         """Take the distance to the wall clock over that an earlier server had."""
@@ -59,7 +63,7 @@ class LeaseClock:
         """Remember each step of the wall clock, until cancelled."""
         while True:
             await trio.sleep(_LOOK_S)
-            ahead_us = self.now_us() - self._wall_us()
+            ahead_us = self.lease_us() - self.wall_us()
             if abs(ahead_us - self._ahead_us) < STEP_S * 1_000_000:
                 continue
             try:

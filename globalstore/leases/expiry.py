@@ -5,15 +5,14 @@ it wakes at the deadline that it knows, asks the database, and sleeps again unti
 counts is the row, compared with the clock inside a transaction; the scheduler makes the end known.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
-import trio
-
 from globalstore.db import DatabaseError, Lane, Store
-from globalstore.leases.clock import LeaseClock
+from globalstore.leases.clock import Clock
 from globalstore.leases.kinds import Kind
+from globalstore.liveness.alarm import Alarm
 from globalstore.liveness.stalls import StallDetector
 from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
 from globalstore.rules.deadlines import Deadlines
@@ -31,24 +30,22 @@ _RETRY_US = 1_000_000
 class LeaseExpiry:
     """Which lease ends next. Deadlines are microseconds of the lease clock.
 
-    ``kinds`` are all kinds of leases there are; ``wall_us`` tells the wall clock.
+    ``kinds`` are all kinds of leases there are.
     """
 
     def __init__(
         self,
         store: Store,
-        clock: LeaseClock,
+        clock: Clock,
         stalls: StallDetector,
-        wall_us: Callable[[], int],
         kinds: Mapping[LeaseKind, Kind[Any]],
     ) -> None:
         self._store = store
         self._clock = clock
         self._stalls = stalls
-        self._wall_us = wall_us
         self._kinds = kinds
         self._deadlines: dict[LeaseKind, Deadlines[int]] = {kind: Deadlines() for kind in kinds}
-        self._sooner = trio.Event()
+        self._alarm = Alarm(self._next_at)
         stalls.subscribe(self._postpone)
 
     def __repr__(self) -> str:
@@ -62,17 +59,19 @@ class LeaseExpiry:
     async def restore(self) -> None:
         """Take over the leases of an earlier server. Raises DatabaseError."""
         for name, kind in self._kinds.items():
-            leases = await self._store.write(kind.restore, self._clock.now_us(), lane=Lane.CONTROL)
+            leases = await self._store.write(
+                kind.restore, self._clock.lease_us(), lane=Lane.CONTROL
+            )
             for key, expires_at_us in leases:
                 self._deadlines[name].set(key, expires_at_us)
-        self._sooner.set()
+        self._alarm.sooner()
 
     def granted(self, signal: LeaseGranted) -> None:
         """A lease has a deadline."""
         if self._kinds[signal.kind].patient:
             self._stalls.check()  # or an earlier stall would be added to a deadline that begins now
         if self._deadlines[signal.kind].set(signal.key, signal.expires_at_us):
-            self._sooner.set()
+            self._alarm.sooner()
 
     def ended(self, signal: LeaseEnded) -> None:
         """A lease has no deadline any more."""
@@ -86,7 +85,7 @@ class LeaseExpiry:
         for key, expires_at_us in signal.later:
             deadlines.discard(key)
             deadlines.set(key, expires_at_us)
-        self._sooner.set()
+        self._alarm.sooner()
 
     def _postpone(self, seconds: float) -> None:
         for name, kind in self._kinds.items():
@@ -96,27 +95,30 @@ class LeaseExpiry:
     async def run(self) -> None:
         """Expire what is due, until cancelled."""
         while True:
-            times = [each.next() for each in self._deadlines.values()]
-            next_us = min((at for at in times if at is not None), default=None)
-            wake_at = float("inf") if next_us is None else self._clock.trio_time(int(next_us))
-            with trio.move_on_at(wake_at):
-                await self._sooner.wait()
-                self._sooner = trio.Event()
-                continue
+            await self._alarm.wait()
             self._stalls.check()
             for name in self._kinds:
                 await self._expire_due(name)
 
+    def _next_at(self) -> float | None:
+        times = [each.next() for each in self._deadlines.values()]
+        next_us = min((at for at in times if at is not None), default=None)
+        return None if next_us is None else self._clock.trio_time(int(next_us))
+
     async def _expire_due(self, name: LeaseKind) -> None:
         kind, deadlines = self._kinds[name], self._deadlines[name]
-        now_us = self._clock.now_us()
+        now_us = self._clock.lease_us()
         while keys := list(islice(deadlines.pop_due(now_us), _ROWS)):
             # They come again unless the database answers: none is lost to an error.
             for key in keys:
                 deadlines.set(key, now_us + _RETRY_US)
             try:
                 ended = await self._store.write(
-                    kind.expire, keys, self._wall_us(), self._clock.now_us, lane=Lane.CONTROL
+                    kind.expire,
+                    keys,
+                    self._clock.wall_us(),
+                    self._clock.lease_us,
+                    lane=Lane.CONTROL,
                 )
             except DatabaseError as error:
                 _log.limited(

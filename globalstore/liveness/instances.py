@@ -11,6 +11,7 @@ from itertools import groupby, islice
 import attrs
 import trio
 
+from globalstore.liveness.alarm import Alarm
 from globalstore.registry.runtime.instances import InstanceRegistered, InstanceState, LivenessRow
 from globalstore.registry.runtime.workers import WorkerRegistered
 from globalstore.registry.signals import InstanceEnded, WorkerEnded
@@ -123,7 +124,7 @@ class Instances:
         self._heard_last = float("-inf")
         self._expire_at: Deadlines[int] = Deadlines()
         self._expiring: dict[int, trio.Event] = {}
-        self._sooner = trio.Event()
+        self._alarm = Alarm(self._expire_at.next)
         self._written_at: dict[int, float] = {}
         self._unwritten: dict[int, None] = {}
         self._some_unwritten = trio.Event()
@@ -149,7 +150,7 @@ class Instances:
             self._put(unheard(state))
             self._written_at[state.instance_key] = now
             self._expire_at.set(state.instance_key, now + self.timeout_s + self._grace_s)
-        self._sooner.set()
+        self._alarm.sooner()
 
     def registered(self, signal: InstanceRegistered) -> None:
         """An instance registered; that counts as a heartbeat."""
@@ -240,7 +241,7 @@ class Instances:
         """Begin the lifetime of an instance anew; return the time on the clock that is ours."""
         self._check_stall()  # or the stall would be added to a deadline that begins now
         if self._expire_at.set(key, trio.current_time() + self.timeout_s + self._grace_s):
-            self._sooner.set()
+            self._alarm.sooner()
         self._heard_last = self._now()
         return self._heard_last
 
@@ -269,13 +270,7 @@ class Instances:
 
     async def wait_due(self) -> None:
         """Return when some instance is to be expired."""
-        while True:
-            due = self._expire_at.next()
-            with trio.move_on_at(float("inf") if due is None else due):
-                await self._sooner.wait()
-                self._sooner = trio.Event()
-                continue
-            return
+        await self._alarm.wait()
 
     def postpone(self, seconds: float) -> None:
         """Give everybody more time: the server itself was stalled that long."""
@@ -295,7 +290,7 @@ class Instances:
         for instance in silent:
             if self._decided(instance.key) and instance.key in self._live:
                 self._expire_at.set(instance.key, trio.current_time() + self._grace_s)
-        self._sooner.set()
+        self._alarm.sooner()
 
     def _decided(self, key: int) -> bool:
         """Let heartbeats go on that wait for the end of an instance; False when it had none."""

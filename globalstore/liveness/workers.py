@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import attrs
 import trio
 
+from globalstore.liveness.alarm import Alarm
 from globalstore.registry.runtime.workers import WorkerRegistered, WorkerState
 from globalstore.registry.signals import WorkerEnded, WorkerReconciled, WorkerReplicasChanged
 from globalstore.rules.deadlines import Deadlines
@@ -91,7 +92,7 @@ class Workers:
         self._routable: frozenset[int] | None = None
         self._unwritten: dict[int, LiveWorker] = {}
         self._some_unwritten = trio.Event()
-        self._sooner = trio.Event()
+        self._alarm = Alarm(self._next_due)
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -117,7 +118,7 @@ class Workers:
                 )
             )
             self._expire_at.set(state.worker_key, now + self.timeout_s + self._grace_s)
-        self._sooner.set()
+        self._alarm.sooner()
 
     def registered(self, signal: WorkerRegistered) -> None:
         """A worker registered; that counts as a heartbeat."""
@@ -141,7 +142,7 @@ class Workers:
         self._heard(worker, now)
         if state.needs_reconcile:
             self._confirm_by.set(worker.key, now + self.timeout_s)
-            self._sooner.set()
+            self._alarm.sooner()
         self._routable_changed(gained=True)
 
     def ended(self, signal: WorkerEnded) -> None:
@@ -240,7 +241,7 @@ class Workers:
         self._live.add(worker.key)
         self._stale_at.set(worker.key, now + self.timeout_s)
         if self._expire_at.set(worker.key, now + self.timeout_s + self._grace_s):
-            self._sooner.set()
+            self._alarm.sooner()
 
     # Who may be given work.
 
@@ -282,13 +283,11 @@ class Workers:
 
     async def wait_due(self) -> None:
         """Return when some worker is to be expired or was to have confirmed its replicas."""
-        while True:
-            times = [t for t in (self._expire_at.next(), self._confirm_by.next()) if t is not None]
-            with trio.move_on_at(min(times, default=float("inf"))):
-                await self._sooner.wait()
-                self._sooner = trio.Event()
-                continue
-            return
+        await self._alarm.wait()
+
+    def _next_due(self) -> float | None:
+        times = [t for t in (self._expire_at.next(), self._confirm_by.next()) if t is not None]
+        return min(times, default=None)
 
     def postpone(self, seconds: float) -> None:
         """Give everybody more time: the server itself was stalled that long."""
@@ -316,7 +315,7 @@ class Workers:
             worker.expiring = None
         if self._by_key.get(worker.key) is worker:
             self._expire_at.set(worker.key, trio.current_time() + self._grace_s)
-            self._sooner.set()
+            self._alarm.sooner()
 
     def take_unconfirmed(self) -> list[LiveWorker]:
         """Return the workers that had to confirm their replicas by now."""
@@ -332,7 +331,7 @@ class Workers:
         """Undo ``take_unconfirmed`` for a worker: what had to be written could not be."""
         if worker_key in self._by_key:
             self._confirm_by.set(worker_key, trio.current_time() + self._grace_s)
-            self._sooner.set()
+            self._alarm.sooner()
 
     def take_unwritten(self, limit: int) -> list[dict[str, int]]:
         """Return what is to be stored of up to ``limit`` workers; it counts as written."""

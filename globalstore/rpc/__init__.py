@@ -9,6 +9,7 @@ from purerpc import Cardinality, StatusCode
 
 from globalstore.rpc.call import Call
 from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor, fast_path
+from globalstore.rpc.in_process import CallEnded, InProcess
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.listener import DrainReport, Listener, Statistics
 from globalstore.rpc.method import Method
@@ -20,11 +21,13 @@ from globalstore.rpc.tls import server_context
 __all__ = [
     "Abort",
     "Call",
+    "CallEnded",
     "CallObserver",
     "CannotListen",
     "Cardinality",
     "DrainReport",
     "Handler",
+    "InProcess",
     "Interceptor",
     "Limits",
     "Listener",

@@ -6,6 +6,7 @@ from itertools import islice
 import trio
 
 from globalstore.db import DatabaseError, Lane, Store
+from globalstore.liveness.alarm import Alarm
 from globalstore.liveness.stalls import StallDetector
 from globalstore.registry.runtime import transport_ends as registry
 from globalstore.registry.signals import TransportEnded, TransportGranted
@@ -36,7 +37,7 @@ class TransportExpiry:
         self._stalls = stalls
         self._wall_us = wall_us
         self._deadlines: Deadlines[int] = Deadlines()
-        self._sooner = trio.Event()
+        self._alarm = Alarm(self._deadlines.next)
 
     def __len__(self) -> int:
         return len(self._deadlines)
@@ -47,13 +48,13 @@ class TransportExpiry:
         for key, created_at_us in in_progress:
             age_s = max(0.0, (now_us - created_at_us) / 1_000_000)
             self._deadlines.set(key, now + max(0.0, self.ttl_s - age_s))
-        self._sooner.set()
+        self._alarm.sooner()
 
     def granted(self, signal: TransportGranted) -> None:
         """A transport began."""
         self._stalls.check()  # or an earlier stall would be added to a deadline that begins now
         if self._deadlines.set(signal.transport_key, trio.current_time() + self.ttl_s):
-            self._sooner.set()
+            self._alarm.sooner()
 
     def ended(self, signal: TransportEnded) -> None:
         """A transport ended, in whatever way."""
@@ -66,11 +67,7 @@ class TransportExpiry:
     async def run(self) -> None:
         """End what is due, until cancelled."""
         while True:
-            due_at = self._deadlines.next()
-            with trio.move_on_at(float("inf") if due_at is None else due_at):
-                await self._sooner.wait()
-                self._sooner = trio.Event()
-                continue
+            await self._alarm.wait()
             if not self._stalls.check():
                 await self._expire_due()
 

@@ -1,7 +1,10 @@
-"""Every part of the server, made from the configuration and tied together. Nothing runs yet."""
+"""Every component of the server, made from the configuration and tied together.
 
-import time
-from collections.abc import Callable
+Nothing runs yet: ``lifecycle`` starts and stops them.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from globalstore.api.context import HandlerContext
@@ -11,11 +14,12 @@ from globalstore.api.middleware.tokens import Tokens
 from globalstore.api.standard.health import HealthService
 from globalstore.caches.keys import KeyCache
 from globalstore.caches.sources import KnownSources
+from globalstore.caches.worker_capacity import WorkerCapacity
+from globalstore.caches.worker_digests import WorkerDigests
 from globalstore.config import GlobalStoreConfig
-from globalstore.config.schema.worker_policy import TransportScheduler
 from globalstore.db import Observers, Runner, Store, StoreOptions
 from globalstore.http import HealthState
-from globalstore.leases.clock import LeaseClock
+from globalstore.leases.clock import Clock
 from globalstore.leases.expiry import LeaseExpiry
 from globalstore.leases.kinds import lease_kinds
 from globalstore.liveness.daemon_locks import DaemonLocks
@@ -29,143 +33,46 @@ from globalstore.maintenance.retention import Maintenance, Schedule
 from globalstore.registry.retention import retained
 from globalstore.registry.runtime import instances, workers
 from globalstore.registry.schema import MIGRATIONS
-from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
-from globalstore.scheduling.queue_order import Fairness
 from globalstore.scheduling.refusal_reasons import Refusals
 from globalstore.scheduling.transport_expiry import TransportExpiry
 from globalstore.scheduling.transports import SourceQueues
-from globalstore.scheduling.waiters import Policy
 from globalstore.server.commit_counts import CommitCounts
 from globalstore.server.followers import follow, followers_of
+from globalstore.server.policies import queue_policy
 from globalstore.telemetry.capabilities import (
     INSTANCE_CAPABILITIES,
     WORKER_CAPABILITIES,
     CapabilityDirectory,
 )
 from globalstore.telemetry.metrics import Metrics
-from globalstore.waiting.chunk_reports import ChunkReports, WorkerSlots
+from globalstore.waiting.chunk_reports import ChunkReports
 from globalstore.waiting.drains import Drains
 from globalstore.waiting.realizations import RealizationWaiters
 
 
-def wall_us() -> int:
-    """Return the wall clock in microseconds since 1970."""
-    return time.time_ns() // 1000
-
-
-def queue_policy(chosen: TransportScheduler) -> Policy:
-    """Return how sources are chosen and who is next, as the configuration wants it."""
-    weights, groups = chosen.source_balance_weights, chosen.group_dispatch
-    return Policy(
-        max_waiters=chosen.max_waiters,
-        scan_limit=groups.queue_scan_limit,
-        batch_limit=groups.dispatch_batch_limit,
-        scoring=Scoring(
-            Mode[chosen.mode.name.removeprefix("TRANSPORT_SCHEDULER_MODE_")],
-            Weights(
-                weights.replica_load_weight,
-                weights.worker_load_weight,
-                weights.recent_assignment_penalty_weight,
-                weights.diffusion_bonus_weight,
-            ),
-            Spread(
-                groups.group_source_spread_weight,
-                groups.group_source_soft_cap_ratio,
-                groups.group_source_min_candidates_for_enforce,
-            ),
-        ),
-        fairness=Fairness(
-            groups.fairness_floor_ratio,
-            groups.completion_bias_weight,
-            groups.starvation_aging_threshold,
-        ),
-        relaxed_group_kinds=frozenset(kind.lower() for kind in groups.relaxed_group_kinds),
-    )
-
-
 class Components:
-    """The parts of one server. Made inside trio, since some of them note the time.
+    """The components of one server. Made inside trio, since some of them note the time.
 
-    ``runner`` says where the database runs; a simulation runs it inline. Raises TokenFileUnusable.
+    ``wall_us`` tells the wall clock in microseconds since 1970. ``runner`` says where the database
+    runs; a simulation runs it inline. Raises TokenFileUnusable.
     """
 
     def __init__(
-        self,
-        config: GlobalStoreConfig,
-        wall: Callable[[], int] = wall_us,
-        runner: Runner = Runner.THREADS,
+        self, config: GlobalStoreConfig, wall_us: Callable[[], int], runner: Runner
     ) -> None:
         self.config = config
-        self.wall_us = wall
-        policy = config.worker_policy
-        timeout_s = policy.heartbeat_timeout
+        self.clock = Clock(wall_us)
         self.metrics = Metrics()
         self.commit_counts = CommitCounts(self.metrics)
         self.health = HealthState()
         self.grpc_health = HealthService()
         self.stalls = StallDetector()
-        self.workers = Workers(
-            timeout_s,
-            grace_s(timeout_s),
-            self._worker_routable,
-            on_capabilities=CapabilityDirectory(
-                self.metrics.workers.capability_entries, "worker", WORKER_CAPABILITIES
-            ).changed,
-            check_stall=self.stalls.check,
-        )
-        self.instances = Instances(
-            timeout_s,
-            grace_s(timeout_s),
-            on_capabilities=CapabilityDirectory(
-                self.metrics.workers.capability_entries, "instance", INSTANCE_CAPABILITIES
-            ).changed,
-            check_stall=self.stalls.check,
-        )
-        self.sources = KnownSources()
-        self.drains = Drains()
-        self.realization_waiters = RealizationWaiters(
-            policy.group_realization.max_waiters_per_transaction,
-            self.metrics.realizations.active_waiters.set,
-        )
-        self.store = Store(
-            config.database.path,
-            migrations=MIGRATIONS,
-            options=StoreOptions(
-                max_wal_bytes=config.database.max_wal_bytes,
-                min_free_bytes=config.database.min_free_bytes,
-                backup_directory=(
-                    Path(config.backup.directory).expanduser() if config.backup.directory else None
-                ),
-            ),
-            on_commit=lambda committed: follow(self.followers, committed),
-            runner=runner,
-            observers=Observers(checkpointed=self.metrics.server.db_checkpoint_seconds.observe),
-        )
-        self.queues = SourceQueues(
-            self.store,
-            self.workers,
-            self.sources,
-            queue_policy(policy.transport_scheduler),
-            wall,
-            self._count_dispatch,
-        )
-        self.refusals = Refusals(self.store, self.workers, self.metrics.transports.filtered, wall)
-        self.stalls.subscribe(self.workers.postpone)
-        self.stalls.subscribe(self.instances.postpone)
-        self.transport_expiry = TransportExpiry(
-            self.store, self.stalls, policy.effective_transport_ttl, wall
-        )
-        self.stalls.subscribe(self.transport_expiry.postpone)
-        self.keys = KeyCache(self.store)
-        self.chunk_reports = ChunkReports(self.store)
-        self.lease_clock = LeaseClock(wall)
-        self.leases = LeaseExpiry(
-            self.store,
-            self.lease_clock,
-            self.stalls,
-            wall,
-            lease_kinds(pending_ttl_us(policy.pending_lease_ttl)),
-        )
+        self.store = self._store(runner)
+        self._make_liveness()
+        self._make_caches()
+        self._make_leases()
+        self._make_waiting()
+        self._make_upkeep()
         self.followers = followers_of(
             workers=self.workers,
             instances=self.instances,
@@ -178,31 +85,65 @@ class Components:
             leases=self.leases,
             counts=self.commit_counts,
         )
+        token_file = config.server.auth.token_file
+        self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
+        self.handler_slots = HandlerSlots(config.server.max_workers)
+        self.context = HandlerContext(
+            config=config,
+            store=self.store,
+            clock=self.clock,
+            metrics=self.metrics,
+            handler_slots=self.handler_slots,
+            workers=self.workers,
+            instances=self.instances,
+            daemon_locks=self.daemon_locks,
+            queues=self.queues,
+            refusals=self.refusals,
+            drains=self.drains,
+            chunk_reports=self.chunk_reports,
+            realization_waiters=self.realization_waiters,
+            keys=self.keys,
+            worker_capacity=WorkerCapacity(self.store, self.workers),
+            worker_digests=WorkerDigests(self.store),
+        )
+
+    def _store(self, runner: Runner) -> Store:
+        database, backup = self.config.database, self.config.backup
+        return Store(
+            database.path,
+            migrations=MIGRATIONS,
+            options=StoreOptions(
+                max_wal_bytes=database.max_wal_bytes,
+                min_free_bytes=database.min_free_bytes,
+                backup_directory=Path(backup.directory).expanduser() if backup.directory else None,
+            ),
+            on_commit=lambda committed: follow(self.followers, committed),
+            runner=runner,
+            observers=Observers(checkpointed=self.metrics.server.db_checkpoint_seconds.observe),
+        )
+
+    def _make_liveness(self) -> None:
+        policy, entries = self.config.worker_policy, self.metrics.workers.capability_entries
+        timeout_s = policy.heartbeat_timeout
+        self.workers = Workers(
+            timeout_s,
+            grace_s(timeout_s),
+            self._worker_routable,
+            on_capabilities=CapabilityDirectory(entries, "worker", WORKER_CAPABILITIES).changed,
+            check_stall=self.stalls.check,
+        )
+        self.instances = Instances(
+            timeout_s,
+            grace_s(timeout_s),
+            on_capabilities=CapabilityDirectory(entries, "instance", INSTANCE_CAPABILITIES).changed,
+            check_stall=self.stalls.check,
+        )
+        self.stalls.subscribe(self.workers.postpone)
+        self.stalls.subscribe(self.instances.postpone)
         reducer = policy.control_reducer
         self.daemon_locks = DaemonLocks(
             reducer.shard_count, reducer.queue_capacity, self.metrics.daemon_locks
         )
-        self.handler_slots = HandlerSlots(config.server.max_workers)
-        self.context = HandlerContext(
-            config,
-            self.store,
-            self.workers,
-            self.instances,
-            self.queues,
-            self.drains,
-            self.refusals,
-            self.daemon_locks,
-            self.keys,
-            self.realization_waiters,
-            self.handler_slots,
-            self.metrics,
-            wall,
-            self.lease_clock,
-            self.chunk_reports,
-            WorkerSlots(self.store, self.workers),
-        )
-        token_file = config.server.auth.token_file
-        self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
         self.heartbeats = HeartbeatWriter(
             self.store, self.workers, workers.record_worker_heartbeats, self._heartbeats_written
         )
@@ -214,23 +155,76 @@ class Components:
             self.workers,
             self.daemon_locks,
             self.stalls,
-            wall,
+            self.clock.wall_us,
             self.metrics.workers.expired.inc,
         )
-        self.instance_reaper = InstanceReaper(self.store, self.instances, self.stalls, wall)
+        self.instance_reaper = InstanceReaper(
+            self.store, self.instances, self.stalls, self.clock.wall_us
+        )
+
+    def _make_caches(self) -> None:
+        self.sources = KnownSources()
+        self.keys = KeyCache(self.store)
+
+    def _make_leases(self) -> None:
+        kinds = lease_kinds(pending_ttl_us(self.config.worker_policy.pending_lease_ttl))
+        self.leases = LeaseExpiry(self.store, self.clock, self.stalls, kinds)
+
+    def _make_waiting(self) -> None:
+        policy, metrics = self.config.worker_policy, self.metrics
+        self.drains = Drains()
+        self.chunk_reports = ChunkReports(self.store)
+        self.realization_waiters = RealizationWaiters(
+            policy.group_realization.max_waiters_per_transaction,
+            metrics.realizations.active_waiters.set,
+        )
+        self.queues = SourceQueues(
+            self.store,
+            self.workers,
+            self.sources,
+            queue_policy(policy.transport_scheduler),
+            self.clock.wall_us,
+            self._count_dispatch,
+        )
+        self.refusals = Refusals(
+            self.store, self.workers, metrics.transports.filtered, self.clock.wall_us
+        )
+        self.transport_expiry = TransportExpiry(
+            self.store, self.stalls, policy.effective_transport_ttl, self.clock.wall_us
+        )
+        self.stalls.subscribe(self.transport_expiry.postpone)
+
+    def _make_upkeep(self) -> None:
+        policy = self.config.worker_policy
         self.maintenance = Maintenance(
             self.store,
             Schedule(
                 cleanup_interval_s=policy.cleanup_interval,
-                optimize_interval_s=config.database.optimize_interval,
+                optimize_interval_s=self.config.database.optimize_interval,
             ),
             retained(
                 transports_s=policy.transport_retention, tier_leases_s=policy.tier_lease_retention
             ),
-            wall,
+            self.clock.wall_us,
             self.metrics,
             AbandonedNodes(self.store, self.workers, policy.chunk_stale_threshold),
         )
+
+    def tasks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        """Return what runs in the background for as long as the server serves, by name."""
+        return {
+            "stalls": self.stalls.run,
+            "heartbeat reaper": self.reaper.run,
+            "heartbeat writer": self.heartbeats.run,
+            "instance reaper": self.instance_reaper.run,
+            "instance heartbeat writer": self.instance_heartbeats.run,
+            "transport expiry": self.transport_expiry.run,
+            "refusal reasons": self.refusals.run,
+            "chunk reports": self.chunk_reports.run,
+            "lease expiry": self.leases.run,
+            "lease clock": partial(self.clock.watch, self.store),
+            "maintenance": self.maintenance.run,
+        }
 
     def _worker_routable(self) -> None:
         self.sources.worker_routable()
@@ -240,6 +234,7 @@ class Components:
         self.metrics.transports.dispatch_events.labels(event).inc()
 
     def _heartbeats_written(self, taken: int, written: int) -> None:
-        self.metrics.workers.flush_batch_size.observe(taken)
-        self.metrics.workers.flush_updates.labels("batched").inc(written)
-        self.metrics.workers.flush_updates.labels("dropped").inc(taken - written)
+        metrics = self.metrics.workers
+        metrics.flush_batch_size.observe(taken)
+        metrics.flush_updates.labels("batched").inc(written)
+        metrics.flush_updates.labels("dropped").inc(taken - written)

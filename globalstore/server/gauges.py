@@ -1,8 +1,8 @@
 """What is looked up once a second: gauges, the event loop's lag, the wall clock, the disk."""
 
 from globalstore.leases.wall_clock import ClockWatch
-from globalstore.rpc import Listener
 from globalstore.server.components import Components
+from globalstore.server.sockets import Transport
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.server")
@@ -11,10 +11,10 @@ _log = get_logger("globalstore.server")
 class Gauges:
     """Shows how the components are, in the metrics and to probes. Reads memory only."""
 
-    def __init__(self, components: Components, listener: Listener) -> None:
+    def __init__(self, components: Components, transport: Transport) -> None:
         self._components = components
-        self._listener = listener
-        self._clock = ClockWatch(components.wall_us)
+        self._transport = transport
+        self._clock = ClockWatch(components.clock.wall_us)
         self._busy_seconds = 0.0
 
     def look(self, lag_s: float) -> None:
@@ -24,7 +24,7 @@ class Gauges:
         metrics.server.event_loop_lag.set(lag_s)
         metrics.server.ready.set(components.health.ready)
         metrics.calls.end_peak_window()
-        metrics.server.grpc_connections.set(self._listener.statistics().connections)
+        metrics.server.grpc_connections.set(self._transport.connections)
         self._look_at_workers()
         self._look_at_slots()
         self._look_at_database()

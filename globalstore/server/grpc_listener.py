@@ -4,42 +4,49 @@ import math
 import ssl
 import time
 from pathlib import Path
+from typing import Any
 
 import attrs
 
-from globalstore.api.context import HandlerContext
 from globalstore.api.middleware.access_log import AccessLog, log_context
 from globalstore.api.middleware.status_codes import status_of
-from globalstore.api.middleware.tokens import Tokens
 from globalstore.api.services import all_services
-from globalstore.api.standard.health import HealthService, ServingStatus
+from globalstore.api.standard.health import ServingStatus
 from globalstore.api.standard.reflection import reflection_services
 from globalstore.config import GlobalStoreConfig
 from globalstore.rpc import Limits, Listener, ListenerOptions, server_context
+from globalstore.server.components import Components
 
 
 class TlsUnusable(Exception):
     """The certificate, key or client authorities cannot be used; the text says which and why."""
 
 
-def listener(context: HandlerContext, health: HealthService, tokens: Tokens | None) -> Listener:
-    """Return the listener with every service, not bound yet. Raises TlsUnusable."""
-    config = context.config
+def served(components: Components) -> dict[str, Any]:
+    """Return what every way to take calls is made of: the arguments of ``Listener``.
+
+    All health names say NOT_SERVING from then on.
+    """
+    context, health, tokens = components.context, components.grpc_health, components.tokens
     services = all_services(context)
     for name in ["", *(service.name for service in services)]:
         health.set(name, ServingStatus.NOT_SERVING)
     offered = [*services, health.service]
-    if config.server.reflection:
+    if components.config.server.reflection:
         offered += reflection_services([service.name for service in offered])
-    return Listener(
-        offered,
-        limits=_limits(config),
-        options=_options(config),
-        interceptors=[log_context, context.handler_slots.interceptor],
-        observers=[context.metrics.calls, AccessLog()],
-        authorize=tokens.authorize if tokens else None,
-        map_error=status_of,
-    )
+    return {
+        "services": offered,
+        "interceptors": [log_context, context.handler_slots.interceptor],
+        "observers": [context.metrics.calls, AccessLog()],
+        "authorize": tokens.authorize if tokens else None,
+        "map_error": status_of,
+    }
+
+
+def listener(components: Components) -> Listener:
+    """Return the listener with every service, not bound yet. Raises TlsUnusable."""
+    config = components.config
+    return Listener(**served(components), limits=_limits(config), options=_options(config))
 
 
 def _limits(config: GlobalStoreConfig) -> Limits:

@@ -1,15 +1,11 @@
-"""Reports of chunks that are too large for one transaction, and who has to wait for them.
-
-Also what a question about chunks knows of a worker without asking the database each time.
-"""
+"""Reports of chunks that are too large for one transaction, and who has to wait for them."""
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import trio
 
 from globalstore.db import DatabaseError, Store
-from globalstore.liveness.workers import LiveWorker, Workers
 from globalstore.registry.runtime import chunks
 from globalstore.registry.runtime.chunks import ChunkReport, Unapplied
 from globalstore.rules.chunk_states import Patches
@@ -19,11 +15,6 @@ from globalstore.telemetry import get_logger
 _log = get_logger("globalstore.chunks")
 
 R = TypeVar("R")
-
-# Replicas of a worker from which on their slots are added up once a second at most: that takes
-# longer than all the rest of a question. The load of a node is a hint.
-REPLICAS_MANY = 10_000
-_SLOTS_KEPT_S = 1.0
 
 # Pause before it is tried again when the database refuses, as a full disk does.
 _RETRY_S = 1.0
@@ -120,37 +111,3 @@ class ChunkReports:
             return  # somebody has just begun, perhaps before that was read
         while await self._store.bulk(chunks.drop_part, last_key):
             pass
-
-
-class _Known(NamedTuple):
-    worker: LiveWorker
-    revision: int
-    good_until: float
-    slots: int
-
-
-class WorkerSlots:
-    """How many transports each worker may serve at once, added up when its replicas changed."""
-
-    def __init__(self, store: Store, workers: Workers) -> None:
-        self._store = store
-        self._workers = workers
-        self._known: dict[int, _Known] = {}
-
-    async def of(self, worker_key: int) -> int:
-        """Return the slots of a worker; of one with very many replicas, as of the last second."""
-        live = self._workers.of_key(worker_key)
-        if live is None:
-            return (await self._store.read(chunks.slots, worker_key))[0]
-        known = self._known.get(worker_key)
-        if known is not None and known.worker is live:
-            unchanged = known.revision == live.replicas_revision
-            if unchanged or known.good_until > trio.current_time():
-                return known.slots
-        revision = live.replicas_revision
-        slots, replicas = await self._store.read(chunks.slots, worker_key)
-        kept_s = _SLOTS_KEPT_S if replicas >= REPLICAS_MANY else 0.0
-        if len(self._known) > 2 * len(self._workers):
-            self._known.clear()  # most of them have ended
-        self._known[worker_key] = _Known(live, revision, trio.current_time() + kept_s, slots)
-        return slots

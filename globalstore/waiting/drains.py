@@ -1,11 +1,13 @@
 """Who waits until a replica serves no transport any more, and what wakes them."""
 
+from contextlib import AbstractContextManager
+
 import attrs
 import trio
 
 from globalstore.registry.signals import SourceFreed, SourcesFreed, Space, TransportEnded
 from globalstore.registry.worker_ids import NOBODY
-from globalstore.rules.refusals import ResourceExhausted
+from globalstore.waiting.watchers import Watchers
 
 # Calls that wait for a drain at a time. Somebody waits for each replica that is to be retired, so
 # this is a cluster that is shut down at once; each costs a parked task.
@@ -19,7 +21,6 @@ class DrainWaiter:
     ``went`` when it was hidden and its last transport has ended: then the row is gone as well.
     """
 
-    space: Space
     seq: int
     went: bool = False
     changed: trio.Event = attrs.Factory(trio.Event)
@@ -29,48 +30,31 @@ class Drains:
     """All calls that wait for a replica to be drained."""
 
     def __init__(self) -> None:
-        self._waiters: dict[Space, set[DrainWaiter]] = {}
-        self._count = 0
+        self._watchers: Watchers[Space, DrainWaiter] = Watchers("a drain", total_max=_WAITERS_MAX)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._watchers)
 
     def __repr__(self) -> str:
         return f"<Drains [waiters: {len(self)}]>"
 
-    def begin(self, space: Space, seq: int) -> DrainWaiter:
-        """Watch a replica until ``end``. Raises ResourceExhausted."""
-        if self._count >= _WAITERS_MAX:
-            raise ResourceExhausted(f"{_WAITERS_MAX} calls wait for a drain already; try later")
-        waiter = DrainWaiter(space, seq)
-        self._waiters.setdefault(space, set()).add(waiter)
-        self._count += 1
-        return waiter
-
-    def end(self, waiter: DrainWaiter) -> None:
-        """Watch no more."""
-        waiters = self._waiters[waiter.space]
-        waiters.remove(waiter)
-        self._count -= 1
-        if not waiters:
-            del self._waiters[waiter.space]
+    def waiting(self, space: Space, seq: int) -> AbstractContextManager[DrainWaiter]:
+        """Watch a replica for as long as the block runs. Raises ResourceExhausted."""
+        return self._watchers.watching(space, DrainWaiter(seq))
 
     def transport_ended(self, signal: TransportEnded) -> None:
         """A transport ended."""
-        for waiter in self._waiters.get(signal.space, ()):
+        for waiter in self._watchers.of(signal.space):
             if waiter.seq == signal.replica_seq:
                 waiter.went = signal.worker_key == NOBODY and signal.load == 0
                 waiter.changed.set()
 
     def source_freed(self, signal: SourceFreed) -> None:
         """A replica of an artifact and view came, went or changed."""
-        self._wake((signal.artifact_id, signal.view_id))
+        for waiter in self._watchers.of((signal.artifact_id, signal.view_id)):
+            waiter.changed.set()
 
     def sources_freed(self, signal: SourcesFreed) -> None:
         """As ``source_freed``, for any number of artifacts and views."""
-        for space in self._waiters.keys() & signal.spaces:
-            self._wake(space)
-
-    def _wake(self, space: Space) -> None:
-        for waiter in self._waiters.get(space, ()):
+        for waiter in self._watchers.of_any(signal.spaces):
             waiter.changed.set()

@@ -1,26 +1,25 @@
-"""Who waits for the end of a group's realization.
+"""Who waits for the end of a realization: the commit that ends it wakes them and tells how."""
 
-A waiter is a parked call: it costs no thread and no look at the database. The commit that ends a
-realization wakes all of them at once and tells them how.
-"""
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import attrs
 import trio
 
 from globalstore.registry.signals import RealizationEnded
-from globalstore.rules.refusals import ResourceExhausted
+from globalstore.waiting.watchers import Watchers
+
+# Calls that wait for realizations at a time: several large groups, all of whose members wait. Each
+# costs a parked task.
+_WAITERS_MAX = 1 << 20
 
 
 @attrs.define(eq=False)
-class Waiters:
-    """Those who wait for one realization; ``state`` is None until it has ended."""
+class RealizationWaiter:
+    """A call that waits for a realization; ``state`` is None until ``ended``."""
 
     state: int | None = None
     ended: trio.Event = attrs.Factory(trio.Event)
-    count: int = 0
 
 
 class RealizationWaiters:
@@ -29,47 +28,30 @@ class RealizationWaiters:
     ``on_count`` is told how many there are whenever that changes.
     """
 
-    def __init__(self, max_per_group: int, on_count: Callable[[int], None]) -> None:
-        self._max_per_group = max_per_group
-        self._on_count = on_count
-        self._waiters: dict[bytes, Waiters] = {}
-        self._count = 0
+    def __init__(self, max_per_realization: int, on_count: Callable[[int], None]) -> None:
+        self._watchers: Watchers[bytes, RealizationWaiter] = Watchers(
+            "this group realization",
+            total_max=_WAITERS_MAX,
+            per_key_max=max_per_realization,
+            on_count=on_count,
+        )
 
     def __repr__(self) -> str:
-        return f"<GroupWaiters [waiters: {self._count}, groups: {len(self._waiters)}]>"
+        return f"<RealizationWaiters [waiters: {len(self)}]>"
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._watchers)
 
-    @contextmanager
-    def waiting(self, fingerprint: bytes) -> Iterator[Waiters]:
-        """Belong to those who wait for a realization, for as long as the block runs.
+    def waiting(self, fingerprint: bytes) -> AbstractContextManager[RealizationWaiter]:
+        """Wait for a realization for as long as the block runs. Raises ResourceExhausted.
 
         The state is to be looked up inside the block: what ends the realization after that look
-        sets ``ended``. Raises ResourceExhausted when too many wait for it already.
+        sets ``ended``.
         """
-        waiters = self._waiters.setdefault(fingerprint, Waiters())
-        if waiters.count >= self._max_per_group:
-            raise ResourceExhausted(
-                f"{waiters.count} calls are waiting for this group realization already"
-            )
-        waiters.count += 1
-        self._changed(1)
-        try:
-            yield waiters
-        finally:
-            waiters.count -= 1
-            self._changed(-1)
-            if not waiters.count and self._waiters.get(fingerprint) is waiters:
-                del self._waiters[fingerprint]
+        return self._watchers.watching(fingerprint, RealizationWaiter())
 
     def ended(self, signal: RealizationEnded) -> None:
         """A commit has ended a realization: wake everybody who waits for it."""
-        waiters = self._waiters.pop(signal.fingerprint, None)
-        if waiters is not None:
-            waiters.state = signal.state
-            waiters.ended.set()
-
-    def _changed(self, by: int) -> None:
-        self._count += by
-        self._on_count(self._count)
+        for waiter in self._watchers.of(signal.fingerprint):
+            waiter.state = signal.state
+            waiter.ended.set()

@@ -305,7 +305,7 @@ async def test_an_artifact_without_a_stored_index_has_none_to_show() -> None:
         for artifact_id in ("unknown", "plain", MI2, BYTE_ARTIFACT, "mi2:x"):
             assert await index_of(store, artifact_id) == nothing
         await describe(store)
-        await store.server.store.write(
+        await store.components.store.write(
             lambda tx: tx.run("UPDATE artifacts SET index_multihash = 'junk'")
         )
         assert await index_of(store) == nothing

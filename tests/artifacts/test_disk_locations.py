@@ -185,7 +185,7 @@ async def test_locations_and_cluster_survive_a_restart(tmp_path: Path) -> None:
 
 async def test_more_locations_than_one_turn_shows_are_all_shown() -> None:
     async with serving() as store:
-        await store.server.store.write(
+        await store.components.store.write(
             lambda tx: tx.many(
                 "INSERT INTO disk_locations VALUES ('model', ?, 1, 1, 1, NULL)",
                 [(f"{number:04}",) for number in range(250)],

@@ -45,7 +45,7 @@ async def test_the_goodbye_of_the_last_worker_takes_its_nodes_chunks_along() -> 
         # What the node reports from now on is not mixed with what is still to be deleted.
         await report(store, entry(2), node="host")
         assert await where(store) == [(1, "node-d3"), (2, "host")]
-        await store.server.maintenance.run_pass()
+        await store.components.maintenance.run_pass()
         assert await rows(store) == 2
         assert await store.read("SELECT count(*) FROM chunk_nodes") == [(2,)]
 
@@ -56,7 +56,7 @@ async def test_any_other_end_of_a_worker_leaves_its_chunks() -> None:
         await report(store, entry(1))
         await goodbye(store, worker.worker_id, graceful=False)
         assert await query(store) == []
-        await store.server.maintenance.run_pass()
+        await store.components.maintenance.run_pass()
         await store.register("d1")
         assert await states(store) == {1: HOT}
 
@@ -80,7 +80,7 @@ async def test_chunks_of_a_node_without_a_worker_are_deleted_after_the_threshold
         worker = await store.register("d1")
         for node in ("node-d1", "nowhere"):
             await report(store, entry(1), node=node)
-        look = store.server.maintenance.run_pass
+        look = store.components.maintenance.run_pass
         await look()
         # While somebody is heard there, chunks are kept however old they are.
         for _ in range(10):
@@ -89,7 +89,7 @@ async def test_chunks_of_a_node_without_a_worker_are_deleted_after_the_threshold
         await look()
         assert await rows(store) == 1
         await pass_time(mock_clock, 40)
-        await eventually(lambda: store.server.workers.find(worker.worker_id) is None)
+        await eventually(lambda: store.components.workers.find(worker.worker_id) is None)
         await look()
         await pass_time(mock_clock, 99)
         await look()
@@ -107,7 +107,7 @@ async def test_a_node_that_still_reports_or_comes_back_keeps_its_chunks(
     async with serving(config) as store:
         await report(store, entry(1))
         await report(store, entry(1), node="node-d2")
-        look = store.server.maintenance.run_pass
+        look = store.components.maintenance.run_pass
         await look()
         await pass_time(mock_clock, 60)
         await report(store, entry(2))
@@ -127,19 +127,19 @@ async def test_neither_the_wall_clock_nor_a_restart_ages_chunks(
     host = Host(tmp_path, nursery, worker_policy={"chunk_stale_threshold": "100s"})
     await host.start()
     await host.call(wire.BatchUpdateChunkStatesRequest(node_id="n1", updates=[entry(1)]))
-    await host.running.maintenance.run_pass()
+    await host.running.components.maintenance.run_pass()
     host.wall_step_us = 10**12
     await trio.sleep(90)
-    await host.running.maintenance.run_pass()
+    await host.running.components.maintenance.run_pass()
     await host.stop()
     await trio.sleep(50)
     await host.start()
-    await host.running.maintenance.run_pass()
+    await host.running.components.maintenance.run_pass()
     await trio.sleep(90)
-    await host.running.maintenance.run_pass()
+    await host.running.components.maintenance.run_pass()
     assert await host.rows("SELECT count(*) FROM chunk_blocks") == [(1,)]
     await trio.sleep(11)
-    await host.running.maintenance.run_pass()
+    await host.running.components.maintenance.run_pass()
     assert await host.rows("SELECT count(*) FROM chunk_blocks") == [(0,)]
 
 
@@ -150,13 +150,13 @@ async def test_many_chunks_are_deleted_in_bounded_slices(
         worker = await store.register("d1")
         await report(store, *(entry(n * 256) for n in range(2500)))
         assert await rows(store) == 2500
-        operations = store.server.store.statistics().operations
+        operations = store.components.store.statistics().operations
         await goodbye(store, worker.worker_id)
-        deleted = await store.server.store.bulk(chunks.purge_chunks, 0, 1000)
+        deleted = await store.components.store.bulk(chunks.purge_chunks, 0, 1000)
         assert deleted == 1000
         # The last operation is counted a moment after it was answered.
-        assert store.server.store.statistics().operations - operations in {1, 2}
-        await store.server.maintenance.run_pass()
+        assert store.components.store.statistics().operations - operations in {1, 2}
+        await store.components.maintenance.run_pass()
         assert await rows(store) == 0
 
 
@@ -166,7 +166,7 @@ async def test_dashboards_are_told_distinct_chunks_by_state_and_by_node() -> Non
         await report(store, entry(1, HOT), entry(2, COLD), entry(300, HOT, replica=1))
         await report(store, entry(300, HOT))
         await report(store, entry(1, HOT), entry(2, HOT), node="node-d2")
-        read = store.server.store.read
+        read = store.components.store.read
         assert await read(chunks.distribution, "model") == (
             {ChunkState.HOT: 3, ChunkState.COLD: 1},
             {"node-d1": 3, "node-d2": 2},
@@ -248,7 +248,7 @@ async def test_nobody_waits_for_a_report_that_cannot_be_applied(
     """A full disk, for instance; what was accepted is applied as soon as there is room."""
     host = Host(tmp_path, nursery)
     await host.start()
-    reports = host.running.chunk_reports
+    reports = host.running.components.chunk_reports
     apply_part, full = chunks.apply_part, [True]
 
     def refuse(tx: Transaction) -> bool:

@@ -8,8 +8,8 @@ from purerpc import StatusCode
 from serving import Serving, eventually, pass_time, refused, serving
 
 from globalstore.api.runtime import chunks as handlers
+from globalstore.caches import worker_capacity
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.waiting import chunk_reports as scheduling
 
 
 async def test_a_location_tells_whom_to_ask_and_for_what() -> None:
@@ -141,7 +141,7 @@ async def test_the_load_of_a_node_is_what_its_live_workers_serve_now() -> None:
 async def test_slots_of_very_many_replicas_are_added_up_once_a_second(
     mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduling, "REPLICAS_MANY", 2)
+    monkeypatch.setattr(worker_capacity, "REPLICAS_MANY", 2)
     async with serving() as store:
         worker_id = await loaded(store, "d1", slots=4, used=3)
         await report(store, entry(1))
@@ -198,10 +198,10 @@ async def test_a_node_that_is_not_heard_disappears_and_comes_back(
         await store.beat(second.worker_id)
         await pass_time(mock_clock, 5.5)
         # Stale, and not even expired yet.
-        assert store.server.workers.find(first.worker_id) is not None
+        assert store.components.workers.find(first.worker_id) is not None
         assert await where(store) == [(1, "node-d2")]
         await pass_time(mock_clock, 10)
-        await eventually(lambda: store.server.workers.find(first.worker_id) is None)
+        await eventually(lambda: store.components.workers.find(first.worker_id) is None)
         assert await where(store) == [(1, "node-d2")]
         await store.register("d1")
         assert await where(store) == [(1, "node-d1"), (1, "node-d2")]

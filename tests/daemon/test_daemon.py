@@ -35,7 +35,7 @@ async def test_it_registers_and_keeps_itself_alive(
         await start(daemons, store)
         for _ in range(20):
             await pass_time(mock_clock, 5)
-            await eventually(store.server.workers.live)
+            await eventually(store.components.workers.live)
         assert [worker.daemon_id for worker in await store.active()] == ["d1"]
         daemons.cancel_scope.cancel()
 
@@ -99,14 +99,14 @@ async def test_it_outlives_a_restart_of_the_server(
         first.stop()
         for _ in range(20):
             await pass_time(mock_clock, 0.25)
-        await eventually(lambda: "CLOSED" in repr(first.store))
+        await eventually(lambda: "CLOSED" in repr(first.components.store))
         second = Server(config)
         await daemons.start(second.run)
         for _ in range(400):
             await pass_time(mock_clock, 0.25)
-            if second.workers.live():
+            if second.components.workers.live():
                 break
-        (worker,) = second.workers.listed(0, include_unavailable=True)
+        (worker,) = second.components.workers.listed(0, include_unavailable=True)
         assert worker.state.worker_id == daemon.worker_id == worker_id
         assert client.connections > 1
         daemons.cancel_scope.cancel()

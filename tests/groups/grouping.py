@@ -119,7 +119,7 @@ async def publish(store: Serving, transaction_id: str, **said: Any) -> Any:
 
 async def wait(store: Serving, transaction_id: str, wait_s: float | None = None) -> tuple[int, int]:
     """Wait for the end; None polls. Return status and state."""
-    nanos = 0 if wait_s is None else store.server.wall_us() * 1000 + round(wait_s * 1e9)
+    nanos = 0 if wait_s is None else store.components.clock.wall_us() * 1000 + round(wait_s * 1e9)
     answer = await store.catalog.WaitGroupRealizationPublished(
         wire.WaitGroupRealizationPublishedRequest(
             transaction_id=transaction_id, deadline_unix_nanos=nanos

@@ -51,7 +51,9 @@ CANCELLED = wire.GROUP_REALIZATION_MEMBER_STATE_CANCELLED
 
 
 def sample(store: Serving, name: str, **labels: str) -> float:
-    value = store.server.metrics.registry.get_sample_value(f"tc_group_realization_{name}", labels)
+    value = store.components.metrics.registry.get_sample_value(
+        f"tc_group_realization_{name}", labels
+    )
     assert value is not None, name
     return value
 
@@ -66,7 +68,7 @@ class Waiting:
 
     async def start(self, transaction_id: str, wait_s: float, count: int = 1) -> None:
         """Begin to wait, and return when all of the calls are parked."""
-        waiters = self._store.server.realization_waiters
+        waiters = self._store.components.realization_waiters
         before = len(waiters)
         for _ in range(count):
             self._nursery.start_soon(self._wait, transaction_id, wait_s)
@@ -92,7 +94,7 @@ async def test_a_wait_needs_a_realization() -> None:
             for unknown in (UNKNOWN, "grt_1", "x"):
                 async with refused(StatusCode.NOT_FOUND, unknown):
                     await wait(store, unknown, wait_s)
-        assert len(store.server.realization_waiters) == 0
+        assert len(store.components.realization_waiters) == 0
 
 
 @pytest.mark.parametrize("wait_s", [None, -1, 0])
@@ -135,7 +137,7 @@ async def test_publication_wakes_whoever_waits(
         await report(store, transaction_id, "1")
         await eventually(lambda: len(waiting.told) == 3)
         assert waiting.told == [(OK, PUBLISHED)] * 3
-        assert len(store.server.realization_waiters) == 0
+        assert len(store.components.realization_waiters) == 0
         assert sample(store, "active_waiters") == 0
         assert sample(store, "waiter_polls_total", result="published") == 3
 
@@ -220,7 +222,7 @@ async def test_who_goes_away_leaves_room_at_once(nursery: trio.Nursery) -> None:
         ):
             other = attrs.evolve(store, catalog=services.ArtifactCatalogServiceStub(channel))
             await Waiting(other, inner).start(transaction_id, 100)
-        await eventually(lambda: len(store.server.realization_waiters) == 0)
+        await eventually(lambda: len(store.components.realization_waiters) == 0)
         assert trio.current_time() - began < 20, "not by the end of the realization, after 30 s"
         await Waiting(store, nursery).start(transaction_id, 100)
 
@@ -259,12 +261,12 @@ async def test_a_drain_ends_waiting_at_once(
             codes.append((caught.value.code, trio.current_time()))
 
         nursery.start_soon(one)
-        await eventually(lambda: len(server.realization_waiters) == 1)
+        await eventually(lambda: len(server.components.realization_waiters) == 1)
         began = trio.current_time()
         await host.stop()
         await eventually(lambda: codes)
         assert codes == [(StatusCode.UNAVAILABLE, began)]
-        assert len(server.realization_waiters) == 0
+        assert len(server.components.realization_waiters) == 0
 
 
 # Aborting.
@@ -384,7 +386,7 @@ async def test_every_call_applies_the_deadline_of_its_own_realization_first(
             epochs[await begun(store, epoch=number)] = number
         for [key] in await store.read("SELECT transaction_key FROM group_transactions"):
             # The scheduler forgets it: nobody but the calls looks at the deadline.
-            store.server.leases.ended(LeaseEnded(LeaseKind.REALIZATION, key))
+            store.components.leases.ended(LeaseEnded(LeaseKind.REALIZATION, key))
         mock_clock.jump(30)
         for call, transaction_id in zip(calls, epochs, strict=True):
             with suppress(RpcFailedError):
@@ -453,10 +455,10 @@ async def test_members_are_forgotten_a_day_after_the_end_and_the_slot_never() ->
         failed = await begun(store, epoch=9)
         await abort(store, failed, failure_code="x")
         now_us += (DAY_S - 1) * 1_000_000
-        await store.server.maintenance.run_pass()
+        await store.components.maintenance.run_pass()
         assert len((await show(store, done)).members) == 2
         now_us += 2_000_000
-        await store.server.maintenance.run_pass()
+        await store.components.maintenance.run_pass()
         assert await store.read("SELECT DISTINCT transaction_key FROM group_members") == [(1,)]
         assert len((await show(store, live)).members) == 2
         shown = await show(store, done)
@@ -483,11 +485,13 @@ async def test_many_members_are_forgotten_in_pieces() -> None:
             await abort(store, answer.transaction_id)
         gone, left = [], 21
         while left:
-            gone.append(await store.server.store.write(realizations.purge_members, NOW_US + 1, 5))
+            gone.append(
+                await store.components.store.write(realizations.purge_members, NOW_US + 1, 5)
+            )
             [(left,)] = await store.read("SELECT count(*) FROM group_members")
             assert len(gone) < 10
         assert all(each >= 5 for each in gone[:-1])
-        assert await store.server.store.write(realizations.purge_members, NOW_US + 1, 5) <= 1
+        assert await store.components.store.write(realizations.purge_members, NOW_US + 1, 5) <= 1
         assert await store.read("SELECT DISTINCT has_members FROM group_transactions") == [(0,)]
 
 

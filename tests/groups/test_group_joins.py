@@ -179,7 +179,7 @@ async def test_the_hash_of_a_generation_is_filled_in_once() -> None:
     async with serving(on()) as store:
         await ready(store, "aid-shared")
         await upsert(store, artifact_id="aid-shared")
-        await store.server.store.write(
+        await store.components.store.write(
             lambda tx: tx.run("UPDATE key_generations SET selection_hash = x'01'")
         )
         await join(store, version=by_key())
@@ -218,7 +218,7 @@ async def test_a_key_that_points_at_a_version_set_gives_that() -> None:
         await register(store, "0", "1", "2")
         [(found,)] = await store.read("SELECT lower(hex(manifest_hash)) FROM version_sets")
         for version_set_id, code in ((f"gvs_{found}", None), ("gvs_1", NOT_FOUND)):
-            await store.server.store.write(
+            await store.components.store.write(
                 lambda tx, it: tx.run(
                     "UPDATE key_mappings SET artifact_key = NULL, version_set_id = ?", (it,)
                 ),

@@ -268,7 +268,7 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
                     clock.jump(said[0])
                     model.now_s += said[0]
                 elif what == "sweep":
-                    await host.running.maintenance.run_pass()
+                    await host.running.components.maintenance.run_pass()
                     model.sweep()
                 elif what == "restart":
                     await (host.stop() if said[0] else host.kill())

@@ -179,7 +179,7 @@ async def test_a_thousand_waiters_are_awake_within_50_ms_of_the_publication() ->
     async with serving(on()) as store:
         transaction_id = await begun(store)
         fingerprint = bytes.fromhex(transaction_id.removeprefix("grt_"))
-        waiters, woken = store.server.realization_waiters, []
+        waiters, woken = store.components.realization_waiters, []
 
         async def one() -> None:
             with waiters.waiting(fingerprint) as crowd:
@@ -192,15 +192,15 @@ async def test_a_thousand_waiters_are_awake_within_50_ms_of_the_publication() ->
             nonlocal ended_at
             ended_at = time.perf_counter()
 
-        store.server.followers[RealizationEnded] = (note_the_time, waiters.ended)
+        store.components.followers[RealizationEnded] = (note_the_time, waiters.ended)
         async with trio.open_nursery() as nursery:
             for _ in range(1000):
                 nursery.start_soon(one)
             await trio.testing.wait_all_tasks_blocked()
-            queries = store.server.store.statistics()
+            queries = store.components.store.statistics()
             for part_id in "01":
                 await report(store, transaction_id, part_id)
-        after = store.server.store.statistics()
+        after = store.components.store.statistics()
         assert (after.queries, after.operations) == (queries.queries, queries.operations + 2)
         assert {state for _, state in woken} == {RealizationState.PUBLISHED}
         assert len(woken) == 1000
@@ -214,7 +214,7 @@ async def test_who_comes_after_the_end_waits_in_a_crowd_of_its_own() -> None:
         waiters.ended(RealizationEnded(b"a", 5))
         with waiters.waiting(b"a") as second:
             assert (first.state, second.state) == (5, None)
-            assert repr(waiters) == "<GroupWaiters [waiters: 2, groups: 1]>"
+            assert repr(waiters) == "<RealizationWaiters [waiters: 2]>"
         waiters.ended(RealizationEnded(b"b", 6))
-    assert repr(waiters) == "<GroupWaiters [waiters: 0, groups: 0]>"
+    assert repr(waiters) == "<RealizationWaiters [waiters: 0]>"
     assert counts == [1, 2, 1, 0]

@@ -332,7 +332,7 @@ async def gone(store: Serving, replica_id: str) -> None:
 
 async def gone_while_serving(store: Serving, replica_id: str) -> None:
     """Removed by the worker's inventory while a transport runs: the row stays, of nobody."""
-    await store.server.store.write(
+    await store.components.store.write(
         lambda tx: tx.run("UPDATE replicas SET worker_key = 0, current_requests = 1")
     )
 
@@ -343,15 +343,15 @@ async def worker_gone(store: Serving, replica_id: str) -> None:
 
 
 async def expired(store: Serving, replica_id: str) -> None:
-    await store.server.store.write(lambda tx: tx.run("UPDATE replicas SET expires_at = 1"))
+    await store.components.store.write(lambda tx: tx.run("UPDATE replicas SET expires_at = 1"))
 
 
 async def draining(store: Serving, replica_id: str) -> None:
-    await store.server.store.write(lambda tx: tx.run("UPDATE replicas SET export_state = 3"))
+    await store.components.store.write(lambda tx: tx.run("UPDATE replicas SET export_state = 3"))
 
 
 async def unavailable(store: Serving, replica_id: str) -> None:
-    await store.server.store.write(lambda tx: tx.run("UPDATE replicas SET is_available = 0"))
+    await store.components.store.write(lambda tx: tx.run("UPDATE replicas SET is_available = 0"))
 
 
 async def exported_anew(store: Serving, replica_id: str) -> None:

@@ -45,6 +45,6 @@ async def only(store: Serving, **fields: Any) -> Any:
 
 def capable(store: Serving, capability: str) -> float | None:
     """How many active instances the metrics count with a capability."""
-    return store.server.metrics.registry.get_sample_value(
+    return store.components.metrics.registry.get_sample_value(
         "tc_capability_directory_entries", {"scope": "instance", "capability": capability}
     )

@@ -45,7 +45,7 @@ async def test_after_a_restart_an_instance_is_active_and_disconnected_until_it_i
             ("i1", wire.CONNECTION_STATUS_CONNECTED),
             ("i2", wire.CONNECTION_STATUS_DISCONNECTED),
         ]
-        rows = store.server.metrics.registry.get_sample_value(
+        rows = store.components.metrics.registry.get_sample_value(
             "tc_recovery_rows", {"table": "instances"}
         )
         assert rows == 2
@@ -54,7 +54,7 @@ async def test_after_a_restart_an_instance_is_active_and_disconnected_until_it_i
         assert await ids(store) == ["i1", "i2"]
         await beat(store, "i1")
         await pass_time(mock_clock, 1)
-        await eventually(lambda: len(store.server.instances) == 1)
+        await eventually(lambda: len(store.components.instances) == 1)
         assert await ids(store) == ["i1"]
         assert set(await ids(store, **ALL)) == {"i1", "i2", "ended"}
 

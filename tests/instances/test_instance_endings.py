@@ -62,7 +62,7 @@ async def test_an_expiry_keeps_a_heartbeat_that_was_never_written(
         now_us += 1_000_000
         await beat(store)
         await pass_time(mock_clock, 11.25)
-        await eventually(lambda: len(store.server.instances) == 0)
+        await eventually(lambda: len(store.components.instances) == 0)
         shown = await only(store, include_unavailable=True)
         assert shown.last_heartbeat_ts.ToMicroseconds() == now_us
 
@@ -83,7 +83,7 @@ async def test_a_silent_instance_fades_and_expires_at_its_own_deadline(
             "silent": wire.CONNECTION_STATUS_RECONNECTING,
         }
         await pass_time(mock_clock, 1)
-        await eventually(lambda: len(store.server.instances) == 1)
+        await eventually(lambda: len(store.components.instances) == 1)
         assert await beat(store, "silent") == wire.STATUS_NOT_FOUND
         assert await ids(store) == ["speaking"]
         assert capable(store, "execution_signals_enabled") == 1
@@ -110,7 +110,7 @@ async def test_an_instance_outlives_its_worker(mock_clock: trio.testing.MockCloc
         await pass_time(mock_clock, 6)
         await beat(store)
         await pass_time(mock_clock, 6)
-        await eventually(lambda: len(store.server.workers) == 0)
+        await eventually(lambda: len(store.components.workers) == 0)
         assert await beat(store) == wire.STATUS_OK
         assert (await only(store)).worker_id == ""
 
@@ -126,7 +126,7 @@ async def test_a_stall_of_the_server_costs_no_instance_its_life(
         await pass_time(mock_clock, 5.5)
         assert (await only(store)).status == wire.CONNECTION_STATUS_RECONNECTING
         await pass_time(mock_clock, 1)
-        await eventually(lambda: len(store.server.instances) == 0)
+        await eventually(lambda: len(store.components.instances) == 0)
 
 
 async def test_whoever_lists_first_after_a_stall_sees_everybody_as_before_it(
@@ -136,7 +136,7 @@ async def test_whoever_lists_first_after_a_stall_sees_everybody_as_before_it(
         await register(store)
         mock_clock.jump(60)
         # Nothing else had its turn yet: not even the one who measures stalls.
-        call = store.server.instances.list_now(0)
+        call = store.components.instances.list_now(0)
         assert [call.silent_s(instance) for instance in call.active.values()] == [
             pytest.approx(0, abs=1)
         ]
@@ -174,7 +174,7 @@ async def test_steps_of_the_wall_clock_change_nobodys_age(
             wire.CONNECTION_STATUS_CONNECTED
         ] * 2
         await pass_time(mock_clock, 6)
-        await eventually(lambda: len(store.server.instances) == 1)
+        await eventually(lambda: len(store.components.instances) == 1)
         assert await ids(store) == ["alive"]
 
 
@@ -186,7 +186,7 @@ async def test_a_thousand_that_die_together_end_within_a_second(
         await pass_time(mock_clock, 5)
         await register(store, "survivor")
         await pass_time(mock_clock, 6.5)
-        await eventually(lambda: len(store.server.instances) == 1)
+        await eventually(lambda: len(store.components.instances) == 1)
         assert await store.read("SELECT count(*) FROM instances WHERE inactive_at IS NULL") == [
             (1,)
         ]
@@ -202,7 +202,7 @@ async def fill(store: Serving, count: int) -> None:
             )
             registry.register_instance(tx, asked, NOW_US)
 
-    await store.server.store.bulk(register_all)
+    await store.components.store.bulk(register_all)
 
 
 class StuckDisk:
@@ -221,7 +221,7 @@ class StuckDisk:
             token.run_sync_soon(entered.set)
             self._go.wait(PATIENCE_S)
 
-        self._nursery.start_soon(self._store.server.store.write, stand_still)
+        self._nursery.start_soon(self._store.components.store.write, stand_still)
         await entered.wait()
         return self
 
@@ -257,7 +257,7 @@ async def test_a_registration_that_overtakes_the_expiry_lives_and_one_after_it_r
 ) -> None:
     async with serving(configuration(worker_policy=POLICY)) as store:
         await register(store)
-        [before] = store.server.instances.list_now(0).active.values()
+        [before] = store.components.instances.list_now(0).active.values()
         answers: list[Any] = []
 
         async def come_back() -> None:
@@ -280,7 +280,7 @@ async def test_a_registration_that_overtakes_the_expiry_lives_and_one_after_it_r
             named_worker_id="w",
             capability_flags=1,
         )
-        late = await store.server.store.write(
+        late = await store.components.store.write(
             registry.expire_instances, [said], NOW_US + 1, lane=Lane.CONTROL
         )
         assert late == set()
@@ -306,10 +306,10 @@ async def test_an_expiry_that_cannot_be_written_is_tried_again(
 
         monkeypatch.setattr(registry, "expire_instances", full_at_first)
         await pass_time(mock_clock, 11.25)
-        await eventually(lambda: tries == 1 and not store.server.instances._expiring)
+        await eventually(lambda: tries == 1 and not store.components.instances._expiring)
         assert await ids(store) == ["i1"]
         await pass_time(mock_clock, 1.25)
-        await eventually(lambda: len(store.server.instances) == 0)
+        await eventually(lambda: len(store.components.instances) == 0)
         assert tries == 2
 
 
@@ -320,12 +320,12 @@ async def test_ended_instances_are_purged_after_a_day_and_no_sooner() -> None:
         await register(store, "ended")
         await unregister(store, "ended")
         now_us += int(DAY_S * 1_000_000)
-        await store.server.maintenance.run_pass()
+        await store.components.maintenance.run_pass()
         assert await ids(store, **ALL) == ["active", "ended"]
         now_us += 1
-        await store.server.maintenance.run_pass()
+        await store.components.maintenance.run_pass()
         assert await ids(store, **ALL) == ["active"]
-        purged = store.server.metrics.registry.get_sample_value(
+        purged = store.components.metrics.registry.get_sample_value(
             "tc_gc_rows_deleted_total", {"table": "instances"}
         )
         assert purged == 1
@@ -344,7 +344,7 @@ async def test_the_log_tells_who_came_and_how_each_left(
             await register(store, "i2")
             await unregister(store, "i1", is_graceful_shutdown=True)
             await pass_time(mock_clock, 11.25)
-            await eventually(lambda: len(store.server.instances) == 0)
+            await eventually(lambda: len(store.components.instances) == 0)
             await eventually(
                 lambda: any(r.getMessage() == "instance expired" for r in caplog.records)
             )

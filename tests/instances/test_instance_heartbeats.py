@@ -101,13 +101,13 @@ async def test_heartbeats_do_not_write(mock_clock: trio.testing.MockClock) -> No
         await register(store, "i1")
         await register(store, "i2", capability_flags=SIGNALS, worker_id="w1")
         # Recovery and two registrations; the writer counts a little after it has answered.
-        while (operations := store.server.store.statistics().operations) < 3:
+        while (operations := store.components.store.statistics().operations) < 3:
             await trio.lowlevel.checkpoint()
         for _ in range(3):
             await pass_time(mock_clock, 1)
             await beat(store, "i1")
             await beat(store, "i2", capability_flags=SIGNALS, worker_id="w1")
-        assert store.server.store.statistics().operations == operations
+        assert store.components.store.statistics().operations == operations
 
 
 async def test_liveness_is_written_now_and_then_and_at_a_change(
@@ -151,11 +151,11 @@ async def test_what_was_gathered_of_an_earlier_registration_is_not_written_over_
     async with serving(configuration(worker_policy=POLICY)) as store:
         await register(store)
         await beat(store, capability_flags=SIGNALS, worker_id="w1")
-        heard = store.server.instances.take_unwritten(10)
+        heard = store.components.instances.take_unwritten(10)
         assert len(heard) == 1
         await register(store)
-        record = store.server.instance_heartbeats._record
-        assert await store.server.store.write(record, heard) == 0
+        record = store.components.instance_heartbeats._record
+        assert await store.components.store.write(record, heard) == 0
         assert [row[1:] for row in await store.read(ROW)] == [(0, "")]
 
 

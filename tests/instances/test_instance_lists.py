@@ -103,10 +103,9 @@ async def test_an_instance_is_disconnected_after_two_timeouts_though_its_end_can
 ) -> None:
     async with serving(configuration(worker_policy={"heartbeat_timeout": "10s"})) as store:
         await register(store)
-        call = store.server.instances.list_now(0)
+        call = store.components.instances.list_now(0)
         [instance] = call.active.values()
-        handlers = api.InstanceHandlers()
-        handlers.context = store.server.context
+        handlers = api.InstanceHandlers(store.components.context)
         shown = []
         for seconds in (0, 10, 10.1, 20, 20.1):
             later = type(call)(call.active, call.workers, instance.heartbeat_at + seconds, 0)
@@ -129,7 +128,7 @@ async def test_whoever_changes_while_the_ended_ones_are_read_is_listed_once(
         await register(store, "i1")
         if change == "returns":
             await unregister(store, "i1")
-        plain = store.server.context.read
+        plain = store.components.context.read
 
         async def change_after(query: Any, *args: Any) -> Any:
             found = await plain(query, *args)
@@ -137,7 +136,7 @@ async def test_whoever_changes_while_the_ended_ones_are_read_is_listed_once(
             return found
 
         monkeypatch.setattr(
-            type(store.server.context), "read", lambda context, *args: change_after(*args)
+            type(store.components.context), "read", lambda context, *args: change_after(*args)
         )
         shown = {each.instance_id: each.status for each in await listed(store, **ALL)}
         assert len(await listed(store, **ALL)) == 2
@@ -166,15 +165,14 @@ async def test_a_list_shows_one_instant_however_long_it_takes(
             turns += 1
             if turns == 1:
                 for name in names:
-                    live = store.server.instances.find(name)
+                    live = store.components.instances.find(name)
                     assert live is not None
-                    store.server.instances.heartbeat(live, "", SIGNALS, NOW_US + 1)
-                store.server.instances.ended(InstanceEnded(live.key))
+                    store.components.instances.heartbeat(live, "", SIGNALS, NOW_US + 1)
+                store.components.instances.ended(InstanceEnded(live.key))
 
         monkeypatch.setattr(api.trio.lowlevel, "checkpoint", change_much)
         request = wire.ListActiveInstancesRequest()
-        handlers = api.InstanceHandlers()
-        handlers.context = store.server.context
+        handlers = api.InstanceHandlers(store.components.context)
         answer = await handlers.ListActiveInstances(request, None)
         monkeypatch.undo()
         shown = wire.ListActiveInstancesResponse.FromString(answer.SerializeToString()).instances
@@ -198,7 +196,7 @@ async def fill(store: Serving, active: int, ended: int) -> None:
             if number >= active:
                 registry.unregister_instance(tx, name, [], NOW_US + number)
 
-    await store.server.store.bulk(register_all)
+    await store.components.store.bulk(register_all)
 
 
 async def test_ten_thousand_instances_are_listed_in_short_turns(
@@ -216,8 +214,7 @@ async def test_ten_thousand_instances_are_listed_in_short_turns(
             began = time.thread_time()
 
         monkeypatch.setattr(api.trio.lowlevel, "checkpoint", between_turns)
-        handlers = api.InstanceHandlers()
-        handlers.context = store.server.context
+        handlers = api.InstanceHandlers(store.components.context)
         for required in (0, NODE_AGENT):
             turns.clear()
             began = time.thread_time()
@@ -237,9 +234,9 @@ async def test_all_of_ten_thousand_arrive_in_order(monkeypatch: pytest.MonkeyPat
     async with serving(wall=lambda: NOW_US) as store:
         await fill(store, MANY - 2000, 2000)
         assert len(await listed(store)) == MANY - 2000
-        queries = store.server.store.statistics().queries
+        queries = store.components.store.statistics().queries
         shown = await listed(store, **ALL)
-        assert store.server.store.statistics().queries == queries + 1
+        assert store.components.store.statistics().queries == queries + 1
         # Of the ended ones, those that were heard last.
         assert len(shown) == MANY - 500
         ended = [e for e in shown if e.status == wire.CONNECTION_STATUS_DISCONNECTED]

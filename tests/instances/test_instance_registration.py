@@ -198,7 +198,7 @@ async def test_an_instance_follows_its_daemon_to_another_worker_id() -> None:
             wire.UnregisterWorkerRequest(worker_id=first.worker_id)
         )
         # As maintenance does a day later.
-        await store.server.store.write(lambda tx: tx.run("DELETE FROM workers"))
+        await store.components.store.write(lambda tx: tx.run("DELETE FROM workers"))
         second = await store.register("d1")
         assert second.worker_id != first.worker_id
         assert await beat(store) == wire.STATUS_OK

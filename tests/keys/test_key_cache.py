@@ -15,7 +15,7 @@ from globalstore.registry.signals import KeyChanged
 
 
 def queries(store: Serving) -> int:
-    return store.server.store.statistics().queries
+    return store.components.store.statistics().queries
 
 
 async def test_a_known_key_is_resolved_without_the_database() -> None:

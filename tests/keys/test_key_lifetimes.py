@@ -28,7 +28,7 @@ DAY_S = 86400
 
 
 async def maintain(store: Serving) -> None:
-    await store.server.maintenance.run_pass()
+    await store.components.maintenance.run_pass()
 
 
 async def test_what_is_left_of_a_lifetime_is_told_rounded_up(

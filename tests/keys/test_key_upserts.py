@@ -152,7 +152,7 @@ async def test_a_known_target_is_not_asked_again_whether_it_is_ready() -> None:
     async with serving() as store:
         await ready(store, "a")
         await upsert(store)
-        await store.server.store.write(lambda tx: tx.run("DELETE FROM tensor_indexes"))
+        await store.components.store.write(lambda tx: tx.run("DELETE FROM tensor_indexes"))
         assert (await upsert(store)).status == OK
 
 
@@ -171,7 +171,7 @@ async def test_a_key_that_points_at_a_version_set_keeps_it() -> None:
     async with serving() as store:
         await ready(store, "a")
         await upsert(store)
-        await store.server.store.write(
+        await store.components.store.write(
             lambda tx: tx.run(
                 "UPDATE key_mappings SET artifact_key = NULL, version_set_id = 'gvs_1'"
             )

@@ -13,7 +13,7 @@ from socketless import EPOCH_US, Host
 
 from globalstore.db import Full
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.leases.clock import LeaseClock
+from globalstore.leases.clock import Clock
 from globalstore.leases.expiry import LeaseExpiry
 from globalstore.leases.kinds import Kind
 from globalstore.liveness.stalls import TICK_S, StallDetector
@@ -27,7 +27,7 @@ class Book:
     """The database that a scheduler asks, as far as it asks it, and when it asked."""
 
     def __init__(self, *, patient: bool = False) -> None:
-        self.clock = LeaseClock(lambda: EPOCH_US)
+        self.clock = Clock(lambda: EPOCH_US)
         self.stalls = StallDetector()
         kind = Kind(
             expire=self.expire,
@@ -35,19 +35,19 @@ class Book:
             patient=patient,
             log=lambda ended: None,
         )
-        self.expiry = LeaseExpiry(self, self.clock, self.stalls, lambda: EPOCH_US, {KIND: kind})
+        self.expiry = LeaseExpiry(self, self.clock, self.stalls, {KIND: kind})
         self.until: dict[int, int] = {}
         self.ended: list[tuple[int, int]] = []
         self.asked = 0
         self.failures = 0
 
     def grant(self, key: int, seconds: float) -> None:
-        self.until[key] = self.clock.now_us() + round(seconds * SECOND)
+        self.until[key] = self.clock.lease_us() + round(seconds * SECOND)
         self.expiry.granted(LeaseGranted(KIND, key, self.until[key]))
 
     def extend(self, key: int, seconds: float) -> None:
         """As the database does: without a word to the scheduler."""
-        self.until[key] = self.clock.now_us() + round(seconds * SECOND)
+        self.until[key] = self.clock.lease_us() + round(seconds * SECOND)
 
     async def write(self, operation: Any, *args: Any, lane: Any) -> Any:
         return operation(self, *args)
@@ -189,7 +189,7 @@ async def test_a_restart_keeps_deadlines_tokens_and_generations(
         await trio.sleep(3)
         await host.start()
     # Ten seconds have passed: the first lease is over, and the others are as they were.
-    assert host.running.leases.pending(KIND) == 2
+    assert host.running.components.leases.pending(KIND) == 2
     again = [await host.call(acquisition(shard, 1, "b")) for shard in range(3)]
     assert [each.acquired for each in again] == [True, False, False]
     assert [each.lease.lease_generation for each in again] == [2, 1, 1]
@@ -219,8 +219,8 @@ async def test_expired_leases_are_told_in_the_log_and_their_rows_stay(
     (said,) = [r for r in caplog.records if r.getMessage() == "shard leases expired"]
     assert said.fields == {"count": 2, "shards": f"{2**64 - 1} 1"}  # type: ignore[attr-defined]
     assert await host.rows("SELECT count(*) FROM shard_leases") == [(3,)]
-    assert host.running.leases.pending(KIND) == 1
-    assert "shard_home: 1" in repr(host.running.leases)
+    assert host.running.components.leases.pending(KIND) == 1
+    assert "shard_home: 1" in repr(host.running.components.leases)
 
 
 @pytest.mark.parametrize("step_s", [-86_400, -3600, 3600, 86_400 * 365])

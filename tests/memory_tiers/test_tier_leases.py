@@ -364,12 +364,12 @@ async def test_ended_leases_are_kept_for_a_day_and_then_their_request_is_free() 
     async with serving(wall=lambda: now[0]) as store:
         lease = await in_state(store, EXPIRED, request_id="r")
         open_lease = await request(store)
-        await store.server.maintenance.run_pass()
+        await store.components.maintenance.run_pass()
         now[0] += 86_399_000_000
-        await store.server.maintenance.run_pass()
+        await store.components.maintenance.run_pass()
         assert (await request(store, request_id="r")).lease_id == lease.lease_id
         now[0] += 2_000_000
-        await store.server.maintenance.run_pass()
+        await store.components.maintenance.run_pass()
         again = await request(store, request_id="r")
         assert again.lease_id != lease.lease_id
         assert {each.lease_id for each in await outstanding(store)} == {

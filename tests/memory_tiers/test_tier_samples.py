@@ -22,7 +22,7 @@ def still() -> int:
 
 
 async def latest(store: Serving, node_id: str = "n1") -> Sample | None:
-    return await store.server.store.read(memory_tier_samples.latest, node_id)
+    return await store.components.store.read(memory_tier_samples.latest, node_id)
 
 
 async def epochs(store: Serving, node_id: str = "n1") -> list[int]:
@@ -33,7 +33,7 @@ async def epochs(store: Serving, node_id: str = "n1") -> list[int]:
 
 
 def gauge(store: Serving, name: str, **labels: str) -> float | None:
-    value: float | None = store.server.metrics.registry.get_sample_value(
+    value: float | None = store.components.metrics.registry.get_sample_value(
         f"tensorcast_memory_tier_{name}", {"node": "n1"} | labels
     )
     return value
@@ -185,7 +185,7 @@ async def test_the_series_of_the_node_that_was_silent_longest_make_room() -> Non
         await publish(store)
         await publish(store, "n0")
         await publish(store)
-        tiers = store.server.metrics.memory_tiers
+        tiers = store.components.metrics.memory_tiers
         for number in range(NODES_MAX - 1):
             tiers.sampled(f"x{number}", (1, 1), (1, 1), 0.0, 0, enabled=False)
         assert gauge(store, "faults_per_sec", node="n0") is None

@@ -105,5 +105,5 @@ def shown(answer: Any) -> list[tuple[int, str]]:
 
 
 def metric(store: Serving, name: str, **labels: str) -> float:
-    value = store.server.metrics.registry.get_sample_value(name, labels)
+    value = store.components.metrics.registry.get_sample_value(name, labels)
     return value or 0.0

@@ -222,7 +222,7 @@ async def test_an_unchanged_snapshot_is_recognised_until_anything_changes() -> N
     async with serving() as store:
         daemon = await reconciler(store)
         await daemon.send(entry("a"))
-        live = store.server.workers.find(daemon.worker_id)
+        live = store.components.workers.find(daemon.worker_id)
         known = live.confirmed
         assert known is not None
         assert (await daemon.send(entry("a", current_requests=7))).result_kind == NOOP
@@ -238,7 +238,7 @@ async def test_a_refresh_that_says_nothing_new_is_no_change() -> None:
         daemon = await reconciler(store)
         await store.replica(daemon.worker_id, "a")
         await daemon.send(entry("a"))
-        live = store.server.workers.find(daemon.worker_id)
+        live = store.components.workers.find(daemon.worker_id)
         known = live.confirmed
         assert known is not None
         await store.replica(daemon.worker_id, "a")
@@ -361,7 +361,7 @@ async def test_who_waits_is_served_when_a_snapshot_confirms_the_source(tmp_path:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(claim)
-            while not len(store.server.queues):
+            while not len(store.components.queues):
                 await trio.lowlevel.checkpoint()
             await daemon.send(entry("a"))
         assert answers[0].status == OK

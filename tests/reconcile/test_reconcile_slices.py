@@ -85,7 +85,7 @@ async def test_a_replica_registered_between_the_slices_stays(
     async with serving() as store:
         daemon = await reconciler(store)
         held = [entry(f"a{number:05}") for number in range(MANY)]
-        plain = store.server.store.bulk
+        plain = store.components.store.bulk
         first = True
 
         async def held_up(*args: object) -> object:
@@ -97,7 +97,7 @@ async def test_a_replica_registered_between_the_slices_stays(
                 await go_on.wait()
             return done
 
-        monkeypatch.setattr(store.server.store, "bulk", held_up)
+        monkeypatch.setattr(store.components.store, "bulk", held_up)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(daemon.send, *held)
             await between.wait()
@@ -115,14 +115,16 @@ async def test_a_registration_between_the_slices_makes_the_rest_stale(
     async with serving() as store:
         daemon = await reconciler(store)
         held = [entry(f"a{number:05}") for number in range(MANY)]
-        plain = store.server.store.bulk
+        plain = store.components.store.bulk
 
         async def end_then(*args: object) -> object:
             if args[0] is inventory_writes.guarded:
-                await store.server.store.write(workers.unregister_worker, daemon.worker_id, True, 0)
+                await store.components.store.write(
+                    workers.unregister_worker, daemon.worker_id, True, 0
+                )
             return await plain(*args)
 
-        monkeypatch.setattr(store.server.store, "bulk", end_then)
+        monkeypatch.setattr(store.components.store, "bulk", end_then)
         with pytest.raises(purerpc.RpcFailedError):
             await daemon.send(*held)
         assert await store.read("SELECT count(*) FROM replicas") == [(0,)]
@@ -156,7 +158,7 @@ async def test_requests_of_one_worker_wait_for_each_other_and_are_no_gap() -> No
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send, 1)
-            locks = store.server.daemon_locks
+            locks = store.components.daemon_locks
             while "reconcile" not in repr(locks) and not locks._locks:
                 await trio.lowlevel.checkpoint()
             nursery.start_soon(send, 2)

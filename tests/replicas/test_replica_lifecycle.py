@@ -192,11 +192,11 @@ async def test_marking_what_is_not_there_updates_nothing(which: str) -> None:
 async def test_a_marked_replica_changes_the_checksum_of_its_worker() -> None:
     async with serving() as store:
         worker, replica_id = await one_replica(store)
-        live = store.server.workers.find(worker)
+        live = store.components.workers.find(worker)
         assert live is not None
-        before = await store.server.context.checksum_of(live)
+        before = await store.components.context.worker_digests.checksum_of(live)
         await mark(store, replica_id)
-        assert await store.server.context.checksum_of(live) != before
+        assert await store.components.context.worker_digests.checksum_of(live) != before
 
 
 async def test_without_a_timeout_a_drain_is_a_snapshot() -> None:
@@ -226,9 +226,9 @@ async def drained(store: Serving, nursery: trio.Nursery, replica_id: str) -> lis
     async def run() -> None:
         answers.append(await drain(store, replica_id, 3_600_000))
 
-    count = len(store.server.drains)
+    count = len(store.components.drains)
     nursery.start_soon(run)
-    await until(store, lambda: len(store.server.drains) > count)
+    await until(store, lambda: len(store.components.drains) > count)
     return answers
 
 
@@ -245,7 +245,7 @@ async def test_a_drain_ends_with_the_last_transport_and_blocks_no_new_one() -> N
         await store.complete(second.transport_id)
         await until(store, lambda: answers)
         assert (answers[0].status, answers[0].drained) == (wire.STATUS_OK, True)
-        assert not store.server.drains._waiters
+        assert len(store.components.drains) == 0
 
 
 async def test_a_drain_ends_when_its_replica_is_removed() -> None:
@@ -300,7 +300,7 @@ async def test_a_drain_ends_at_its_timeout(mock_clock: trio.testing.MockClock) -
             answers.append(await drain(store, replica_id, 1500))
 
         nursery.start_soon(run)
-        await until(store, lambda: len(store.server.drains))
+        await until(store, lambda: len(store.components.drains))
         await pass_time(mock_clock, 1.4)
         assert not answers
         await pass_time(mock_clock, 0.2)
@@ -326,7 +326,7 @@ async def test_the_answer_of_a_drain_comes_before_the_callers_own_deadline(
             )
 
         nursery.start_soon(run)
-        await until(store, lambda: len(store.server.drains))
+        await until(store, lambda: len(store.components.drains))
         await pass_time(mock_clock, 1.96)
         await until(store, lambda: answers)
         assert answers[0].status == wire.STATUS_TIMED_OUT
@@ -364,7 +364,7 @@ async def test_a_stopping_server_ends_its_drains_as_unavailable(
                 assert caught.value.code is StatusCode.UNAVAILABLE
 
             nursery.start_soon(run)
-            while not host.running.drains:
+            while not host.running.components.drains:
                 await trio.lowlevel.checkpoint()
             await host.stop()
 

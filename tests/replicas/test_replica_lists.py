@@ -116,7 +116,7 @@ async def test_replicas_that_are_unavailable_or_not_readable_are_listed() -> Non
 async def test_without_a_size_a_page_has_100_replicas_and_never_more_than_1000() -> None:
     async with serving() as store:
         await hold(store, 1)
-        await store.server.store.write(_multiply, 1100)
+        await store.components.store.write(_multiply, 1100)
         assert len((await listed(store)).replicas) == 100
         page = await listed(store, size=4_000_000_000)
         assert len(page.replicas) == 1000

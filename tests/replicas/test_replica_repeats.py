@@ -19,7 +19,7 @@ async def test_a_repeat_gets_the_recorded_answer_and_does_nothing_although_state
         await store.runtime.UnregisterReplica(gone)
         assert await store.runtime.RegisterReplica(request) == first
         assert await store.counts("model") == [(0, 0)]
-        hits = store.server.metrics.registry.get_sample_value(
+        hits = store.components.metrics.registry.get_sample_value(
             "tc_control_plane_idempotency_replay_total",
             {"operation_kind": "RegisterReplica", "result": "hit"},
         )

@@ -103,9 +103,9 @@ async def test_waiters_learn_at_once_that_the_last_replica_is_gone() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(20):
                 nursery.start_soon(wait)
-            await eventually(lambda: len(store.server.queues) == 20)
+            await eventually(lambda: len(store.components.queues) == 20)
             await unregister(store, first.replica_id)
-            assert len(store.server.queues) == 20
+            assert len(store.components.queues) == 20
             await unregister(store, second.replica_id)
         assert statuses == [wire.STATUS_NOT_FOUND] * 20
 
@@ -124,7 +124,7 @@ async def test_unregistering_a_view_ends_nobody_who_waits_for_the_canonical_byte
                 answers.append(await store.claim(wait_s=3600))
 
             nursery.start_soon(wait)
-            await eventually(lambda: len(store.server.queues) == 1)
+            await eventually(lambda: len(store.components.queues) == 1)
             await unregister(store, view.replica_id)
             await store.complete(granted.transport_id)
         assert answers[0].status == wire.STATUS_OK

@@ -13,6 +13,7 @@ from serving import configuration, eventually
 
 from globalstore.server.certificates import LOOK_S
 from globalstore.server.lifecycle import Server
+from globalstore.server.sockets import Sockets
 
 
 @asynccontextmanager
@@ -28,11 +29,11 @@ async def secured(pair: KeyPair) -> AsyncIterator[Server]:
 
 async def trusts(server: Server, ca: KeyPair) -> bool:
     """Tell whether a client that knows only this authority gets a connection."""
-    assert server.listener is not None
+    assert isinstance(server.transport, Sockets)
     context = ssl.create_default_context(cafile=ca.cert_file)
     context.set_alpn_protocols(["h2"])
     stream = trio.SSLStream(
-        await trio.open_tcp_stream("127.0.0.1", server.listener.port),
+        await trio.open_tcp_stream("127.0.0.1", server.transport.listener.port),
         context,
         server_hostname="localhost",
         https_compatible=True,
@@ -96,7 +97,7 @@ async def test_a_renewed_pair_is_taken_up_by_itself_within_a_minute(
     pair = issue(tmp_path, "server", old_ca)
     caplog.set_level("INFO", "globalstore.server")
     async with secured(pair) as server:
-        expiry = server.metrics.registry.get_sample_value
+        expiry = server.components.metrics.registry.get_sample_value
         before = expiry("tc_tls_cert_expiry_timestamp_seconds")
         await look(mock_clock, 3)
         assert await trusts(server, old_ca)

@@ -6,6 +6,8 @@ from pathlib import Path
 from serving import configuration
 
 import globalstore
+from globalstore.db import Runner
+from globalstore.leases.wall_clock import wall_us
 from globalstore.registry.signals import SourceFreed, TransportEnded, WorkerReconciled
 from globalstore.server.components import Components
 from globalstore.server.followers import follow
@@ -27,13 +29,13 @@ def emitted() -> set[str]:
 
 
 async def test_every_signal_is_followed_and_nothing_else() -> None:
-    table = Components(configuration()).followers
+    table = Components(configuration(), wall_us, Runner.INLINE).followers
     assert {signal.__name__ for signal in table} == emitted()
     assert all(table.values())
 
 
 async def test_caches_learn_before_queues_look_into_them() -> None:
-    components = Components(configuration())
+    components = Components(configuration(), wall_us, Runner.INLINE)
     table = components.followers
     for signal in (SourceFreed, TransportEnded, WorkerReconciled):
         owners = [follower.__self__ for follower in table[signal]]  # type: ignore[attr-defined]

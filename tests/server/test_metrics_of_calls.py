@@ -12,7 +12,7 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 
 def value(store: Serving, name: str, **labels: str) -> float | None:
-    return store.server.metrics.registry.get_sample_value(name, labels)
+    return store.components.metrics.registry.get_sample_value(name, labels)
 
 
 async def test_replicas_are_counted_as_they_come_and_go(tmp_path: object) -> None:
@@ -68,7 +68,7 @@ async def test_requests_for_invented_artifacts_take_no_series() -> None:
     async with serving() as store:
         for number in range(50):
             await store.claim(f"invented-{number}")
-        assert store.server.metrics.labelled_artifacts() == set()
+        assert store.components.metrics.labelled_artifacts() == set()
 
 
 async def test_calls_are_counted_by_code_also_those_not_built_and_made_up() -> None:
@@ -114,7 +114,7 @@ async def test_capabilities_are_counted_as_workers_change_and_go(
         await store.beat(first.worker_id, capability_flags=0)
         assert entries("queue_broker_enabled") == 0
         await pass_time(mock_clock, 11)
-        await eventually(lambda: store.server.workers.find(second.worker_id) is None)
+        await eventually(lambda: store.components.workers.find(second.worker_id) is None)
         assert entries("shard_home_eligible") == 0
 
 
@@ -138,8 +138,8 @@ async def test_the_series_of_artifacts_without_replicas_go_with_the_next_mainten
         await store.runtime.UnregisterReplica(
             wire.UnregisterReplicaRequest(artifact_id="m", replica_id=replica.replica_id)
         )
-        store.server.metrics.transports.requested("m", "timeout")
-        assert store.server.metrics.labelled_artifacts() == {"m"}
+        store.components.metrics.transports.requested("m", "timeout")
+        assert store.components.metrics.labelled_artifacts() == {"m"}
         await pass_time(mock_clock, 1.25)
-        while store.server.metrics.labelled_artifacts():
+        while store.components.metrics.labelled_artifacts():
             await trio.lowlevel.checkpoint()

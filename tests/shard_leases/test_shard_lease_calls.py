@@ -282,9 +282,9 @@ async def test_a_batch_of_thousands_is_one_commit_and_one_instant() -> None:
         entries = [
             (n, 1, (await acquire(store, n, ttl_ms=60_000)).lease.lease_token) for n in range(1200)
         ]
-        groups = store.server.store.statistics().groups
+        groups = store.components.store.statistics().groups
         outcomes = await keep_all(store, *reversed(entries), ttl_ms=90_000)
-        assert store.server.store.statistics().groups == groups + 1
+        assert store.components.store.statistics().groups == groups + 1
         assert all(each.ok for each in outcomes)
         assert [each.shard_id for each in outcomes] == list(reversed(range(1200)))
         assert len({until_us(each.lease) for each in outcomes}) == 1

@@ -62,10 +62,10 @@ async def test_reads_of_a_lease_that_has_just_ended_write_nothing(tmp_path: Path
     async with serving(config) as store:
         lease = (await acquire(store, ttl_ms=1)).lease
         await trio.sleep(0.01)
-        wal = store.server.store.statistics().wal_bytes
+        wal = store.components.store.statistics().wal_bytes
         for _ in range(50):
             async with refused(StatusCode.NOT_FOUND):
                 await get(store)
-        assert store.server.store.statistics().wal_bytes == wal
+        assert store.components.store.statistics().wal_bytes == wal
         async with refused(StatusCode.NOT_FOUND):
             await keep(store, lease.lease_token)

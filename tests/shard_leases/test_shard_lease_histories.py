@@ -40,7 +40,7 @@ async def test_clients_of_a_real_server_see_one_history(_: int) -> None:
             name = request.DESCRIPTOR.name.removesuffix("Request")
             return await getattr(store.runtime, name)(request)
 
-        clients = Clients(call, store.server.lease_clock.now_us, rng, ids)
+        clients = Clients(call, store.components.clock.lease_us, rng, ids)
 
         async def client() -> None:
             for _ in range(40):

@@ -89,7 +89,7 @@ async def test_any_other_end_leaves_leases_to_their_deadline(
         )
         await pass_time(mock_clock, 40)
         assert await store.active(include_unavailable=True) == []
-        await eventually(lambda: store.server.workers.find(lost.worker_id) is None)
+        await eventually(lambda: store.components.workers.find(lost.worker_id) is None)
         assert (await get(store, 2)).holder_daemon_id == "b"
         assert facts(await keep(store, lease.lease_token)) == facts(lease)
         assert not (await acquire(store, 2, daemon="a")).acquired

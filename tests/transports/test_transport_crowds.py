@@ -21,7 +21,7 @@ async def test_requests_for_more_artifacts_than_the_database_queues_are_all_answ
 
         async def ask(artifact_id: str) -> None:
             request = _request(claim_request(artifact_id))
-            answers[await store.server.queues.request(request, 0)] += 1
+            answers[await store.components.queues.request(request, 0)] += 1
 
         async with trio.open_nursery() as nursery:
             for number in range(ARTIFACTS):
@@ -40,18 +40,18 @@ async def test_a_worker_that_comes_back_serves_those_who_wait_for_each_of_its_ar
 
         async def ask(artifact_id: str) -> None:
             granted.append(
-                await store.server.queues.request(_request(claim_request(artifact_id)), 3600)
+                await store.components.queues.request(_request(claim_request(artifact_id)), 3600)
             )
 
         for number in range(held):
             nursery.start_soon(ask, f"model-{number}")
-        while sum(w.attempted for w in store.server.queues._by_request.values()) < held:
-            await store.server.store.read(lambda tx: None)
+        while sum(w.attempted for w in store.components.queues._by_request.values()) < held:
+            await store.components.store.read(lambda tx: None)
         await store.beat(worker.worker_id)
         while len(granted) < held:
-            await store.server.store.read(lambda tx: None)
+            await store.components.store.read(lambda tx: None)
         assert await store.read("SELECT min(current_requests) FROM replicas") == [(1,)]
-        assert not store.server.queues._queues
+        assert not store.components.queues._queues
 
 
 async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
@@ -62,7 +62,7 @@ async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
         worker = await store.register("d1")
         await store.replica(worker.worker_id, max_concurrency=1)
         held = await store.claim()
-        queues, threads = store.server.queues, threading.active_count()
+        queues, threads = store.components.queues, threading.active_count()
         granted: list[object] = []
 
         async def wait(number: int) -> None:
@@ -77,11 +77,11 @@ async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
         for number in range(5000):
             nursery.start_soon(wait, number)
         while sum(w.attempted for w in queues._by_request.values()) < 5000:
-            await store.server.store.read(lambda tx: None)
+            await store.components.store.read(lambda tx: None)
         assert threading.active_count() == threads
 
         def operations() -> int:
-            return store.server.store.statistics().operations
+            return store.components.store.statistics().operations
 
         # Time passes, and nothing of theirs reaches the database.
         before = operations()
@@ -94,7 +94,7 @@ async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
         assert operations() == before
         await store.complete(held.transport_id)
         while not granted:
-            await store.server.store.read(lambda tx: None)
+            await store.components.store.read(lambda tx: None)
         await trio.testing.wait_all_tasks_blocked()
         assert len(granted) == 1
         assert operations() - before <= 3

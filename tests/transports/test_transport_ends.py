@@ -161,7 +161,7 @@ async def test_more_transports_than_one_transaction_ends_expire_together(
         await pass_time(mock_clock, 5.25)
         while await store.read(LOADS) != [(0,)]:
             pass
-        assert len(store.server.transport_expiry) == 0
+        assert len(store.components.transport_expiry) == 0
 
 
 # Loss of a worker
@@ -210,7 +210,7 @@ async def test_a_transport_shares_the_fate_of_the_worker_its_replica_moved_to(
                 wire.UnregisterWorkerRequest(worker_id=old.worker_id)
             )
         else:
-            await store.server.store.write(lambda tx: tx.run("DELETE FROM workers"))
+            await store.components.store.write(lambda tx: tx.run("DELETE FROM workers"))
             new = await store.register(
                 "d2", is_recovery_registration=True, previous_worker_id=old.worker_id
             )
@@ -250,8 +250,8 @@ async def test_after_a_restart_transports_live_on_and_nothing_is_routed_unconfir
         assert waiting.status == OK
     async with serving(config) as store, trio.open_nursery() as nursery:
         assert await store.read(LOADS) == [(2,)]
-        assert len(store.server.transport_expiry) == 2
-        assert len(store.server.queues) == 0
+        assert len(store.components.transport_expiry) == 2
+        assert len(store.components.queues) == 0
         assert await store.counts("model") == [(1, 0)]
         assert (await store.beat(worker.worker_id)).state_sync_required
         waiter = start(nursery, store)
@@ -276,7 +276,7 @@ async def test_wrong_counters_are_set_right_when_a_server_takes_over(tmp_path: P
         for _ in range(4):
             await store.claim()
         loads = await store.read(LOADS)
-        await store.server.store.write(
+        await store.components.store.write(
             lambda tx: tx.run("UPDATE replicas SET current_requests = (seq * 7) % 5")
         )
         assert await store.read(LOADS) != loads

@@ -100,4 +100,4 @@ def test_no_key_of_the_scheduler_is_said_to_be_without_effect() -> None:
 async def test_the_queues_of_a_server_follow_its_configuration() -> None:
     config = configuration(worker_policy={"transport_scheduler": {"mode": "LEGACY"}})
     async with serving(config) as store:
-        assert store.server.queues.scoring == Scoring(Mode.LEGACY)
+        assert store.components.queues.scoring == Scoring(Mode.LEGACY)

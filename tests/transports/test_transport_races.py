@@ -46,7 +46,7 @@ async def held_up(store: Serving) -> AsyncIterator[None]:
         assert go_on.wait(10)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(store.server.store.write, hold)
+        nursery.start_soon(store.components.store.write, hold)
         await running.wait()
         try:
             yield
@@ -60,10 +60,12 @@ async def test_a_grant_that_commits_after_the_client_has_gone_is_given_back() ->
         held = await store.claim()
         claim = start(nursery, store, request_id="r", apart=True)
         await parked(store, 1)
-        await store.server.store.write(lambda tx: tx.run("UPDATE replicas SET max_concurrency = 2"))
+        await store.components.store.write(
+            lambda tx: tx.run("UPDATE replicas SET max_concurrency = 2")
+        )
         async with held_up(store):
-            store.server.queues.worker_routable()
-            waiter = store.server.queues._by_request["r"]
+            store.components.queues.worker_routable()
+            waiter = store.components.queues._by_request["r"]
             await until(store, lambda: waiter.deciding)
             claim.scope.cancel()
             await until(store, lambda: waiter.callers == 0)
@@ -87,7 +89,7 @@ async def test_a_caller_that_goes_in_the_instant_of_its_grant_gives_it_back(
                 scope.cancel()
 
             monkeypatch.setattr(Waiter, "notify", told_and_gone)
-            await store.server.queues.request(_request(claim_request()), 0)
+            await store.components.queues.request(_request(claim_request()), 0)
         assert scope.cancelled_caught
         await until(store, lambda: nothing_waits(store))
         assert await store.read(OUTCOMES) == [(4, "requester_gone")]
@@ -96,11 +98,11 @@ async def test_a_caller_that_goes_in_the_instant_of_its_grant_gives_it_back(
 async def test_a_repeat_is_not_answered_with_a_grant_that_is_being_given_back() -> None:
     async with serving() as store, trio.open_nursery() as nursery:
         await source(store)
-        returned = store.server.queues._returning["r"] = trio.Event()
+        returned = store.components.queues._returning["r"] = trio.Event()
         claim = start(nursery, store, request_id="r")
         assert (await store.claim(request_id="other", wait_s=0)).status == OK
-        assert len(store.server.queues) == 0
-        del store.server.queues._returning["r"]
+        assert len(store.components.queues) == 0
+        del store.components.queues._returning["r"]
         returned.set()
         await parked(store, 1)
         assert not claim.ended.is_set()
@@ -115,10 +117,12 @@ async def test_a_deadline_that_passes_while_a_grant_is_made_gets_the_grant(
         await store.claim()
         claim = start(nursery, store, request_id="r", wait_s=0.2)
         await parked(store, 1)
-        await store.server.store.write(lambda tx: tx.run("UPDATE replicas SET max_concurrency = 2"))
+        await store.components.store.write(
+            lambda tx: tx.run("UPDATE replicas SET max_concurrency = 2")
+        )
         async with held_up(store):
-            store.server.queues.worker_routable()
-            waiter = store.server.queues._by_request["r"]
+            store.components.queues.worker_routable()
+            waiter = store.components.queues._by_request["r"]
             await until(store, lambda: waiter.deciding)
             mock_clock.jump(0.2)
             await trio.testing.wait_all_tasks_blocked()
@@ -135,8 +139,8 @@ async def test_a_deadline_that_passes_while_a_pass_finds_nothing_ends_the_wait_a
         claim = start(nursery, store, request_id="r", wait_s=0.2)
         await parked(store, 1)
         async with held_up(store):
-            store.server.queues.worker_routable()
-            waiter = store.server.queues._by_request["r"]
+            store.components.queues.worker_routable()
+            waiter = store.components.queues._by_request["r"]
             await until(store, lambda: waiter.deciding)
             mock_clock.jump(0.2)
             await trio.testing.wait_all_tasks_blocked()

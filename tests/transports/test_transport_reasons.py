@@ -21,7 +21,7 @@ T = 1_700_000_000
 
 
 def metric(store: Serving, name: str, **labels: str) -> float:
-    return store.server.metrics.registry.get_sample_value(name, labels) or 0.0
+    return store.components.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 def filtered(store: Serving) -> dict[str, float]:
@@ -29,7 +29,7 @@ def filtered(store: Serving) -> dict[str, float]:
     name = "tc_transport_filter_total"
     return {
         sample.labels["reason"]: sample.value
-        for family in store.server.metrics.registry.collect()
+        for family in store.components.metrics.registry.collect()
         for sample in family.samples
         if sample.name == name and sample.value
     }
@@ -127,14 +127,14 @@ async def test_many_refusals_at_once_are_explained_by_one_look() -> None:
         await source(store)
         await store.claim()
         looks = 0
-        examine = store.server.refusals.explain
+        examine = store.components.refusals.explain
 
         async def counted() -> None:
             nonlocal looks
             looks += 1
             await examine()
 
-        store.server.refusals.explain = counted  # type: ignore[method-assign]
+        store.components.refusals.explain = counted  # type: ignore[method-assign]
         claims = [start(nursery, store, wait_s=0) for _ in range(200)]
         for claim in claims:
             assert await claim.status() == wire.STATUS_TIMED_OUT
@@ -145,7 +145,7 @@ async def test_many_refusals_at_once_are_explained_by_one_look() -> None:
 async def test_an_artifact_that_nobody_holds_has_no_reasons() -> None:
     async with serving() as store:
         assert (await store.claim("none")).status == wire.STATUS_NOT_FOUND
-        await store.server.refusals.explain()
+        await store.components.refusals.explain()
         assert filtered(store) == {}
 
 
@@ -224,7 +224,7 @@ async def test_each_step_of_a_waiting_request_is_an_event(
     async with serving(config) as store, trio.open_nursery() as nursery:
 
         def events() -> dict[str, float]:
-            counter = store.server.metrics.transports.dispatch_events
+            counter = store.components.metrics.transports.dispatch_events
             return {
                 sample.labels["event"]: sample.value
                 for sample in counter.collect()[0].samples
@@ -352,7 +352,7 @@ async def test_an_explanation_is_of_one_view_and_bounded() -> None:
         assert (await explain(store, "none")).verdict == "no replica"
         async with refused(StatusCode.INVALID_ARGUMENT, "artifact_id"):
             await explain(store, " ")
-        await store.server.store.write(
+        await store.components.store.write(
             lambda tx: tx.run(
                 "INSERT INTO replicas (replica_id, artifact_key, view_id, endpoint_key,"
                 " memory_tier, device_id, worker_key, worker_generation, confirmation,"

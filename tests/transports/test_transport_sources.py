@@ -360,9 +360,9 @@ async def test_claims_bring_the_list_along_and_completions_keep_it() -> None:
         worker = (await store.register()).worker_id
         for device in range(3):
             await store.replica(worker, mem_info=memory_info(device_id=device), max_concurrency=3)
-        known = store.server.sources
+        known = store.components.sources
         reads: list[object] = []
-        store.server.followers[SourcesListed] = (reads.append, known.listed)
+        store.components.followers[SourcesListed] = (reads.append, known.listed)
         for _ in range(30):
             held = [await store.claim() for _ in range(5)]
             for each in held:

@@ -105,8 +105,8 @@ async def test_a_storm_of_clients_loses_no_slot_and_grants_none_twice(seed: int)
                 for client in clients:
                     nursery.start_soon(client.run)
             watching.cancel_scope.cancel()
-        await until(store, lambda: not store.server.queues._queues)
-        await until(store, lambda: not store.server.queues._returning)
+        await until(store, lambda: not store.components.queues._queues)
+        await until(store, lambda: not store.components.queues._returning)
         told = sum((client.told for client in clients), Counter())
         print(dict(told), "cut off", sum(client.cut_off for client in clients), "looks", looks)
         assert told[OK] > 0

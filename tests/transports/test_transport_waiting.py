@@ -227,7 +227,7 @@ async def test_a_stopping_server_ends_its_waiters_as_unavailable() -> None:
         await store.claim()
         waiters = [start(nursery, store) for _ in range(5)]
         await parked(store, 5)
-        store.server.queues.stop()
+        store.components.queues.stop()
         for waiter in waiters:
             with pytest.raises(purerpc.RpcFailedError) as caught:
                 await waiter.result()

@@ -176,7 +176,7 @@ async def test_a_large_window_comes_whole() -> None:
         worker = await store.register()
         await store.replica(worker.worker_id)
         await store.claim()
-        await store.server.store.write(
+        await store.components.store.write(
             lambda tx: tx.run(
                 "INSERT INTO transports (transport_id, replica_id, artifact_key, view_id,"
                 " source_worker_key, requester_node_id, requester_address, requester_port,"

@@ -50,7 +50,7 @@ async def test_an_impostor_keeps_nobody_alive(mock_clock: trio.testing.MockClock
         assert answer.status == wire.STATUS_NOT_FOUND
         await pass_time(mock_clock, 2)
         assert await store.active() == []
-        conflicts = store.server.metrics.registry.get_sample_value(
+        conflicts = store.components.metrics.registry.get_sample_value(
             "tc_control_plane_conflicts_total", {"scope": "heartbeat_daemon_mismatch"}
         )
         assert conflicts == 1
@@ -195,12 +195,12 @@ async def test_a_heartbeat_changes_no_replica_and_no_cursor() -> None:
 async def test_heartbeats_do_not_write(mock_clock: trio.testing.MockClock) -> None:
     async with serving() as store:
         workers = [(await store.register(f"d{n}")).worker_id for n in range(5)]
-        groups = store.server.store.statistics().operations
+        groups = store.components.store.statistics().operations
         for _ in range(9):
             await pass_time(mock_clock, 1)
             for worker_id in workers:
                 await store.beat(worker_id)
-        assert store.server.store.statistics().operations == groups
+        assert store.components.store.statistics().operations == groups
         assert len(await store.active()) == 5
 
 

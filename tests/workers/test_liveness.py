@@ -49,7 +49,7 @@ async def test_after_the_grace_it_is_expired_and_its_transports_end(
         rows = await store.read("SELECT current_requests FROM replicas")
         assert rows == [(0,)]
         assert (await store.complete(granted.transport_id)).status == wire.STATUS_OK
-        expired = store.server.metrics.registry.get_sample_value("tc_worker_expired_total")
+        expired = store.components.metrics.registry.get_sample_value("tc_worker_expired_total")
         assert expired == 1
 
 
@@ -117,7 +117,7 @@ async def test_two_hundred_workers_that_die_together_expire_together(
         await pass_time(mock_clock, 5)
         await store.beat(survivor.worker_id)
         await pass_time(mock_clock, 6)
-        while len(store.server.workers) > 1:
+        while len(store.components.workers) > 1:
             await trio.lowlevel.checkpoint()
         active = await store.read("SELECT count(*) FROM workers WHERE inactive_at IS NULL")
         assert active == [(1,)]

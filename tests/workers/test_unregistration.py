@@ -53,7 +53,7 @@ async def test_a_repeat_gets_the_recorded_answer_although_the_worker_is_back() -
         again = await store.runtime.UnregisterWorker(order(worker.worker_id, request_id=" r1 "))
         assert (first.status, again.status) == (wire.STATUS_OK, wire.STATUS_OK)
         assert len(await store.active()) == 1
-        hits = store.server.metrics.registry.get_sample_value(
+        hits = store.components.metrics.registry.get_sample_value(
             "tc_control_plane_idempotency_replay_total",
             {"operation_kind": "UnregisterWorker", "result": "hit"},
         )
@@ -103,7 +103,7 @@ async def test_concurrent_repeats_have_one_effect() -> None:
             for _ in range(8):
                 nursery.start_soon(unregister)
         assert {answer.status for answer in answers} == {wire.STATUS_OK}
-        ended = store.server.metrics.registry.get_sample_value(
+        ended = store.components.metrics.registry.get_sample_value(
             "tc_worker_unregister_total", {"graceful": "true", "result": "ok"}
         )
         assert ended == 1

@@ -126,7 +126,7 @@ class StuckDisk:
             token.run_sync_soon(entered.set)
             self._go.wait(PATIENCE_S)
 
-        self._nursery.start_soon(self._store.server.store.write, stand_still)
+        self._nursery.start_soon(self._store.components.store.write, stand_still)
         await entered.wait()
         return self
 
@@ -149,7 +149,7 @@ async def test_while_the_disk_is_stuck_heartbeats_are_answered_and_nobody_health
                 assert answer.status == wire.STATUS_OK
             assert [worker.daemon_id for worker in await store.active()] == ["healthy"]
         # The end of the dead one was decided in the meantime, and is written now.
-        await eventually(lambda: store.server.workers.find(dead.worker_id) is None)
+        await eventually(lambda: store.components.workers.find(dead.worker_id) is None)
         assert (await store.beat(dead.worker_id)).status == wire.STATUS_NOT_FOUND
         assert (await store.beat(healthy.worker_id)).status == wire.STATUS_OK
         assert (await store.claim()).status == wire.STATUS_OK
@@ -166,7 +166,7 @@ async def test_a_worker_that_dies_while_the_disk_is_stuck_is_not_routed_to_and_e
         await store.replica(worker.worker_id)
         async with StuckDisk(store, nursery):
             await pass_time(mock_clock, 30)
-            assert store.server.workers.routable() == frozenset()
+            assert store.components.workers.routable() == frozenset()
             assert await store.active() == []
             late: list[int] = []
 
@@ -179,7 +179,7 @@ async def test_a_worker_that_dies_while_the_disk_is_stuck_is_not_routed_to_and_e
             assert late == []
         await eventually(lambda: late)
         assert late == [wire.STATUS_NOT_FOUND]
-        expired = store.server.metrics.registry.get_sample_value("tc_worker_expired_total")
+        expired = store.components.metrics.registry.get_sample_value("tc_worker_expired_total")
         assert expired == 1
 
 
@@ -224,7 +224,7 @@ async def test_setting_the_wall_clock_kills_nobody_saves_nobody_and_turns_nothin
             assert {worker.status for worker in listed} == {wire.CONNECTION_STATUS_CONNECTED}
             seen.append(listed[0].last_heartbeat_ts.ToMicroseconds())
         assert seen == sorted(seen)
-        await eventually(lambda: len(store.server.workers) == 1)
+        await eventually(lambda: len(store.components.workers) == 1)
         assert await inactive(store) == ["dead"]
         assert (await store.complete(granted.transport_id)).status == wire.STATUS_OK
 
@@ -260,7 +260,7 @@ async def test_whoever_asks_first_after_a_stall_sees_everybody_as_before_it(
 ) -> None:
     async with serving(configuration(worker_policy=POLICY)) as store:
         await store.register("d1")
-        ask: Callable[[], frozenset[int]] = getattr(store.server.workers, look)
+        ask: Callable[[], frozenset[int]] = getattr(store.components.workers, look)
         before = ask()
         assert len(before) == 1
         mock_clock.jump(60)
@@ -288,9 +288,9 @@ async def test_who_is_heard_right_after_a_stall_gets_no_more_time_than_others(
     async with serving(configuration(worker_policy=POLICY)) as store:
         registered = await store.register("d1")
         mock_clock.jump(300)
-        worker = store.server.workers.find(registered.worker_id)
+        worker = store.components.workers.find(registered.worker_id)
         assert worker is not None
         # Before anybody else had a turn, as a heartbeat that waited in the socket does.
-        store.server.workers.heartbeat(worker, Heartbeat(0, True, None), NOW_US)
+        store.components.workers.heartbeat(worker, Heartbeat(0, True, None), NOW_US)
         await pass_time(mock_clock, 11.5)
-        await eventually(lambda: store.server.workers.find(registered.worker_id) is None)
+        await eventually(lambda: store.components.workers.find(registered.worker_id) is None)

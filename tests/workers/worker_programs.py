@@ -113,7 +113,7 @@ class Program:
         """Tell whether what is in memory alone is as the contract has it."""
         return {
             (w.state.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum, w.gap_since)
-            for w in self.host.running.workers._by_key.values()
+            for w in self.host.running.components.workers._by_key.values()
         } == {
             (w.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum, w.gap_since)
             for w in self.contract.workers.values()
@@ -249,10 +249,12 @@ class Program:
             assert seq >= before[1] or generation > before[0]
             self.cursors[daemon] = generation, seq, version
         for worker in self.contract.workers.values():
-            live = self.host.running.workers.find(worker.worker_id)
+            live = self.host.running.components.workers.find(worker.worker_id)
             assert (live is not None) == worker.active
             if live is not None:
-                checksum = await self.host.running.context.checksum_of(live)
+                checksum = await self.host.running.components.context.worker_digests.checksum_of(
+                    live
+                )
                 assert checksum == self.contract.checksum(worker.worker_id)
         await self.listing(0, True)
         await self.listing(0, False)

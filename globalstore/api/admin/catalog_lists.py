@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from globalstore.api.context import HandlerContext, timestamp
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import timestamp
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.registry import catalog_lists
 from globalstore.registry.catalog.disk_locations import DiskLocation
@@ -29,16 +30,14 @@ _PLACE_KINDS = {1: "MANAGED", 2: "IMPORTED"}
 Entry = TypeVar("Entry")
 
 
-class CatalogListHandlers:
+class CatalogListHandlers(Handlers):
     """What operators ask about keys and artifacts."""
-
-    context: HandlerContext
 
     async def ListKeys(
         self, message: admin.ListKeysRequest, request: Call
     ) -> admin.ListKeysResponse:
         """List keys page by page."""
-        lease_us = self.context.lease_clock.now_us()
+        lease_us = self.context.clock.lease_us()
         keys, next_after = await self.context.read(
             catalog_lists.list_keys,
             identifier("prefix", message.prefix),
@@ -54,7 +53,7 @@ class CatalogListHandlers:
     async def ShowKey(self, message: admin.ShowKeyRequest, request: Call) -> admin.ShowKeyResponse:
         """Show a key and its targets, the latest first."""
         name = required("key", message.key)
-        lease_us = self.context.lease_clock.now_us()
+        lease_us = self.context.clock.lease_us()
         shown = await self.context.read(catalog_lists.show_key, name, lease_us)
         if shown is None:
             raise NotFound(f"there never was a key {name[:80]!r}")
@@ -85,7 +84,7 @@ class CatalogListHandlers:
         """Show an artifact and what points at it."""
         artifact_id = looked_up("artifact_id", message.artifact_id)
         about = await self.context.read(
-            catalog_lists.show_artifact, artifact_id, self.context.lease_clock.now_us()
+            catalog_lists.show_artifact, artifact_id, self.context.clock.lease_us()
         )
         found = about.artifact
         if found is None and not (about.sealed_to or about.sealed_from or about.places):

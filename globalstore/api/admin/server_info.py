@@ -1,16 +1,14 @@
 """HealthCheck, GetServerInfo."""
 
-from globalstore.api.context import HandlerContext
+from globalstore.api.context import Handlers
 from globalstore.config import host_port
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rpc import Call, fast_path
 from globalstore.rules.refusals import Unavailable
 
 
-class ServerInfoHandlers:
+class ServerInfoHandlers(Handlers):
     """The calls that say something about the server itself."""
-
-    context: HandlerContext
 
     def _well_fast(self, _: wire.HealthCheckRequest, call: Call) -> wire.HealthCheckResponse | None:
         return None if call.draining.is_set() else self._well()

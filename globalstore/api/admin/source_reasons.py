@@ -2,7 +2,7 @@
 
 import trio
 
-from globalstore.api.context import HandlerContext
+from globalstore.api.context import Handlers
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.registry.runtime import source_reasons
 from globalstore.registry.runtime.source_reasons import ChoiceContext, Explained, Reason
@@ -18,10 +18,8 @@ _PASSING = frozenset(Reason) - {Reason.PRESENCE_ONLY, Reason.EXPIRED}
 _RECORDS_PER_TURN = 50
 
 
-class SourceReasonHandlers:
+class SourceReasonHandlers(Handlers):
     """What operators ask about the choice of sources."""
-
-    context: HandlerContext
 
     async def ExplainSources(
         self, message: admin.ExplainSourcesRequest, request: Call
@@ -30,7 +28,7 @@ class SourceReasonHandlers:
         artifact_id = looked_up("artifact_id", message.artifact_id)
         view_id = identifier("view_id", message.view_id)
         requester = identifier("requester_worker_id", message.requester_worker_id)
-        scoring, now_us = self.context.queues.scoring, self.context.wall_us()
+        scoring, now_us = self.context.queues.scoring, self.context.clock.wall_us()
         by = ChoiceContext(
             scoring, self.context.workers.live(), self.context.workers.routable(), now_us
         )

@@ -5,7 +5,7 @@ import re
 
 import trio
 
-from globalstore.api.context import HandlerContext
+from globalstore.api.context import Handlers
 from globalstore.db import Lane, Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -26,10 +26,8 @@ _BULK_BYTES = 1 << 20
 _INDEX_KEY = re.compile(r"[0-9a-f]{64}")
 
 
-class ArtifactHandlers:
+class ArtifactHandlers(Handlers):
     """The calls by which artifacts are described, and their indexes read."""
-
-    context: HandlerContext
 
     async def UpsertArtifactMetadata(
         self, message: wire.UpsertArtifactMetadataRequest, request: Call
@@ -49,7 +47,7 @@ class ArtifactHandlers:
             self.context.handler_slots.release(request)
             artifact_id, description = await trio.to_thread.run_sync(_described, descriptor, data)
         index = TensorIndex(data, description.encoding, description.schema_version)
-        now_us = self.context.wall_us()
+        now_us = self.context.clock.wall_us()
 
         def store(tx: Transaction) -> None:
             artifacts.ensure_artifact(tx, artifact_id, description, index, now_us)

@@ -1,6 +1,7 @@
 """UpsertArtifactBinding, GetArtifactBinding."""
 
-from globalstore.api.context import HandlerContext, timestamp
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import timestamp
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import bindings
 from globalstore.registry.catalog.bindings import Binding
@@ -12,10 +13,8 @@ from globalstore.rules.values import required
 _KINDS = {wire.ARTIFACT_BINDING_KIND_UNSPECIFIED, wire.ARTIFACT_BINDING_KIND_SEAL}
 
 
-class BindingHandlers:
+class BindingHandlers(Handlers):
     """The calls by which an assembly is sealed, and found sealed."""
-
-    context: HandlerContext
 
     async def UpsertArtifactBinding(
         self, message: wire.UpsertArtifactBindingRequest, request: Call
@@ -40,7 +39,7 @@ class BindingHandlers:
         if wanted.kind not in _KINDS:
             raise InvalidArgument(f"binding.kind is {wanted.kind}, expected SEAL or unspecified")
         binding, created = await self.context.write(
-            request, bindings.bind, from_artifact_id, to_artifact_id, self.context.wall_us()
+            request, bindings.bind, from_artifact_id, to_artifact_id, self.context.clock.wall_us()
         )
         return wire.UpsertArtifactBindingResponse(
             status=wire.STATUS_OK, binding=_message(binding), created=created

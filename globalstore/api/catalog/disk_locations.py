@@ -2,7 +2,8 @@
 
 import trio
 
-from globalstore.api.context import HandlerContext, timestamp
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import timestamp
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import disk_locations
 from globalstore.registry.catalog.disk_locations import DiskLocation
@@ -22,10 +23,8 @@ _KINDS: dict[int, wire.DiskLocationKind] = {
 _LOCATIONS_PER_TURN = 100
 
 
-class DiskLocationHandlers:
+class DiskLocationHandlers(Handlers):
     """The calls by which everybody learns what lies on the shared disk."""
-
-    context: HandlerContext
 
     async def UpsertArtifactDiskLocation(
         self, message: wire.UpsertArtifactDiskLocationRequest, request: Call
@@ -47,7 +46,7 @@ class DiskLocationHandlers:
             path,
             kind,
             message.is_deleted,
-            self.context.wall_us(),
+            self.context.clock.wall_us(),
         )
         return wire.UpsertArtifactDiskLocationResponse(status=wire.STATUS_OK)
 

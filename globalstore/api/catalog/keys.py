@@ -6,7 +6,8 @@ from typing import TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 
-from globalstore.api.context import Encoded, HandlerContext
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import Encoded
 from globalstore.caches.keys import Known
 from globalstore.db import Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -31,10 +32,8 @@ R = TypeVar("R")
 _NOT_FOUND = Encoded(wire.ResolveKeyMappingResponse(status=wire.STATUS_NOT_FOUND))
 
 
-class KeyHandlers:
+class KeyHandlers(Handlers):
     """The calls by which names are pointed at artifacts, and followed."""
-
-    context: HandlerContext
 
     async def UpsertKeyMapping(
         self, message: wire.UpsertKeyMappingRequest, request: Call
@@ -109,7 +108,7 @@ class KeyHandlers:
     ) -> R:
         context = self.context
         return await context.write(
-            call, operation, change, context.wall_us(), context.lease_clock.now_us
+            call, operation, change, context.clock.wall_us(), context.clock.lease_us
         )
 
     def _answer(self, known: Known) -> Encoded:
@@ -117,7 +116,7 @@ class KeyHandlers:
         # A key that points at the version set of a group has no artifact to tell.
         if mapping is None or not mapping.artifact_id:
             return _NOT_FOUND
-        lease_us = 0 if mapping.expires_at_us is None else self.context.lease_clock.now_us()
+        lease_us = 0 if mapping.expires_at_us is None else self.context.clock.lease_us()
         if mapping.expired(lease_us):
             return _NOT_FOUND
         cache_s = self._cache_s(mapping, lease_us)

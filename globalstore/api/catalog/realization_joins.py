@@ -12,7 +12,7 @@ from globalstore.api.catalog.realization_calls import (
     identity_of,
     realization_call,
 )
-from globalstore.api.context import HandlerContext
+from globalstore.api.context import Handlers
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import realization_joins
 from globalstore.registry.catalog.realization_joins import Join, KeyReference, SetReference, Terms
@@ -38,10 +38,8 @@ _PARTS_AT_ONCE = 64
 _ALIASES = frozenset({"", "current", "latest"})
 
 
-class RealizationJoinHandlers:
+class RealizationJoinHandlers(Handlers):
     """The call by which a group begins to realize a version, and its members come."""
-
-    context: HandlerContext
 
     @realization_call("begin")
     async def BeginOrJoinGroupRealization(
@@ -64,8 +62,8 @@ class RealizationJoinHandlers:
                 join,
                 terms,
                 version_sets.of_artifact,
-                context.wall_us(),
-                context.lease_clock.now_us,
+                context.clock.wall_us(),
+                context.clock.lease_us,
             )
         )
         realization = joined.realization

@@ -10,7 +10,7 @@ from globalstore.api.catalog.realization_calls import (
     is_explicit,
     realization_call,
 )
-from globalstore.api.context import HandlerContext
+from globalstore.api.context import Handlers
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import realization_reports
 from globalstore.registry.catalog.realization_joins import Identity
@@ -20,10 +20,8 @@ from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.values import identifier, required, storable, uuid_bytes
 
 
-class RealizationReportHandlers:
+class RealizationReportHandlers(Handlers):
     """The call by which a member tells that it is prepared."""
-
-    context: HandlerContext
 
     @realization_call("report")
     async def ReportGroupRealizationPrepared(
@@ -37,8 +35,8 @@ class RealizationReportHandlers:
                 realization_reports.report_prepared,
                 report,
                 not is_explicit(self.context),
-                context.wall_us(),
-                context.lease_clock.now_us,
+                context.clock.wall_us(),
+                context.clock.lease_us,
             )
         )
         return wire.ReportGroupRealizationPreparedResponse(

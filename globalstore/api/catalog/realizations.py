@@ -15,7 +15,8 @@ from globalstore.api.catalog.realization_calls import (
     is_explicit,
     realization_call,
 )
-from globalstore.api.context import Encoded, HandlerContext
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import Encoded
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import realizations
 from globalstore.registry.catalog.realizations import (
@@ -28,9 +29,6 @@ from globalstore.rpc import Call
 from globalstore.rules.realizations import TRANSACTION_PREFIX, digest_of
 from globalstore.rules.refusals import NotFound, PermissionDenied, ResourceExhausted
 from globalstore.rules.values import identifier, required
-
-# What is kept of a caller's own deadline so that the answer still reaches it in time.
-_REPLY_MARGIN_S = 0.05
 
 # Free text is kept as sent, up to here: the end of a long trace says little more.
 _DETAIL_CHARACTERS_MAX = 4096
@@ -53,10 +51,8 @@ _WAITED = {
 }
 
 
-class RealizationHandlers:
+class RealizationHandlers(Handlers):
     """The calls by which a group is published or aborted, and everybody learns of it."""
-
-    context: HandlerContext
 
     @realization_call("publish")
     async def PublishGroupRealization(
@@ -76,8 +72,8 @@ class RealizationHandlers:
                 request,
                 realizations.publish_realization,
                 fingerprint,
-                context.wall_us(),
-                context.lease_clock.now_us,
+                context.clock.wall_us(),
+                context.clock.lease_us,
             )
         )
         return wire.PublishGroupRealizationResponse(
@@ -91,10 +87,8 @@ class RealizationHandlers:
         """Wait until a realization has ended, or the caller's deadline passes."""
         fingerprint = fingerprint_of(required("transaction_id", message.transaction_id))
         deadline_us = message.deadline_unix_nanos // 1000
-        patience_s = min(
-            (deadline_us - self.context.wall_us()) / 1_000_000,
-            max(0.0, request.time_remaining - _REPLY_MARGIN_S),
-        )
+        wanted_s = (deadline_us - self.context.clock.wall_us()) / 1_000_000
+        patience_s = self.context.patience_s(request, wanted_s)
         self.context.handler_slots.release(request)
         polls = self.context.metrics.realizations.waiter_polls
         try:
@@ -108,21 +102,21 @@ class RealizationHandlers:
     async def _wait(self, request: Call, fingerprint: bytes, patience_s: float) -> RealizationState:
         if patience_s <= 0:
             return await self._state(request, fingerprint)
-        with self.context.realization_waiters.waiting(fingerprint) as waiters:
+        with self.context.realization_waiters.waiting(fingerprint) as waiter:
             state = await self._state(request, fingerprint)
             if state.is_final:
                 return state
-            with request.only_waiting(), trio.move_on_after(patience_s):
-                await waiters.ended.wait()
-            if waiters.state is not None:
-                return RealizationState(waiters.state)
+            with self.context.waiting(request), trio.move_on_after(patience_s):
+                await waiter.ended.wait()
+            if waiter.state is not None:
+                return RealizationState(waiter.state)
             return await self._state(request, fingerprint)
 
     async def _state(self, request: Call, fingerprint: bytes) -> RealizationState:
         realization = await self.context.read(realizations.find_realization, fingerprint)
         if realization is None:
             raise NotFound(f"no group realization {TRANSACTION_PREFIX}{fingerprint.hex()}")
-        if realization.is_due(self.context.lease_clock.now_us()):
+        if realization.is_due(self.context.clock.lease_us()):
             realization = await self._observe(request, fingerprint)
         return realization.state
 
@@ -133,8 +127,8 @@ class RealizationHandlers:
                 request,
                 realizations.observe,
                 fingerprint,
-                context.wall_us(),
-                context.lease_clock.now_us,
+                context.clock.wall_us(),
+                context.clock.lease_us,
             )
         )
 
@@ -153,8 +147,8 @@ class RealizationHandlers:
                 fingerprint,
                 code,
                 detail,
-                context.wall_us(),
-                context.lease_clock.now_us,
+                context.clock.wall_us(),
+                context.clock.lease_us,
             )
         )
         return wire.AbortGroupRealizationResponse(
@@ -174,7 +168,7 @@ class RealizationHandlers:
         if fingerprint is None or shown is None:
             return wire.GetGroupRealizationResponse(status=wire.STATUS_NOT_FOUND)
         realization, members = shown
-        if realization.is_due(self.context.lease_clock.now_us()):
+        if realization.is_due(self.context.clock.lease_us()):
             realization = await self._observe(request, fingerprint)
         response = _shown(realization, members)
         response.publish_authority_mode = (

@@ -6,7 +6,8 @@ from typing import cast
 import trio
 
 from globalstore.api.catalog.realization_calls import realization_call
-from globalstore.api.context import Encoded, HandlerContext
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import Encoded
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -42,10 +43,8 @@ KINDS = {
 }
 
 
-class VersionSetHandlers:
+class VersionSetHandlers(Handlers):
     """The call by which a version for a whole group is recorded."""
-
-    context: HandlerContext
 
     @realization_call("register")
     async def RegisterGroupVersionSet(
@@ -76,7 +75,7 @@ class VersionSetHandlers:
             version_sets.register_version_set,
             wanted,
             described,
-            self.context.wall_us(),
+            self.context.clock.wall_us(),
             lane=Lane.NORMAL if count <= _BULK_PARTS else Lane.BULK,
         )
         answer = (

@@ -7,7 +7,7 @@ from itertools import groupby
 import attrs
 import trio
 
-from globalstore.api.context import HandlerContext
+from globalstore.api.context import Handlers
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import chunks
 from globalstore.registry.runtime.chunks import ChunkReport, HeldChunks, NodeWorker
@@ -63,10 +63,8 @@ class _Source:
         )
 
 
-class ChunkHandlers:
+class ChunkHandlers(Handlers):
     """The calls of the chunk directory."""
-
-    context: HandlerContext
 
     async def BatchUpdateChunkStates(
         self, message: wire.BatchUpdateChunkStatesRequest, request: Call
@@ -78,7 +76,7 @@ class ChunkHandlers:
             report = ChunkReport(
                 required("node_id", message.node_id),
                 identifier("worker_id", message.worker_id),
-                self.context.wall_us(),
+                self.context.clock.wall_us(),
             )
             self.context.handler_slots.release(request)
             await self.context.chunk_reports.keep(report, patches)
@@ -136,7 +134,7 @@ class ChunkHandlers:
         """Return the share of the slots of a node's live workers that is in use."""
         slots = 0
         for worker in workers:
-            slots += await self.context.worker_slots.of(worker.worker_key)
+            slots += await self.context.worker_capacity.of(worker.worker_key)
         return min(1.0, sum(worker.in_use for worker in workers) / slots) if slots else 0.0
 
 

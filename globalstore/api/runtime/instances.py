@@ -7,7 +7,8 @@ from typing import cast
 
 import trio
 
-from globalstore.api.context import HandlerContext, timestamp
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import timestamp
 from globalstore.db import Snapshot
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.instances import (
@@ -43,10 +44,8 @@ _ENDED_LISTED_MAX = 10_000
 _INSTANCES_PER_TURN = 25
 
 
-class InstanceHandlers:
+class InstanceHandlers(Handlers):
     """The calls by which an engine process says that it is there."""
-
-    context: HandlerContext
 
     async def RegisterInstance(
         self, message: wire.RegisterInstanceRequest, request: Call
@@ -59,7 +58,7 @@ class InstanceHandlers:
                 f"{ACTIVE_MAX} instances are active already; unregister those that are gone"
             )
         state = await self.context.write(
-            request, registry.register_instance, registration, self.context.wall_us()
+            request, registry.register_instance, registration, self.context.clock.wall_us()
         )
         _log.info("instance registered", **_who(instances, unheard(state)))
         return wire.RegisterInstanceResponse(
@@ -90,7 +89,9 @@ class InstanceHandlers:
                 "capability_flags has NODE_AGENT_ENABLED, but the instance was registered without"
                 " an execution_endpoint; register it with one"
             )
-        self.context.instances.heartbeat(instance, named_worker_id, flags, self.context.wall_us())
+        self.context.instances.heartbeat(
+            instance, named_worker_id, flags, self.context.clock.wall_us()
+        )
         return wire.InstanceHeartbeatResponse(status=wire.STATUS_OK)
 
     async def UnregisterInstance(
@@ -102,7 +103,11 @@ class InstanceHandlers:
         instance = instances.find(instance_id)
         liveness = [] if instance is None else [liveness_row(instance)]
         state = await self.context.write(
-            request, registry.unregister_instance, instance_id, liveness, self.context.wall_us()
+            request,
+            registry.unregister_instance,
+            instance_id,
+            liveness,
+            self.context.clock.wall_us(),
         )
         if state is None:
             return wire.UnregisterInstanceResponse(status=wire.STATUS_NOT_FOUND)
@@ -122,12 +127,12 @@ class InstanceHandlers:
         if message.include_unavailable:
             with instances.noting_ended() as noted:
                 ended = await self.context.read(_ended, flags)
-                listed = instances.list_now(self.context.wall_us())
+                listed = instances.list_now(self.context.clock.wall_us())
             # Active when the ended ones were read, and not any more: in neither of the two.
             since = {instance.key: instance for instance in noted if instance.key not in ended}
             ordered = listed.latest_first(ended.values(), sorted(since.values(), key=listed.order))
         else:
-            listed = instances.list_now(self.context.wall_us())
+            listed = instances.list_now(self.context.clock.wall_us())
             ordered = listed.latest_first()
         parts = []
         while turn := list(islice(ordered, _INSTANCES_PER_TURN)):

@@ -3,7 +3,7 @@
 import json
 from functools import lru_cache
 
-from globalstore.api.context import microseconds, timestamp
+from globalstore.api.encoding import microseconds, timestamp
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.registry.runtime import replica_lists
 from globalstore.registry.runtime.inventories import HeldReplica, ReplicaIdentity, ReportedReplica

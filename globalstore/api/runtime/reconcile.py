@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 import trio
 
 from globalstore import db
-from globalstore.api.context import HandlerContext
+from globalstore.api.context import Handlers
 from globalstore.api.runtime import memory_info
 from globalstore.api.runtime.inventories import (
     ENTRIES_PER_TURN,
@@ -53,10 +53,8 @@ _GAP_RETRY_MS = 100
 _OVERLOAD_RETRY_MS = 500
 
 
-class ReconcileHandlers:
+class ReconcileHandlers(Handlers):
     """The call by which a daemon says all that it holds."""
-
-    context: HandlerContext
 
     async def ReconcileWorkerState(
         self, message: wire.ReconcileWorkerStateRequest, request: Call
@@ -156,7 +154,7 @@ class ReconcileHandlers:
     async def _answer(
         self, worker: LiveWorker, kind: wire.ReconcileResultKind
     ) -> wire.ReconcileWorkerStateResponse:
-        checksum = await self.context.checksum_of(worker)
+        checksum = await self.context.worker_digests.checksum_of(worker)
         return wire.ReconcileWorkerStateResponse(
             result_kind=kind,
             new_state_version=worker.state.state_version,
@@ -243,7 +241,7 @@ class ReconcileHandlers:
             return False
         if worker.reported_checksum in {"", EMPTY}:
             return False
-        return worker.reported_checksum == await self.context.checksum_of(worker)
+        return worker.reported_checksum == await self.context.worker_digests.checksum_of(worker)
 
     # Acceptance.
 
@@ -306,7 +304,7 @@ class ReconcileHandlers:
             fingerprint,
             entries,
             self.context.workers.live(),
-            self.context.wall_us(),
+            self.context.clock.wall_us(),
         )
         if accepted is not None:
             await list_changes(accepted.changes, listed, memory_info.InfoWriter())
@@ -343,7 +341,7 @@ class ReconcileHandlers:
             worker,
             differences.confirmation(),
             self.context.workers.live(),
-            self.context.wall_us(),
+            self.context.clock.wall_us(),
         )
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _GOES_ON_S) as scope:
             changes = await self._write(differences, slice_, listed)

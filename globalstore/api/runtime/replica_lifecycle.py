@@ -3,9 +3,8 @@
 import attrs
 import trio
 
-from globalstore.api.context import HandlerContext
+from globalstore.api.context import Handlers
 from globalstore.api.runtime import memory_info
-from globalstore.api.runtime.transports import REPLY_MARGIN_S
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import replica_lifecycle, replicas
@@ -21,10 +20,8 @@ _log = get_logger("globalstore.replicas")
 _LOGGED_CHARACTERS_MAX = 200
 
 
-class ReplicaLifecycleHandlers:
+class ReplicaLifecycleHandlers(Handlers):
     """The calls by which a replica is retired."""
-
-    context: HandlerContext
 
     async def UpdateReplica(
         self, message: wire.UpdateReplicaRequest, request: Call
@@ -33,7 +30,7 @@ class ReplicaLifecycleHandlers:
         artifact_id = looked_up("artifact_id", message.artifact_id)
         replica_id = uuid_bytes("replica_id", message.replica_id)
         found = await self.context.write(
-            request, replica_lifecycle.touch, artifact_id, replica_id, self.context.wall_us()
+            request, replica_lifecycle.touch, artifact_id, replica_id, self.context.clock.wall_us()
         )
         return wire.UpdateReplicaResponse(
             status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND,
@@ -71,7 +68,7 @@ class ReplicaLifecycleHandlers:
             replica_lifecycle.mark_unavailable,
             artifact_id,
             replica_id,
-            self.context.wall_us(),
+            self.context.clock.wall_us(),
         )
         if found is None:
             return wire.MarkReplicaUnavailableResponse(status=wire.STATUS_NOT_FOUND)
@@ -89,23 +86,20 @@ class ReplicaLifecycleHandlers:
     ) -> wire.WaitReplicaDrainResponse:
         """Wait until a replica serves no transport; that blocks no new one."""
         replica_id = uuid_bytes("replica_id", message.replica_id)
-        patience_s = min(
-            message.timeout_ms / 1000, max(0.0, request.time_remaining - REPLY_MARGIN_S)
-        )
+        patience_s = self.context.patience_s(request, message.timeout_ms / 1000)
         state = await self.context.read(replica_lifecycle.drain, replica_id)
         if state is not None and state.load and patience_s > 0:
-            self.context.handler_slots.release(request)
             _log.debug(
                 "waiting for a drain",
                 replica_id=uuid_text(replica_id),
                 load=state.load,
                 operation_id=message.operation_id[:_LOGGED_CHARACTERS_MAX],
             )
-            with request.only_waiting():
+            with self.context.waiting(request):
                 state = await self._drained(replica_id, state, patience_s)
         if state is None:
             return wire.WaitReplicaDrainResponse(status=wire.STATUS_NOT_FOUND)
-        age_us = None if state.oldest_us is None else self.context.wall_us() - state.oldest_us
+        age_us = None if state.oldest_us is None else self.context.clock.wall_us() - state.oldest_us
         return wire.WaitReplicaDrainResponse(
             status=wire.STATUS_TIMED_OUT if state.load else wire.STATUS_OK,
             drained=state.load == 0,
@@ -116,8 +110,8 @@ class ReplicaLifecycleHandlers:
     async def _drained(self, replica_id: bytes, first: Drain, patience_s: float) -> Drain | None:
         """Return what a replica is like once it is drained, gone, or the patience is at its end."""
         state: Drain | None = first
-        waiter = self.context.drains.begin((first.artifact_id, first.view_id), first.seq)
-        try:
+        space = first.artifact_id, first.view_id
+        with self.context.drains.waiting(space, first.seq) as waiter:
             with trio.move_on_after(patience_s):
                 while True:
                     state = await self.context.read(replica_lifecycle.drain, replica_id)
@@ -127,8 +121,6 @@ class ReplicaLifecycleHandlers:
                     waiter.changed = trio.Event()
             if state is not None and state.load:
                 state = await self.context.read(replica_lifecycle.drain, replica_id)
-        finally:
-            self.context.drains.end(waiter)
         if state is None and waiter.went:
             return attrs.evolve(first, load=0, oldest_us=None)
         return state

@@ -7,7 +7,8 @@ import struct
 
 import trio
 
-from globalstore.api.context import HandlerContext, token
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import token
 from globalstore.api.runtime import memory_info
 from globalstore.db import Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
@@ -34,10 +35,8 @@ _PAGE_SIZE_MAX = 1000
 _RECORDS_PER_TURN = 50
 
 
-class ReplicaHandlers:
+class ReplicaHandlers(Handlers):
     """The calls by which daemons say what they hold, and everybody asks what there is."""
-
-    context: HandlerContext
 
     async def RegisterReplica(
         self, message: wire.RegisterReplicaRequest, request: Call
@@ -50,7 +49,7 @@ class ReplicaHandlers:
             )
         artifact_id = _effective_artifact_id(message)
         repeat = token(message, "RegisterReplica", message.client_request_id)
-        now_us = self.context.wall_us()
+        now_us = self.context.clock.wall_us()
         proposed_id = new_id()
         if repeat is None:
             registration = _registration(artifact_id, message)

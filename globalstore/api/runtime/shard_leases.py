@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from globalstore.api.context import HandlerContext, timestamp
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import timestamp
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import shard_leases
@@ -22,13 +23,11 @@ LEASES_MAX = 10_000
 _ENTRIES_PER_TURN = 100
 
 
-class ShardLeaseHandlers:
+class ShardLeaseHandlers(Handlers):
     """The calls by which daemons become, stay and find homes of shards.
 
     All that writes goes through one lane, so that what is asked first is done first.
     """
-
-    context: HandlerContext
 
     async def AcquireShardHomeLease(
         self, message: wire.AcquireShardHomeLeaseRequest, request: Call
@@ -42,7 +41,7 @@ class ShardLeaseHandlers:
             daemon_id,
             secrets.token_hex(16),
             self._ttl_us(message.ttl_ms),
-            self.context.lease_clock.now_us,
+            self.context.clock.lease_us,
             lane=Lane.CONTROL,
         )
         return wire.AcquireShardHomeLeaseResponse(
@@ -59,7 +58,7 @@ class ShardLeaseHandlers:
             shard_leases.keepalive,
             token,
             self._ttl_us(message.ttl_ms),
-            self.context.lease_clock.now_us,
+            self.context.clock.lease_us,
             lane=Lane.CONTROL,
         )
         if lease is None:
@@ -84,10 +83,10 @@ class ShardLeaseHandlers:
             shard_leases.keepalive_batch,
             renewals,
             ttl_us,
-            self.context.lease_clock.now_us,
+            self.context.clock.lease_us,
             lane=Lane.CONTROL,
         )
-        expires_at = timestamp(self.context.lease_clock.wall_us(renewed.until_us))
+        expires_at = timestamp(self.context.clock.wall_of(renewed.until_us))
         response = wire.BatchKeepaliveShardHomeLeasesResponse()
         for count, (entry, outcome) in enumerate(zip(entries, renewed.outcomes, strict=True), 1):
             entry_outcome = response.outcomes.add(
@@ -114,7 +113,7 @@ class ShardLeaseHandlers:
         """Give a lease up; one that is not the caller's any more is left alone."""
         token = required("lease_token", message.lease_token)
         released = await self.context.write(
-            request, shard_leases.release, token, self.context.lease_clock.now_us, lane=Lane.CONTROL
+            request, shard_leases.release, token, self.context.clock.lease_us, lane=Lane.CONTROL
         )
         return wire.ReleaseShardHomeLeaseResponse(released=released)
 
@@ -143,7 +142,7 @@ class ShardLeaseHandlers:
     async def _routes(self, request: Call, shard_ids: Iterable[int]) -> list[ShardLease]:
         """Return the live leases of some shards, each once, in the order of the request."""
         signed_ids = list(dict.fromkeys(map(signed64, shard_ids)))
-        clock = self.context.lease_clock.now_us
+        clock = self.context.clock.lease_us
         found, doubtful = await self.context.read(shard_leases.routes, signed_ids, clock)
         if doubtful:
             found += (await self._decided(request, doubtful))[0]
@@ -158,7 +157,7 @@ class ShardLeaseHandlers:
             request,
             shard_leases.routes,
             shard_ids,
-            self.context.lease_clock.now_us,
+            self.context.clock.lease_us,
             lane=Lane.CONTROL,
         )
 
@@ -175,7 +174,7 @@ class ShardLeaseHandlers:
             holder_daemon_id=lease.holder,
             lease_token=lease.token,
             lease_generation=lease.generation,
-            expires_at=timestamp(self.context.lease_clock.wall_us(lease.expires_at_us)),
+            expires_at=timestamp(self.context.clock.wall_of(lease.expires_at_us)),
         )
 
     def _route(self, lease: ShardLease) -> wire.ShardHomeRoute:
@@ -183,7 +182,7 @@ class ShardLeaseHandlers:
             shard_id=unsigned64(lease.shard_id),
             holder_daemon_id=lease.holder,
             lease_generation=lease.generation,
-            expires_at=timestamp(self.context.lease_clock.wall_us(lease.expires_at_us)),
+            expires_at=timestamp(self.context.clock.wall_of(lease.expires_at_us)),
         )
 
 

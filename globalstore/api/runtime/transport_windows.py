@@ -3,7 +3,8 @@
 import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from globalstore.api.context import HandlerContext, timestamp
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import timestamp
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import transport_windows
 from globalstore.registry.runtime.transport_ends import Outcome
@@ -33,10 +34,8 @@ _OUTCOMES: dict[int, str] = {
 }
 
 
-class TransportWindowHandlers:
+class TransportWindowHandlers(Handlers):
     """The audit of transports."""
-
-    context: HandlerContext
 
     async def QueryTransportWindow(
         self, message: wire.QueryTransportWindowRequest, request: Call

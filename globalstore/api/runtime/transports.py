@@ -6,7 +6,7 @@ import attrs
 import trio
 from google.protobuf.duration_pb2 import Duration
 
-from globalstore.api.context import HandlerContext
+from globalstore.api.context import Handlers
 from globalstore.api.runtime import memory_info
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -28,9 +28,6 @@ from globalstore.rules.values import identifier, required, storable, uuid_bytes,
 from globalstore.scheduling.waiters import Withdrawn
 from globalstore.telemetry.labels import OTHER
 
-# What is kept of a caller's own deadline so that the answer still reaches it in time.
-REPLY_MARGIN_S = 0.05
-
 # Free text is kept as sent, up to here: the end of a long trace says little more.
 _DETAIL_CHARACTERS_MAX = 4096
 
@@ -51,26 +48,21 @@ _OUTCOMES = {
 }
 
 
-class TransportHandlers:
+class TransportHandlers(Handlers):
     """The calls by which a requester gets a source and says how it went."""
-
-    context: HandlerContext
 
     async def RequestReplicaTransport(
         self, message: wire.RequestReplicaTransportRequest, request: Call
     ) -> wire.RequestReplicaTransportResponse:
         """Grant a source of an artifact, waiting for one if the caller likes."""
         claim = _request(message)
-        patience = min(
-            _seconds(message.wait_timeout_dur),
-            max(0.0, request.time_remaining - REPLY_MARGIN_S),
-        )
-        self.context.handler_slots.release(request)
+        patience_s = self.context.patience_s(request, _seconds(message.wait_timeout_dur))
         began = trio.current_time()
-        if patience > 0:
-            with request.only_waiting():
-                answer = await self.context.queues.request(claim, patience)
+        if patience_s > 0:
+            with self.context.waiting(request):
+                answer = await self.context.queues.request(claim, patience_s)
         else:
+            self.context.handler_slots.release(request)
             answer = await self.context.queues.request(claim, 0)
         self._count(claim.artifact_id, answer, trio.current_time() - began)
         if answer in {Miss.NO_SOURCE, Withdrawn.TIMED_OUT}:
@@ -109,7 +101,7 @@ class TransportHandlers:
             transport_id,
             outcome,
             detail,
-            self.context.wall_us(),
+            self.context.clock.wall_us(),
             lane=Lane.CONTROL,
         )
         return wire.CompleteReplicaTransportResponse(

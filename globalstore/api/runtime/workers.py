@@ -4,7 +4,8 @@ import hashlib
 import logging
 import secrets
 
-from globalstore.api.context import HandlerContext, timestamp, token
+from globalstore.api.context import Handlers
+from globalstore.api.encoding import timestamp, token
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.workers import Heartbeat, LiveWorker
 from globalstore.registry.runtime import replica_lists, workers
@@ -34,10 +35,8 @@ _REGISTERED_IDS_MAX = 262_144
 _LOOKED_UP_AT_ONCE = 1000
 
 
-class WorkerHandlers:
+class WorkerHandlers(Handlers):
     """The calls by which a store daemon says that it is there."""
-
-    context: HandlerContext
 
     async def RegisterWorker(
         self, message: wire.RegisterWorkerRequest, request: Call
@@ -52,7 +51,7 @@ class WorkerHandlers:
                 registration,
                 self.context.workers.live(),
                 worker_id,
-                self.context.wall_us(),
+                self.context.clock.wall_us(),
             )
         if not isinstance(outcome, Registered):
             self._log_conflict(registration, outcome)
@@ -130,11 +129,11 @@ class WorkerHandlers:
             return None
         in_step = _is_at_version(worker, message)
         if in_step and message.state_checksum:
-            known = self.context.known_checksum_of(worker)
+            known = self.context.worker_digests.known_checksum_of(worker)
             if known is None:
                 return None
             in_step = message.state_checksum == known
-        now_us = self.context.wall_us()
+        now_us = self.context.clock.wall_us()
         self.context.workers.heartbeat(worker, _heartbeat(message), now_us)
         return self._beaten(worker, [], now_us, in_step=in_step)
 
@@ -169,7 +168,7 @@ class WorkerHandlers:
                 state_version=message.state_version,
             )
             return wire.WorkerHeartbeatResponse(status=wire.STATUS_NOT_FOUND)
-        now_us = self.context.wall_us()
+        now_us = self.context.clock.wall_us()
         self.context.workers.heartbeat(worker, heartbeat, now_us)
         obsolete = await self._not_held(worker, list(message.registered_artifact_ids))
         in_step = (
@@ -219,10 +218,10 @@ class WorkerHandlers:
                 )
             return missing
 
-        return await self.context.derived(worker, digest, look_up)
+        return await self.context.worker_digests.derived(worker, digest, look_up)
 
     async def _agrees(self, worker: LiveWorker, checksum: str) -> bool:
-        return not checksum or checksum == await self.context.checksum_of(worker)
+        return not checksum or checksum == await self.context.worker_digests.checksum_of(worker)
 
     async def UnregisterWorker(
         self, message: wire.UnregisterWorkerRequest, request: Call
@@ -230,7 +229,7 @@ class WorkerHandlers:
         """End a worker on its own order; with a client_request_id, once."""
         worker_id = identifier("worker_id", message.worker_id)
         graceful = message.is_graceful_shutdown
-        now_us = self.context.wall_us()
+        now_us = self.context.clock.wall_us()
         repeat = token(message, "UnregisterWorker", message.client_request_id)
         worker = self.context.workers.find(worker_id)
         # One that is not active has no lock to wait for.

@@ -1,0 +1,40 @@
+"""What handlers make of messages: encoded answers, times, tokens of repeats."""
+
+import hashlib
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from globalstore.registry.idempotency import Token
+from globalstore.rules.values import identifier
+
+
+class Encoded:
+    """An answer that is encoded already, to be given many times."""
+
+    __slots__ = ("_body",)
+
+    def __init__(self, message: Message) -> None:
+        self._body = message.SerializeToString()
+
+    def SerializeToString(self) -> bytes:
+        return self._body
+
+
+def timestamp(us: int) -> Timestamp:
+    """Return microseconds since 1970 as the wire has them."""
+    return Timestamp(seconds=us // 1_000_000, nanos=us % 1_000_000 * 1000)
+
+
+def microseconds(stamp: Timestamp) -> int:
+    """Return a wire timestamp in microseconds since 1970; finer parts are dropped."""
+    return stamp.seconds * 1_000_000 + stamp.nanos // 1000
+
+
+def token(request: Message, kind: str, client_request_id: str) -> Token | None:
+    """Return what a repeat of this request is recognised by; None if it names no id."""
+    request_id = identifier("client_request_id", client_request_id)
+    if not request_id:
+        return None
+    payload = request.SerializeToString(deterministic=True)
+    return Token(request_id, kind, hashlib.sha256(payload).digest())

@@ -1,0 +1,144 @@
+"""Calls from within the process: all of a call but its connection."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import attrs
+import trio
+from purerpc import Service, StatusCode
+
+from globalstore.rpc.call import Call
+from globalstore.rpc.dispatch import CallObserver, ErrorMap, Interceptor, routes, status_of
+from globalstore.rpc.headers import RequestHead
+from globalstore.rpc.limits import Limits
+from globalstore.rpc.serving import ListenerOptions, Serving
+from globalstore.rpc.status import DRAINING, OK, Status
+
+_PEER = "in-process"
+_DRAINING = Status(StatusCode.UNAVAILABLE, DRAINING)
+_LATE = Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
+_NO_ANSWER = Status(StatusCode.UNAVAILABLE, "no answer")
+
+
+class CallEnded(Exception):
+    """A call ended without an answer; ``status`` says how."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(f"{status.code.name}: {status.message}")
+        self.status = status
+
+
+@attrs.define(eq=False)
+class _Channel:
+    """What a call needs of a connection. Nothing is buffered here."""
+
+    draining: trio.Event
+    message_bytes_max: int
+    peer: str = _PEER
+
+    def consumed(self, call: Call, size: int) -> None:
+        """Nothing to give back."""
+
+    def write(self, call: Call, payload: bytes) -> bool:
+        raise NotImplementedError("streams of answers need a connection")
+
+    async def writable(self, call: Call) -> None:
+        raise NotImplementedError("streams of answers need a connection")
+
+
+class InProcess:
+    """Serves unary calls that come from the same event loop, as a ``Listener`` serves others.
+
+    The arguments are those of ``Listener``.
+    """
+
+    def __init__(
+        self,
+        services: Iterable[Service],
+        *,
+        interceptors: Sequence[Interceptor] = (),
+        observers: Sequence[CallObserver] = (),
+        authorize: Callable[[Call], None] | None = None,
+        map_error: ErrorMap | None = None,
+    ) -> None:
+        limits = Limits()
+        self._serving = Serving(
+            routes=routes(services, interceptors),
+            limits=limits,
+            options=ListenerOptions(),
+            observers=observers,
+            authorize=authorize,
+            map_error=map_error,
+        )
+        self._channel = _Channel(self._serving.draining, limits.message_bytes_max)
+
+    def __repr__(self) -> str:
+        state = "DRAINING" if self._serving.draining.is_set() else "OPEN"
+        return f"<InProcess [{state}, calls: {len(self._serving.in_flight)}]>"
+
+    @property
+    def calls(self) -> frozenset[Call]:
+        """The calls in flight."""
+        return frozenset(self._serving.in_flight)
+
+    async def call(
+        self,
+        path: str,
+        request: bytes,
+        *,
+        timeout_s: float = math.inf,
+        metadata: Sequence[tuple[str, str | bytes]] = (),
+    ) -> bytes:
+        """Make a unary call and return its answer, both serialized.
+
+        Raises CallEnded. When cancelled, so is the call, as if its client had gone away.
+        """
+        if self._serving.draining.is_set():
+            raise CallEnded(_DRAINING)
+        head = RequestHead(
+            path,
+            timeout_seconds=None if timeout_s == math.inf else timeout_s,
+            metadata=tuple(metadata),
+        )
+        route = self._serving.routes.get(path)
+        if route is None:
+            raise CallEnded(Status(StatusCode.UNIMPLEMENTED, f"no method {path[:200]!r}"))
+        call = Call(self._channel, 1, head, route.method, trio.current_time())
+        self._serving.begin(call)
+        status = Status(StatusCode.CANCELLED, "the caller has gone")
+        try:
+            status = self._serving.refusal(call) or await self._serve(call, request)
+        finally:
+            self._serving.finish(call, status.code)
+        if status.code is not StatusCode.OK:
+            raise CallEnded(status)
+        assert call.reply is not None
+        return call.reply
+
+    async def _serve(self, call: Call, request: bytes) -> Status:
+        route = self._serving.route(call)
+        call.deliver(request, False)
+        call.end_request()
+        call.started = True
+        try:
+            if route.fast_path is not None:
+                call.reply = route.fast_path(request, call)
+            if call.reply is None:
+                with call.scope:
+                    await route.handler(call)
+        except Exception as error:  # noqa: BLE001  every failure of a handler ends its call alone
+            return status_of(call, error, self._serving.map_error)
+        if call.scope.cancelled_caught:
+            return call.end or _LATE
+        return _NO_ANSWER if call.reply is None else OK
+
+    def drain(self) -> None:
+        """Take no new calls; those that only wait end UNAVAILABLE."""
+        self._serving.draining.set()
+        for call in self.calls:
+            call.drain()
+
+    def cut(self) -> None:
+        """Cancel all calls, as when the process is killed: nobody gets an answer."""
+        for call in self.calls:
+            call.cancel(_NO_ANSWER)

@@ -1,0 +1,73 @@
+"""Who waits for something about a key to happen, and is woken by the commit that does it.
+
+A watcher is a parked call: it costs no thread and no look at the database.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from globalstore.rules.refusals import ResourceExhausted
+
+K = TypeVar("K")
+W = TypeVar("W")
+
+
+class Watchers(Generic[K, W]):
+    """The watchers of each key, at most ``per_key_max`` of one and ``total_max`` of all.
+
+    ``what`` names in a refusal what they wait for. ``on_count`` is told how many there are whenever
+    that changes.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        total_max: int,
+        per_key_max: int | None = None,
+        on_count: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._what = what
+        self._total_max = total_max
+        self._per_key_max = total_max if per_key_max is None else per_key_max
+        self._on_count = on_count
+        self._by_key: dict[K, dict[int, W]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @contextmanager
+    def watching(self, key: K, watcher: W) -> Iterator[W]:
+        """Count as a watcher of a key for as long as the block runs.
+
+        What it waits for is to be looked up inside the block: it then hears of all that comes after
+        that look. Raises ResourceExhausted when there are too many already.
+        """
+        watchers = self._by_key.get(key, {})
+        if len(watchers) >= self._per_key_max or self._count >= self._total_max:
+            number = min(self._count, max(len(watchers), self._per_key_max))
+            raise ResourceExhausted(f"{number} calls are waiting for {self._what} already")
+        self._by_key.setdefault(key, watchers)[id(watcher)] = watcher
+        self._change(1)
+        try:
+            yield watcher
+        finally:
+            del watchers[id(watcher)]
+            if not watchers:
+                del self._by_key[key]
+            self._change(-1)
+
+    def of(self, key: K) -> list[W]:
+        """Return the watchers of a key."""
+        return list(self._by_key.get(key, {}).values())
+
+    def of_any(self, keys: set[K]) -> Iterator[W]:
+        """Yield the watchers of any of some keys."""
+        for key in self._by_key.keys() & keys:
+            yield from self._by_key[key].values()
+
+    def _change(self, by: int) -> None:
+        self._count += by
+        self._on_count(self._count)
