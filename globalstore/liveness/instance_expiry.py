@@ -5,6 +5,7 @@ from collections.abc import Callable
 from globalstore.db import DatabaseError, Lane, Store
 from globalstore.liveness.instances import Instances, LiveInstance, liveness_row
 from globalstore.liveness.stalls import StallDetector
+from globalstore.liveness.workers import Workers
 from globalstore.registry.runtime import instances as registry
 from globalstore.telemetry import get_logger
 
@@ -19,17 +20,23 @@ class InstanceReaper:
     """Expires instances that are silent, each at its own deadline."""
 
     def __init__(
-        self, store: Store, instances: Instances, stalls: StallDetector, wall_us: Callable[[], int]
+        self,
+        store: Store,
+        instances: Instances,
+        workers: Workers,
+        stalls: StallDetector,
+        wall_us: Callable[[], int],
     ) -> None:
         self._store = store
         self._instances = instances
+        self._workers = workers
         self._stalls = stalls
         self._wall_us = wall_us
 
     async def run(self) -> None:
         """Expire whoever is due, until cancelled."""
         while True:
-            await self._instances.wait_due()
+            await self._instances.heartbeats.wait_due()
             if self._stalls.check():
                 continue
             if silent := self._instances.take_silent(_EXPIRED_AT_ONCE):
@@ -50,7 +57,7 @@ class InstanceReaper:
                 "expiry", "instances not expired", instances=len(silent), reason=str(error)
             )
         finally:
-            self._instances.give_back(silent)
+            self._instances.heartbeats.end_expiry(instance.key for instance in silent)
         for instance in silent:
             if instance.key in ended:
                 state = instance.state
@@ -58,6 +65,6 @@ class InstanceReaper:
                     "instance expired",
                     instance_id=state.instance_id,
                     daemon_id=state.daemon_id,
-                    worker_id=self._instances.worker_id(state.daemon_id, instance.named_worker_id),
+                    worker_id=state.named_worker_id or self._workers.id_of_daemon(state.daemon_id),
                     engine=state.engine,
                 )

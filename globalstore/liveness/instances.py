@@ -1,21 +1,16 @@
-"""Which instances are being heard, as of this instant, in memory.
-
-As with workers, a heartbeat touches nothing else, and lifetimes are measured on trio's clock.
-"""
+"""Which instances are being heard, as of this instant, in memory."""
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import groupby, islice
+from itertools import groupby
 
 import attrs
 import trio
 
-from globalstore.liveness.alarm import Alarm
+from globalstore.liveness.heartbeats import Heartbeats
 from globalstore.registry.runtime.instances import InstanceRegistered, InstanceState, LivenessRow
-from globalstore.registry.runtime.workers import WorkerRegistered
-from globalstore.registry.signals import InstanceEnded, WorkerEnded
-from globalstore.rules.deadlines import Deadlines
+from globalstore.registry.signals import InstanceEnded
 from globalstore.rules.values import signed64
 
 # Instances that may be active: eight engines on each of 4096 nodes. With every text as long as it
@@ -25,28 +20,18 @@ ACTIVE_MAX = 32_768
 
 @attrs.frozen(eq=False)
 class LiveInstance:
-    """An instance and what was last heard of it; every heartbeat makes a new one.
+    """An instance with its latest heartbeat; every heartbeat makes a new one.
 
     ``heartbeat_at`` is on the clock of ``Instances``, None if this server has not heard it, or not
     since it ended.
     """
 
     state: InstanceState
-    heartbeat_at: float | None
-    last_heartbeat_us: int
-    named_worker_id: str
-    capability_flags: int
+    heartbeat_at: float | None = None
 
     @property
     def key(self) -> int:
         return self.state.instance_key
-
-
-def unheard(state: InstanceState) -> LiveInstance:
-    """Return an instance as it is stored, without a word of its own."""
-    return LiveInstance(
-        state, None, state.last_heartbeat_us, state.named_worker_id, state.capability_flags
-    )
 
 
 @attrs.frozen
@@ -63,7 +48,8 @@ class InstanceList:
 
     def worker_id(self, instance: LiveInstance) -> str:
         """Return the worker that an instance named, or else that of its daemon, or blank."""
-        return instance.named_worker_id or self.workers.get(instance.state.daemon_id, "")
+        state = instance.state
+        return state.named_worker_id or self.workers.get(state.daemon_id, "")
 
     def silent_s(self, instance: LiveInstance) -> float:
         """Return how long an instance was silent; infinite for one that was not heard."""
@@ -72,7 +58,7 @@ class InstanceList:
     def _age_s(self, instance: LiveInstance) -> float:
         """Return how old the latest heartbeat is, by the wall clock if there is nothing better."""
         if instance.heartbeat_at is None:
-            return (self.wall_us - instance.last_heartbeat_us) / 1_000_000
+            return (self.wall_us - instance.state.last_heartbeat_us) / 1_000_000
         return self.now - instance.heartbeat_at
 
     def order(self, instance: LiveInstance) -> tuple[float, str]:
@@ -97,12 +83,11 @@ class InstanceList:
 
 
 class Instances:
-    """All active instances, and the worker of each daemon.
+    """All active instances.
 
     ``timeout_s`` is the silence after which an instance is not connected; ``grace_s`` later it is
     to be expired. ``on_capabilities`` is called with the flags before and after when those of an
-    active instance change, 0 for one that is not there. ``check_stall`` is called before anybody
-    is judged by the clock: it postpones first if the server itself was stalled.
+    active instance change, 0 for one that is not there. For ``check_stall`` see ``Heartbeats``.
     """
 
     def __init__(
@@ -113,30 +98,25 @@ class Instances:
         on_capabilities: Callable[[int, int], None] = lambda before, after: None,
         check_stall: Callable[[], object] = lambda: None,
     ) -> None:
-        self.timeout_s = timeout_s
-        self._grace_s = grace_s
+        self.heartbeats = Heartbeats(timeout_s, grace_s, check_stall)
         self._on_capabilities = on_capabilities
-        self._check_stall = check_stall
         # The one heard longest ago comes first, so that no list has to be sorted.
         self._live: dict[int, LiveInstance] = {}
         self._keys: dict[str, int] = {}
         self._stalled_s = 0.0
         self._heard_last = float("-inf")
-        self._expire_at: Deadlines[int] = Deadlines()
-        self._expiring: dict[int, trio.Event] = {}
-        self._alarm = Alarm(self._expire_at.next)
-        self._written_at: dict[int, float] = {}
-        self._unwritten: dict[int, None] = {}
-        self._some_unwritten = trio.Event()
         self._noting_ended: list[list[LiveInstance]] = []
-        self._workers: dict[str, str] = {}
-        self._daemons: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._live)
 
     def __repr__(self) -> str:
-        return f"<Instances [active: {len(self)}, expiring: {len(self._expiring)}]>"
+        return f"<Instances [active: {len(self)}]>"
+
+    @property
+    def timeout_s(self) -> float:
+        """The silence after which an instance is not connected."""
+        return self.heartbeats.timeout_s
 
     # What the database tells.
 
@@ -145,61 +125,31 @@ class Instances:
 
         They are active, but not heard by this server.
         """
-        now = trio.current_time()
         for state in instances:
-            self._put(unheard(state))
-            self._written_at[state.instance_key] = now
-            self._expire_at.set(state.instance_key, now + self.timeout_s + self._grace_s)
-        self._alarm.sooner()
+            self._put(LiveInstance(state))
+            self.heartbeats.restored(state.instance_key)
 
     def registered(self, signal: InstanceRegistered) -> None:
         """An instance registered; that counts as a heartbeat."""
         state = signal.instance
         before = self._live.get(state.instance_key)
-        # What was said last may not be stored yet, and is never turned back.
-        said_us = before.last_heartbeat_us if before else 0
-        instance = attrs.evolve(
-            unheard(state),
-            heartbeat_at=self._hear(state.instance_key),
-            last_heartbeat_us=max(state.last_heartbeat_us, said_us),
-        )
-        self._put(instance)
-        self._written_at[instance.key] = trio.current_time()
-        self._unwritten.pop(instance.key, None)
-        self._decided(instance.key)
+        if before is not None:
+            # What was said last may not be stored yet, and is never turned back.
+            last_us = max(state.last_heartbeat_us, before.state.last_heartbeat_us)
+            state = attrs.evolve(state, last_heartbeat_us=last_us)
+        self.heartbeats.registered(state.instance_key)
+        self._put(LiveInstance(state, self._hear()))
 
     def ended(self, signal: InstanceEnded) -> None:
         """An instance became inactive."""
-        instance_key = signal.instance_key
-        instance = self._live.pop(instance_key, None)
+        instance = self._live.pop(signal.instance_key, None)
         if instance is None:
             return
         del self._keys[instance.state.instance_id]
-        del self._written_at[instance_key]
-        self._unwritten.pop(instance_key, None)
-        self._expire_at.discard(instance_key)
-        self._on_capabilities(instance.capability_flags, 0)
+        self._on_capabilities(instance.state.capability_flags, 0)
         for noted in self._noting_ended:
-            noted.append(attrs.evolve(instance, heartbeat_at=None))
-        self._decided(instance_key)
-
-    # Which worker an instance belongs to.
-
-    def worker_registered(self, signal: WorkerRegistered) -> None:
-        """A worker is active: the one that instances of its daemon belong to."""
-        worker = signal.worker
-        self._workers[worker.daemon_id] = worker.worker_id
-        self._daemons[worker.worker_key] = worker.daemon_id
-
-    def worker_ended(self, signal: WorkerEnded) -> None:
-        """A worker became inactive."""
-        daemon_id = self._daemons.pop(signal.worker_key, None)
-        if daemon_id is not None:
-            del self._workers[daemon_id]
-
-    def worker_id(self, daemon_id: str, named_worker_id: str) -> str:
-        """Return the worker that was named, or else the active one of the daemon, or blank."""
-        return named_worker_id or self._workers.get(daemon_id, "")
+            noted.append(LiveInstance(instance.state))
+        self.heartbeats.ended(instance.key)
 
     # What the instances tell.
 
@@ -210,8 +160,8 @@ class Instances:
 
     async def decided(self, instance_id: str) -> LiveInstance | None:
         """Return an active instance, after waiting for the outcome if its end is being written."""
-        while (instance := self.find(instance_id)) and instance.key in self._expiring:
-            await self._expiring[instance.key].wait()
+        while (instance := self.find(instance_id)) and self.heartbeats.is_expiring(instance.key):
+            await self.heartbeats.decided(instance.key)
         return instance
 
     def heartbeat(
@@ -221,27 +171,30 @@ class Instances:
 
         ``flags`` None leaves them as they are.
         """
-        key = instance.key
-        flags = instance.capability_flags if flags is None else flags
-        changed = (named_worker_id, flags) != (instance.named_worker_id, instance.capability_flags)
-        last_us = max(instance.last_heartbeat_us, now_us)
-        self._put(LiveInstance(instance.state, self._hear(key), last_us, named_worker_id, flags))
-        # Most heartbeats are never written, as those of workers.
-        if changed or trio.current_time() - self._written_at[key] >= self.timeout_s / 3:
-            self._unwritten[key] = None
-            self._some_unwritten.set()
+        before = instance.state
+        state = attrs.evolve(
+            before,
+            named_worker_id=named_worker_id,
+            capability_flags=before.capability_flags if flags is None else flags,
+            last_heartbeat_us=max(before.last_heartbeat_us, now_us),
+        )
+        news = (state.named_worker_id, state.capability_flags) != (
+            before.named_worker_id,
+            before.capability_flags,
+        )
+        self.heartbeats.heard(instance.key)
+        self._put(LiveInstance(state, self._hear()))
+        self.heartbeats.changed(instance.key, news=news)
 
     def _put(self, instance: LiveInstance) -> None:
         before = self._live.pop(instance.key, None)
-        self._on_capabilities(before.capability_flags if before else 0, instance.capability_flags)
+        flags = instance.state.capability_flags
+        self._on_capabilities(before.state.capability_flags if before else 0, flags)
         self._live[instance.key] = instance
         self._keys[instance.state.instance_id] = instance.key
 
-    def _hear(self, key: int) -> float:
-        """Begin the lifetime of an instance anew; return the time on the clock that is ours."""
-        self._check_stall()  # or the stall would be added to a deadline that begins now
-        if self._expire_at.set(key, trio.current_time() + self.timeout_s + self._grace_s):
-            self._alarm.sooner()
+    def _hear(self) -> float:
+        """Return the time on the clock that is ours, of somebody who is heard now."""
         self._heard_last = self._now()
         return self._heard_last
 
@@ -251,10 +204,10 @@ class Instances:
 
     # Who is there.
 
-    def list_now(self, wall_us: int) -> InstanceList:
-        """Return all active instances as they are now."""
-        self._check_stall()
-        return InstanceList(dict(self._live), dict(self._workers), self._now(), wall_us)
+    def list_now(self, workers: dict[str, str], wall_us: int) -> InstanceList:
+        """Return all active instances as they are now; ``workers`` are the ids by daemon."""
+        self.heartbeats.check_stall()
+        return InstanceList(dict(self._live), workers, self._now(), wall_us)
 
     @contextmanager
     def noting_ended(self) -> Iterator[list[LiveInstance]]:
@@ -268,59 +221,28 @@ class Instances:
 
     # What is due.
 
-    async def wait_due(self) -> None:
-        """Return when some instance is to be expired."""
-        await self._alarm.wait()
-
     def postpone(self, seconds: float) -> None:
         """Give everybody more time: the server itself was stalled that long."""
         self._stalled_s += seconds
-        self._expire_at.postpone_all(seconds)
+        self.heartbeats.postpone(seconds)
 
     def take_silent(self, limit: int) -> list[LiveInstance]:
         """Return up to ``limit`` instances that are to be expired; each is marked as expiring."""
-        due = islice(self._expire_at.pop_due(trio.current_time()), limit)
-        silent = [self._live[key] for key in due]
-        for instance in silent:
-            self._expiring[instance.key] = trio.Event()
-        return silent
-
-    def give_back(self, silent: Iterable[LiveInstance]) -> None:
-        """End ``take_silent``: those that have neither ended nor registered are tried again."""
-        for instance in silent:
-            if self._decided(instance.key) and instance.key in self._live:
-                self._expire_at.set(instance.key, trio.current_time() + self._grace_s)
-        self._alarm.sooner()
-
-    def _decided(self, key: int) -> bool:
-        """Let heartbeats go on that wait for the end of an instance; False when it had none."""
-        event = self._expiring.pop(key, None)
-        if event is None:
-            return False
-        event.set()
-        return True
-
-    async def wait_unwritten(self) -> None:
-        """Return when there is liveness to store."""
-        while not self._unwritten:
-            self._some_unwritten = trio.Event()
-            await self._some_unwritten.wait()
+        keys = self.heartbeats.take_silent(limit)
+        return [self._live[key] for key in keys if self.heartbeats.begin_expiry(key)]
 
     def take_unwritten(self, limit: int) -> list[LivenessRow]:
-        """Return what is to be stored of up to ``limit`` instances; it counts as written."""
-        taken = list(islice(self._unwritten, limit))
-        for key in taken:
-            del self._unwritten[key]
-            self._written_at[key] = trio.current_time()
-        return [liveness_row(self._live[key]) for key in taken]
+        """Return what is to be stored of up to ``limit`` instances; it counts as stored."""
+        return [liveness_row(self._live[key]) for key in self.heartbeats.take_unwritten(limit)]
 
 
 def liveness_row(instance: LiveInstance) -> LivenessRow:
     """Return what an instance said last, as it is stored."""
+    state = instance.state
     return {
-        "instance_key": instance.key,
-        "generation": instance.state.generation,
-        "last_heartbeat": instance.last_heartbeat_us,
-        "named_worker_id": instance.named_worker_id,
-        "capability_flags": signed64(instance.capability_flags),
+        "instance_key": state.instance_key,
+        "generation": state.generation,
+        "last_heartbeat": state.last_heartbeat_us,
+        "named_worker_id": state.named_worker_id,
+        "capability_flags": signed64(state.capability_flags),
     }

@@ -32,7 +32,7 @@ class AbandonedNodes:
 
     async def forget(self) -> None:
         """Look once; what is forgotten is hidden at once, and for maintenance to delete."""
-        alive = {worker.state.node_id for worker in self._workers.listed(0, True)}
+        alive = {worker.node_id for worker in self._workers.listed(0, True)}
         known = dict(await self._store.read(chunks.nodes))
         now = trio.current_time()
         before, self._absent = self._absent, {}

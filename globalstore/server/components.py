@@ -23,10 +23,11 @@ from globalstore.leases.clock import Clock
 from globalstore.leases.expiry import LeaseExpiry
 from globalstore.leases.kinds import lease_kinds
 from globalstore.liveness.daemon_locks import DaemonLocks
+from globalstore.liveness.heartbeat_writer import HeartbeatWriter, grace_s
 from globalstore.liveness.instance_expiry import InstanceReaper
 from globalstore.liveness.instances import Instances
 from globalstore.liveness.stalls import StallDetector
-from globalstore.liveness.worker_expiry import HeartbeatWriter, Reaper, grace_s
+from globalstore.liveness.worker_expiry import Reaper
 from globalstore.liveness.workers import Workers
 from globalstore.maintenance.abandoned_nodes import AbandonedNodes
 from globalstore.maintenance.retention import Maintenance, Schedule
@@ -159,7 +160,7 @@ class Components:
             self.metrics.workers.expired.inc,
         )
         self.instance_reaper = InstanceReaper(
-            self.store, self.instances, self.stalls, self.clock.wall_us
+            self.store, self.instances, self.workers, self.stalls, self.clock.wall_us
         )
 
     def _make_caches(self) -> None:

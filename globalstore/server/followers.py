@@ -83,7 +83,7 @@ def followers_of(
         ),
         TransportGranted: (transports.granted, sources.granted, counts.transport_granted),
         TransportsForgotten: (sources.transports_forgotten,),
-        WorkerEnded: (workers.ended, instances.worker_ended, queues.worker_ended),
+        WorkerEnded: (workers.ended, queues.worker_ended),
         WorkerReconciled: (
             workers.reconciled,
             sources.worker_routable,
@@ -92,7 +92,6 @@ def followers_of(
         WorkerRegistered: (
             workers.registered,
             sources.worker_routable,
-            instances.worker_registered,
         ),
         WorkerReplicasChanged: (workers.replicas_changed, sources.replicas_changed),
     }

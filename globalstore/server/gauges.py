@@ -37,7 +37,7 @@ class Gauges:
         workers, metrics = self._components.workers, self._components.metrics
         metrics.workers.active.set(len(workers.live()))
         metrics.workers.unconfirmed.set(workers.unconfirmed)
-        metrics.workers.unwritten.set(workers.unwritten)
+        metrics.workers.unwritten.set(workers.heartbeats.unwritten)
 
     def _look_at_slots(self) -> None:
         slots, metrics = self._components.handler_slots, self._components.metrics

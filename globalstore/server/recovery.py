@@ -10,7 +10,6 @@ from globalstore.registry import memory_tier_samples, recovery
 from globalstore.registry.memory_tier_samples import MemoryTierSampled
 from globalstore.registry.recovery import Recovered
 from globalstore.registry.runtime import instances, replica_lists, transport_ends, workers
-from globalstore.registry.runtime.workers import WorkerRegistered
 from globalstore.server.components import Components
 from globalstore.telemetry import get_logger
 from globalstore.telemetry.labels import ARTIFACTS_MAX
@@ -29,10 +28,7 @@ async def recover(components: Components) -> Recovered:
     cluster = await store.write(
         recovery.recover, _new_cluster_id(now_us), now_us, lane=Lane.CONTROL
     )
-    active = await store.read(workers.active_workers)
-    components.workers.restore(active)
-    for worker in active:
-        components.instances.worker_registered(WorkerRegistered(worker))
+    components.workers.restore(await store.read(workers.active_workers))
     components.instances.restore(await store.read(instances.active_instances))
     components.transport_expiry.restore(await store.read(transport_ends.in_progress))
     metrics.replicas.restore(

@@ -107,7 +107,7 @@ async def test_it_outlives_a_restart_of_the_server(
             if second.components.workers.live():
                 break
         (worker,) = second.components.workers.listed(0, include_unavailable=True)
-        assert worker.state.worker_id == daemon.worker_id == worker_id
+        assert worker.worker_id == daemon.worker_id == worker_id
         assert client.connections > 1
         daemons.cancel_scope.cancel()
 

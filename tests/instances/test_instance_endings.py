@@ -136,7 +136,7 @@ async def test_whoever_lists_first_after_a_stall_sees_everybody_as_before_it(
         await register(store)
         mock_clock.jump(60)
         # Nothing else had its turn yet: not even the one who measures stalls.
-        call = store.components.instances.list_now(0)
+        call = store.components.instances.list_now({}, 0)
         assert [call.silent_s(instance) for instance in call.active.values()] == [
             pytest.approx(0, abs=1)
         ]
@@ -152,7 +152,7 @@ async def test_who_registers_while_its_expiry_is_on_the_way_has_its_whole_time(
     silent = instances.take_silent(10)
     assert [instance.key for instance in silent] == [1]
     instances.registered(registry.InstanceRegistered(attrs.evolve(state, generation=2)))
-    instances.give_back(silent)
+    instances.heartbeats.end_expiry([1])
     mock_clock.jump(10.5)
     assert instances.take_silent(10) == []
     mock_clock.jump(0.5)
@@ -257,7 +257,7 @@ async def test_a_registration_that_overtakes_the_expiry_lives_and_one_after_it_r
 ) -> None:
     async with serving(configuration(worker_policy=POLICY)) as store:
         await register(store)
-        [before] = store.components.instances.list_now(0).active.values()
+        [before] = store.components.instances.list_now({}, 0).active.values()
         answers: list[Any] = []
 
         async def come_back() -> None:
@@ -306,7 +306,7 @@ async def test_an_expiry_that_cannot_be_written_is_tried_again(
 
         monkeypatch.setattr(registry, "expire_instances", full_at_first)
         await pass_time(mock_clock, 11.25)
-        await eventually(lambda: tries == 1 and not store.components.instances._expiring)
+        await eventually(lambda: tries == 1 and not store.components.instances.heartbeats._expiring)
         assert await ids(store) == ["i1"]
         await pass_time(mock_clock, 1.25)
         await eventually(lambda: len(store.components.instances) == 0)

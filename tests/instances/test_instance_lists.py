@@ -103,7 +103,7 @@ async def test_an_instance_is_disconnected_after_two_timeouts_though_its_end_can
 ) -> None:
     async with serving(configuration(worker_policy={"heartbeat_timeout": "10s"})) as store:
         await register(store)
-        call = store.components.instances.list_now(0)
+        call = store.components.instances.list_now({}, 0)
         [instance] = call.active.values()
         handlers = api.InstanceHandlers(store.components.context)
         shown = []

@@ -112,7 +112,7 @@ class Program:
     def _heard_as_promised(self) -> bool:
         """Tell whether what is in memory alone is as the contract has it."""
         return {
-            (w.state.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum, w.gap_since)
+            (w.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum, w.gap_since)
             for w in self.host.running.components.workers._by_key.values()
         } == {
             (w.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum, w.gap_since)

@@ -14,12 +14,11 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.instances import (
     ACTIVE_MAX,
     InstanceList,
-    Instances,
     LiveInstance,
     liveness_row,
-    unheard,
 )
 from globalstore.registry.runtime import instances as registry
+from globalstore.registry.runtime.instances import InstanceState
 from globalstore.rpc import Call
 from globalstore.rules.refusals import InvalidArgument, ResourceExhausted
 from globalstore.rules.values import TEXT_BYTES_MAX, identifier, required
@@ -60,7 +59,7 @@ class InstanceHandlers(Handlers):
         state = await self.context.write(
             request, registry.register_instance, registration, self.context.clock.wall_us()
         )
-        _log.info("instance registered", **_who(instances, unheard(state)))
+        _log.info("instance registered", **self._who(state))
         return wire.RegisterInstanceResponse(
             status=wire.STATUS_OK,
             instance_id=state.instance_id,
@@ -113,7 +112,7 @@ class InstanceHandlers(Handlers):
             return wire.UnregisterInstanceResponse(status=wire.STATUS_NOT_FOUND)
         _log.info(
             "instance unregistered",
-            **_who(instances, unheard(state)),
+            **self._who(state),
             graceful=message.is_graceful_shutdown,
         )
         return wire.UnregisterInstanceResponse(status=wire.STATUS_OK)
@@ -127,22 +126,35 @@ class InstanceHandlers(Handlers):
         if message.include_unavailable:
             with instances.noting_ended() as noted:
                 ended = await self.context.read(_ended, flags)
-                listed = instances.list_now(self.context.clock.wall_us())
+                listed = self._list_now()
             # Active when the ended ones were read, and not any more: in neither of the two.
             since = {instance.key: instance for instance in noted if instance.key not in ended}
             ordered = listed.latest_first(ended.values(), sorted(since.values(), key=listed.order))
         else:
-            listed = instances.list_now(self.context.clock.wall_us())
+            listed = self._list_now()
             ordered = listed.latest_first()
         parts = []
         while turn := list(islice(ordered, _INSTANCES_PER_TURN)):
             part = wire.ListActiveInstancesResponse()
             for instance in turn:
-                if instance.capability_flags & flags == flags:
+                if instance.state.capability_flags & flags == flags:
                     _show(part.instances.add(), instance, listed, self._status(listed, instance))
             parts.append(part.SerializeToString())
             await trio.lowlevel.checkpoint()
         return cast(wire.ListActiveInstancesResponse, _Serialized(parts))
+
+    def _list_now(self) -> InstanceList:
+        workers = self.context.workers.ids_by_daemon()
+        return self.context.instances.list_now(workers, self.context.clock.wall_us())
+
+    def _who(self, state: InstanceState) -> dict[str, str]:
+        worker_id = state.named_worker_id or self.context.workers.id_of_daemon(state.daemon_id)
+        return {
+            "instance_id": state.instance_id,
+            "daemon_id": state.daemon_id,
+            "worker_id": worker_id,
+            "engine": state.engine,
+        }
 
     def _status(self, listed: InstanceList, instance: LiveInstance) -> wire.ConnectionStatus:
         silent_s, timeout_s = listed.silent_s(instance), self.context.instances.timeout_s
@@ -169,7 +181,7 @@ class _Serialized:
 def _ended(tx: Snapshot, flags: int) -> dict[int, LiveInstance]:
     """Return the ended instances of a list; made by the reader, so that no call waits for it."""
     found = registry.ended(tx, flags, _ENDED_LISTED_MAX)
-    return {state.instance_key: unheard(state) for state in found}
+    return {state.instance_key: LiveInstance(state) for state in found}
 
 
 def _registration(message: wire.RegisterInstanceRequest) -> registry.InstanceRegistration:
@@ -215,16 +227,6 @@ def _labels_json(labels: Mapping[str, str]) -> str:
     return json.dumps(dict(labels), ensure_ascii=False, sort_keys=True)
 
 
-def _who(instances: Instances, instance: LiveInstance) -> dict[str, str]:
-    state = instance.state
-    return {
-        "instance_id": state.instance_id,
-        "daemon_id": state.daemon_id,
-        "worker_id": instances.worker_id(state.daemon_id, instance.named_worker_id),
-        "engine": state.engine,
-    }
-
-
 def _show(
     info: wire.ListActiveInstancesResponse.InstanceInfo,
     instance: LiveInstance,
@@ -238,10 +240,10 @@ def _show(
     info.worker_id = listed.worker_id(instance)
     info.engine = state.engine
     info.signals_endpoint = state.signals_endpoint
-    info.last_heartbeat_ts.CopyFrom(timestamp(instance.last_heartbeat_us))
+    info.last_heartbeat_ts.CopyFrom(timestamp(state.last_heartbeat_us))
     info.labels.update(json.loads(state.labels_json))
     info.status = status
-    info.capability_flags = instance.capability_flags
+    info.capability_flags = state.capability_flags
     info.execution_endpoint = state.execution_endpoint
     # A heartbeat may have set the flag since the instance registered.
-    info.execution_host_kind = _host_kind(state.execution_host_kind, instance.capability_flags)
+    info.execution_host_kind = _host_kind(state.execution_host_kind, state.capability_flags)

@@ -84,11 +84,11 @@ class ReconcileHandlers(Handlers):
         worker_id = message.worker_id.strip()
         add_call_fields(worker_id=worker_id)
         worker = self._active(worker_id)
-        inventory = await inventory_of(message, worker.state.node_id)
+        inventory = await inventory_of(message, worker.node_id)
         if worker.confirmed is None or worker.confirmed[0] != inventory.fingerprint:
             await inventory.entries()  # whatever is wrong with it comes before all else
         try:
-            async with self.context.daemon_locks.hold(worker.state.daemon_id, "reconcile"):
+            async with self.context.daemon_locks.hold(worker.daemon_id, "reconcile"):
                 for _ in range(_DECISIONS_MAX):
                     worker = self._active(worker_id)
                     answer = await self._decide(worker, message, inventory, call)
@@ -126,18 +126,17 @@ class ReconcileHandlers(Handlers):
         call: Call,
     ) -> wire.ReconcileWorkerStateResponse | None:
         """Answer a request by the first rule that fits; None when the worker changed meanwhile."""
-        state = worker.state
-        if message.daemon_id.strip() not in {"", state.daemon_id}:
+        if message.daemon_id.strip() not in {"", worker.daemon_id}:
             return await self._rebase(worker, message, "daemon_mismatch", "of another daemon")
-        if message.generation < state.generation:
+        if message.generation < worker.generation:
             return await self._stale(worker, message, "generation_stale")
-        if message.generation > state.generation:
+        if message.generation > worker.generation:
             return await self._rebase(worker, message, "generation_future", "future generation")
-        if message.request_seq == state.request_seq:
+        if message.request_seq == worker.request_seq:
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
-        if message.request_seq < state.request_seq:
+        if message.request_seq < worker.request_seq:
             return await self._stale(worker, message, "request_stale")
-        if message.request_seq > state.request_seq + 1:
+        if message.request_seq > worker.request_seq + 1:
             return await self._gap(worker, message)
         if inventory.is_empty_snapshot and await self._is_contradicted(worker):
             return await self._retry_later(
@@ -157,7 +156,7 @@ class ReconcileHandlers(Handlers):
         checksum = await self.context.worker_digests.checksum_of(worker)
         return wire.ReconcileWorkerStateResponse(
             result_kind=kind,
-            new_state_version=worker.state.state_version,
+            new_state_version=worker.state_version,
             new_state_checksum=checksum,
         )
 
@@ -172,12 +171,12 @@ class ReconcileHandlers(Handlers):
         reason: str,
     ) -> None:
         _log.limited(
-            f"reconcile {worker.state.worker_id} {reason}",
+            f"reconcile {worker.worker_id} {reason}",
             "reconcile not applied",
             result_kind=wire.ReconcileResultKind.Name(kind),
             reason=reason,
-            worker_id=worker.state.worker_id,
-            daemon_id=worker.state.daemon_id,
+            worker_id=worker.worker_id,
+            daemon_id=worker.daemon_id,
             generation=message.generation,
             seq=message.request_seq,
             inventory=len(message.inventory),
@@ -214,7 +213,7 @@ class ReconcileHandlers(Handlers):
         self._conflict("reconcile_request_gap")
         if missing_s > self.context.workers.timeout_s:
             return await self._rebase(worker, message, None, "a request is missing for too long")
-        reason = f"request_seq {worker.state.request_seq + 1} is missing"
+        reason = f"request_seq {worker.request_seq + 1} is missing"
         return await self._retry_later(worker, message, _GAP_RETRY_MS, "request_seq_gap", reason)
 
     async def _rebase(
@@ -252,8 +251,7 @@ class ReconcileHandlers(Handlers):
         inventory: Inventory,
         call: Call,
     ) -> wire.ReconcileWorkerStateResponse | None:
-        state = worker.state
-        claim = Claim(worker.key, state.worker_id, state.generation, message.request_seq)
+        claim = Claim(worker.key, worker.worker_id, worker.generation, message.request_seq)
         if not inventory.complete or self._is_unchanged(worker, inventory):
             acceptance = Acceptance(
                 changed=False,
@@ -282,7 +280,7 @@ class ReconcileHandlers(Handlers):
         return listed
 
     def _is_unchanged(self, worker: LiveWorker, inventory: Inventory) -> bool:
-        return not worker.state.needs_reconcile and worker.confirmed == (
+        return not worker.needs_reconcile and worker.confirmed == (
             inventory.fingerprint,
             worker.replicas_revision,
         )
@@ -416,7 +414,7 @@ class ReconcileHandlers(Handlers):
     ) -> None:
         """Write into the log and the metrics what a reconcile did."""
         changes, differences = accepted.changes, accepted.differences
-        log = _log.bind(worker_id=worker.state.worker_id, daemon_id=worker.state.daemon_id)
+        log = _log.bind(worker_id=worker.worker_id, daemon_id=worker.daemon_id)
         if differences.listed_twice:
             log.warning("inventory lists replicas twice", entries=differences.listed_twice)
         if changes.foreign:

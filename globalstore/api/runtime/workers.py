@@ -120,8 +120,8 @@ class WorkerHandlers(Handlers):
         worker = self.context.workers.find(message.worker_id.strip())
         if (
             worker is None
-            or worker.expiring is not None
-            or message.daemon_id.strip() not in {"", worker.state.daemon_id}
+            or self.context.workers.heartbeats.is_expiring(worker.key)
+            or message.daemon_id.strip() not in {"", worker.daemon_id}
             or message.state_version == 0
             or message.registered_artifact_ids
             or message.mem_pool_available_size > INTEGER_MAX
@@ -185,7 +185,7 @@ class WorkerHandlers(Handlers):
         return wire.WorkerHeartbeatResponse(
             status=wire.STATUS_OK,
             state_sync_required=not in_step,
-            expected_state_version=worker.state.state_version,
+            expected_state_version=worker.state_version,
             obsolete_replicas=obsolete,
             server_timestamp_ts=timestamp(now_us),
         )
@@ -193,12 +193,9 @@ class WorkerHandlers(Handlers):
     async def _heard_worker(self, message: wire.WorkerHeartbeatRequest) -> LiveWorker | None:
         """Return the active worker that a heartbeat speaks for."""
         worker_id = message.worker_id.strip()
-        worker = self.context.workers.find(worker_id)
-        while worker is not None and worker.expiring is not None:
-            await worker.expiring.wait()
-            worker = self.context.workers.find(worker_id)
+        worker = await self.context.workers.decided(worker_id)
         daemon_id = message.daemon_id.strip()
-        if worker is not None and daemon_id not in {"", worker.state.daemon_id}:
+        if worker is not None and daemon_id not in {"", worker.daemon_id}:
             self.context.metrics.control_plane.conflicts.labels("heartbeat_daemon_mismatch").inc()
             return None
         return worker
@@ -233,7 +230,7 @@ class WorkerHandlers(Handlers):
         repeat = token(message, "UnregisterWorker", message.client_request_id)
         worker = self.context.workers.find(worker_id)
         # One that is not active has no lock to wait for.
-        daemon_id = worker.state.daemon_id if worker is not None else worker_id
+        daemon_id = worker.daemon_id if worker is not None else worker_id
         async with self.context.daemon_locks.hold(daemon_id, "unregister"):
             if repeat is None:
                 found = await self.context.write(
@@ -264,7 +261,7 @@ class WorkerHandlers(Handlers):
             "true" if graceful else "false", "ok" if found else "not_found"
         ).inc()
         if found:
-            known = {"worker_id": worker_id} if worker is None else worker.state.log_fields()
+            known = {"worker_id": worker_id} if worker is None else worker.log_fields()
             _log.info("worker unregistered", graceful=graceful, **known)
         return response
 
@@ -279,8 +276,7 @@ class WorkerHandlers(Handlers):
 
 
 def _is_at_version(worker: LiveWorker, message: wire.WorkerHeartbeatRequest) -> bool:
-    state = worker.state
-    return not state.needs_reconcile and message.state_version == state.state_version
+    return not worker.needs_reconcile and message.state_version == worker.state_version
 
 
 def _registration(message: wire.RegisterWorkerRequest) -> workers.WorkerRegistration:
@@ -314,23 +310,22 @@ def _unregister_response(found: bool) -> wire.UnregisterWorkerResponse:
 
 
 def _worker_info(worker: LiveWorker) -> wire.ListActiveWorkersResponse.WorkerInfo:
-    state = worker.state
     return wire.ListActiveWorkersResponse.WorkerInfo(
-        worker_id=state.worker_id,
-        node_id=state.node_id,
-        node_address=state.node_address,
-        grpc_port=state.grpc_port,
-        p2p_port=state.p2p_port,
-        mem_pool_total_size=state.mem_pool_total_size,
-        mem_pool_available_size=min(worker.mem_pool_available_size, state.mem_pool_total_size),
+        worker_id=worker.worker_id,
+        node_id=worker.node_id,
+        node_address=worker.node_address,
+        grpc_port=worker.grpc_port,
+        p2p_port=worker.p2p_port,
+        mem_pool_total_size=worker.mem_pool_total_size,
+        mem_pool_available_size=min(worker.mem_pool_available_size, worker.mem_pool_total_size),
         accepting_new_requests=worker.accepting,
         last_heartbeat_ts=timestamp(worker.last_heartbeat_us),
-        state_version=state.state_version,
+        state_version=worker.state_version,
         status=(
             wire.CONNECTION_STATUS_CONNECTED
             if worker.accepting
             else wire.CONNECTION_STATUS_RECONNECTING
         ),
-        daemon_id=state.daemon_id,
+        daemon_id=worker.daemon_id,
         capability_flags=worker.capability_flags,
     )

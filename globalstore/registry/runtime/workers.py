@@ -1,5 +1,7 @@
 """Workers: who they are, which incarnation is current, and how they end."""
 
+from typing import Protocol
+
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
@@ -7,6 +9,37 @@ from globalstore.registry import worker_ids
 from globalstore.registry.runtime import chunks, shard_leases, transport_ends
 from globalstore.registry.signals import WorkerEnded, WorkerReplicasChanged
 from globalstore.rules.values import signed64, unsigned64
+
+
+class _Described(Protocol):
+    """What the log says of a worker is made of this."""
+
+    @property
+    def worker_id(self) -> str: ...
+    @property
+    def daemon_id(self) -> str: ...
+    @property
+    def node_id(self) -> str: ...
+    @property
+    def node_address(self) -> str: ...
+    @property
+    def grpc_port(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def state_version(self) -> int: ...
+
+
+def worker_fields(worker: _Described) -> dict[str, object]:
+    """Return what the log says of a worker, as it is stored or as it is in memory."""
+    return {
+        "worker_id": worker.worker_id,
+        "daemon_id": worker.daemon_id,
+        "node_id": worker.node_id,
+        "address": f"{worker.node_address}:{worker.grpc_port}",
+        "generation": worker.generation,
+        "state_version": worker.state_version,
+    }
 
 
 @attrs.frozen
@@ -31,15 +64,8 @@ class WorkerState:
     needs_reconcile: bool
 
     def log_fields(self) -> dict[str, object]:
-        """What the log says of a worker."""
-        return {
-            "worker_id": self.worker_id,
-            "daemon_id": self.daemon_id,
-            "node_id": self.node_id,
-            "address": f"{self.node_address}:{self.grpc_port}",
-            "generation": self.generation,
-            "state_version": self.state_version,
-        }
+        """Return what the log says of a worker."""
+        return worker_fields(self)
 
 
 @attrs.frozen
