@@ -26,6 +26,7 @@ from globalstore.db.health import Observers, Statistics
 from globalstore.db.migrations import Migration
 from globalstore.db.options import Lane, Runner, StoreOptions
 from globalstore.db.sites import Site, fail_at
+from globalstore.db.slices import Ready, Slice, repeat_in_slices, write_in_slices
 from globalstore.db.store import Store
 from globalstore.db.transaction import Parameters, Row, Snapshot, Transaction
 
@@ -49,9 +50,11 @@ __all__ = [
     "OutcomeUnknown",
     "Parameters",
     "QueueFull",
+    "Ready",
     "Row",
     "Runner",
     "Site",
+    "Slice",
     "Snapshot",
     "StartRefused",
     "Statistics",
@@ -59,4 +62,6 @@ __all__ = [
     "StoreOptions",
     "Transaction",
     "fail_at",
+    "repeat_in_slices",
+    "write_in_slices",
 ]

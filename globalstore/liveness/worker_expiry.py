@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import trio
 
-from globalstore.db import DatabaseError, Lane, Store
+from globalstore.db import DatabaseError, Lane, Store, repeat_in_slices
 from globalstore.liveness.daemon_locks import DaemonLocks
 from globalstore.liveness.stalls import StallDetector
 from globalstore.liveness.workers import LiveWorker, Workers
@@ -81,7 +81,9 @@ class Reaper:
             if not worker.needs_reconcile:
                 return
             try:
-                while await self._store.bulk(registry.hide_unconfirmed, worker.key, _HIDE_ROWS):
+                async for _ in repeat_in_slices(
+                    self._store, registry.hide_unconfirmed, worker.key, _HIDE_ROWS
+                ):
                     pass
             except DatabaseError as error:
                 _log.error("replicas not hidden", worker_id=worker.worker_id, reason=str(error))

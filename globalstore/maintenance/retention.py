@@ -6,7 +6,7 @@ from functools import partial
 import attrs
 import trio
 
-from globalstore.db import Store
+from globalstore.db import Store, repeat_in_slices
 from globalstore.maintenance.abandoned_nodes import AbandonedNodes
 from globalstore.registry.retention import Retained
 from globalstore.registry.runtime import replica_lists
@@ -71,11 +71,10 @@ class Maintenance:
         if retained.age_s == float("inf"):
             return
         before_us = self._wall_us() - int(retained.age_s * 1_000_000)
-        while True:
-            deleted = await self._store.bulk(retained.purge, before_us, retained.batch)
+        async for deleted in repeat_in_slices(
+            self._store, retained.purge, before_us, retained.batch, until_below=retained.batch
+        ):
             self._metrics.server.gc_rows_deleted.labels(retained.table).inc(deleted)
-            if deleted < retained.batch:
-                return
 
     async def _drop_series(self) -> None:
         """Give the room of metric labels back that artifacts without replicas have taken."""

@@ -1,11 +1,12 @@
 """Reports of chunks that are too large for one transaction, and who has to wait for them."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import trio
 
-from globalstore.db import DatabaseError, Store
+from globalstore.db import DatabaseError, Store, repeat_in_slices, write_in_slices
 from globalstore.registry.runtime import chunks
 from globalstore.registry.runtime.chunks import ChunkReport, Unapplied
 from globalstore.rules.chunk_states import Patches
@@ -53,8 +54,14 @@ class ChunkReports:
     async def _keep_in_parts(self, report: ChunkReport, patches: Patches) -> None:
         try:
             batch_key = await self._store.write(chunks.open_batch, report)
-            for part in patches.parts(chunks.BLOCKS_AT_ONCE):
-                await self._store.bulk(chunks.add_part, batch_key, chunks.part_json(part))
+            parts = map(chunks.part_json, patches.parts(chunks.BLOCKS_AT_ONCE))
+            await write_in_slices(
+                self._store,
+                (
+                    partial(chunks.add_part, batch_key=batch_key, patches_json=part)
+                    for part in parts
+                ),
+            )
             await self.once_applied(
                 lambda: self._store.write(chunks.accept_report, batch_key, report)
             )
@@ -82,7 +89,7 @@ class ChunkReports:
         while True:
             self._work = trio.Event()
             try:
-                while await self._store.bulk(chunks.apply_part):
+                async for _ in repeat_in_slices(self._store, chunks.apply_part):
                     pass
                 self._announce(None)
                 await self._clear_away()
@@ -109,5 +116,5 @@ class ChunkReports:
         last_key = await self._store.read(chunks.last_batch)
         if self._busy():
             return  # somebody has just begun, perhaps before that was read
-        while await self._store.bulk(chunks.drop_part, last_key):
+        async for _ in repeat_in_slices(self._store, chunks.drop_part, last_key):
             pass

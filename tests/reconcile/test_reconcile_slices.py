@@ -8,8 +8,9 @@ import trio
 from reconciling import ADD, APPLIED, NOOP, REMOVE, RETRY_LATER, UPDATE, entry, metric, reconciler
 from serving import configuration, serving
 
+from globalstore.db import slices
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry.runtime import inventory_writes, workers
+from globalstore.registry.runtime import workers
 from globalstore.registry.runtime.reconcile import WHOLE_MAX
 
 MANY = WHOLE_MAX + 250
@@ -91,7 +92,7 @@ async def test_a_replica_registered_between_the_slices_stays(
         async def held_up(*args: object) -> object:
             nonlocal first
             done = await plain(*args)
-            if first:
+            if first and args[0] is slices.guarded:
                 first = False
                 between.set()
                 await go_on.wait()
@@ -118,7 +119,7 @@ async def test_a_registration_between_the_slices_makes_the_rest_stale(
         plain = store.components.store.bulk
 
         async def end_then(*args: object) -> object:
-            if args[0] is inventory_writes.guarded:
+            if args[0] is slices.guarded:
                 await store.components.store.write(
                     workers.unregister_worker, daemon.worker_id, True, 0
                 )

@@ -39,9 +39,6 @@ _ROWS_READ = 500
 # machine twice that.
 _ROWS_WRITTEN = 800
 
-# Slices that are written before the changes of an earlier one are listed in the answer.
-_SLICES_AHEAD = 4
-
 # How long a reconcile in slices goes on although its caller has gone. Several times what 100 000
 # rows take. A server that stops waits for it: shorter than any supervisor's patience.
 _GOES_ON_S = 15.0
@@ -370,27 +367,17 @@ class ReconcileHandlers(Handlers):
 
         None when the worker was ended or registered again meanwhile.
         """
-        changes, stands = Changes(), True
+        changes = Changes()
         writer = memory_info.InfoWriter()
-        written, to_list = trio.open_memory_channel[Changes](_SLICES_AHEAD)
 
-        async def list_them() -> None:
-            async for done in to_list:
-                await list_changes(done, listed, writer)
+        async def take_in(done: Changes) -> None:
+            changes.extend(done)
+            await list_changes(done, listed, writer)
 
-        async with trio.open_nursery() as nursery, written:
-            nursery.start_soon(list_them)
-            for step in inventory_writes.steps(differences, slice_, _ROWS_WRITTEN):
-                done: Changes | None
-                if isinstance(step, Changes):
-                    done = step
-                else:
-                    done = await self.context.store.bulk(inventory_writes.guarded, step, slice_)
-                if done is None:
-                    stands = False
-                    break
-                changes.extend(done)
-                await written.send(done)
+        steps = inventory_writes.steps(differences, slice_, _ROWS_WRITTEN)
+        stands = await db.write_in_slices(
+            self.context.store, steps, guard=slice_.holds, on_written=take_in
+        )
         return changes if stands else None
 
     async def _rows(self, worker_key: int) -> AsyncIterator[Sequence[HeldReplica]]:

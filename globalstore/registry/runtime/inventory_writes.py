@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import attrs
 
-from globalstore.db import Row, Snapshot, Transaction
+from globalstore import db
+from globalstore.db import Ready, Row, Snapshot, Transaction
 from globalstore.registry import artifacts, new_ids
 from globalstore.registry.runtime.inventories import (
     Differences,
@@ -100,15 +101,12 @@ class Slice:
         return claimed_incarnation(tx, self.claim) == self.worker
 
 
-Step = Callable[[Transaction], Changes]
-
-
 # Items that are sorted, or merged, before others get a turn: half a millisecond. A run is as long
 # as what is written in one transaction, so that a small reconcile has only one.
 _RUN = 1000
 
 
-def steps(differences: Differences, slice_: Slice, size: int) -> Iterator[Step | Changes]:
+def steps(differences: Differences, slice_: Slice, size: int) -> Iterator[db.Slice[Changes]]:
     """Yield all writes of a reconcile in the order of the answer, each of at most ``size`` rows.
 
     Changes that need no row to be written come as they are; empty ones come now and then so that
@@ -116,14 +114,14 @@ def steps(differences: Differences, slice_: Slice, size: int) -> Iterator[Step |
     was.
     """
     for entries in _in_order(differences.additions(), _key_of_entry, size):
-        yield partial(add, entries=entries, slice_=slice_) if entries else Changes()
+        yield partial(add, entries=entries, slice_=slice_) if entries else Ready(Changes())
     for removals in _in_order(differences.removals, _key_of_row, size):
-        yield partial(remove, removals=removals, slice_=slice_) if removals else Changes()
+        yield partial(remove, removals=removals, slice_=slice_) if removals else Ready(Changes())
     for updates in _in_order(differences.updates, _key_of_row, size):
         if any(one.stored for one in updates):
             yield partial(update, updates=updates, slice_=slice_)
         else:
-            yield Changes(updated=updates)
+            yield Ready(Changes(updated=updates))
     for numbers in _cut(differences.renumbered(slice_.confirmation), size):
         yield partial(_renumber, numbers=numbers)
     for seqs in _cut(differences.hidden, size):
@@ -157,11 +155,6 @@ def _cut(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     rest = iter(items)
     while piece := list(islice(rest, size)):
         yield piece
-
-
-def guarded(tx: Transaction, step: Step, slice_: Slice) -> Changes | None:
-    """Take one step of many; None when the worker was ended or registered again meanwhile."""
-    return step(tx) if slice_.holds(tx) else None
 
 
 _INSERT = """

@@ -2,7 +2,7 @@
 
 import attrs
 
-from globalstore.db import Snapshot, Transaction
+from globalstore.db import Ready, Snapshot, Transaction
 from globalstore.registry.runtime import inventories
 from globalstore.registry.runtime.inventories import Differences, ReportedReplica
 from globalstore.registry.runtime.inventory_writes import (
@@ -74,7 +74,7 @@ def whole(
     slice_ = Slice(claim, worker, number, live, now_us)
     changes = Changes()
     for step in steps(differences, slice_, WHOLE_MAX):
-        changes.extend(step if isinstance(step, Changes) else step(tx))
+        changes.extend(step.result if isinstance(step, Ready) else step(tx))
     accepted = Accepted(changes, differences)
     _accept(tx, claim, number, Acceptance(len(changes) > 0, True, accepted.agreeing(fingerprint)))
     return accepted
