@@ -10,6 +10,7 @@ import trio.testing
 from instancing import NODE_AGENT, SIGNALS, beat, ids, listed, register, unregister
 from serving import Serving, configuration, pass_time, serving
 
+from globalstore.api import turns as cutting
 from globalstore.api.runtime import instances as api
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import instances as registry
@@ -170,7 +171,7 @@ async def test_a_list_shows_one_instant_however_long_it_takes(
                     store.components.instances.heartbeat(live, "", SIGNALS, NOW_US + 1)
                 store.components.instances.ended(InstanceEnded(live.key))
 
-        monkeypatch.setattr(api.trio.lowlevel, "checkpoint", change_much)
+        monkeypatch.setattr(cutting.trio.lowlevel, "checkpoint", change_much)
         request = wire.ListActiveInstancesRequest()
         handlers = api.InstanceHandlers(store.components.context)
         answer = await handlers.ListActiveInstances(request, None)
@@ -213,7 +214,7 @@ async def test_ten_thousand_instances_are_listed_in_short_turns(
             await plain()
             began = time.thread_time()
 
-        monkeypatch.setattr(api.trio.lowlevel, "checkpoint", between_turns)
+        monkeypatch.setattr(cutting.trio.lowlevel, "checkpoint", between_turns)
         handlers = api.InstanceHandlers(store.components.context)
         for required in (0, NODE_AGENT):
             turns.clear()

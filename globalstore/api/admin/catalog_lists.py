@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
+from globalstore.api.turns import in_turns
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.registry import catalog_lists
 from globalstore.registry.catalog.disk_locations import DiskLocation
@@ -106,9 +106,8 @@ def _page_size(wanted: int) -> int:
 
 
 async def _extend(messages: Any, entries: Sequence[Entry], message: Callable[[Entry], Any]) -> None:
-    for start in range(0, len(entries), _RECORDS_PER_TURN):
-        messages.extend(map(message, entries[start : start + _RECORDS_PER_TURN]))
-        await trio.lowlevel.checkpoint()
+    async for turn in in_turns(entries, _RECORDS_PER_TURN):
+        messages.extend(map(message, turn))
 
 
 def _key(key: ListedKey, lease_us: int) -> admin.KeyRecord:

@@ -1,8 +1,7 @@
 """ExplainSources: how each replica would fare in the choice of a source."""
 
-import trio
-
 from globalstore.api.context import Handlers
+from globalstore.api.turns import in_turns
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.registry.runtime import source_reasons
 from globalstore.registry.runtime.source_reasons import ChoiceContext, Explained, Reason
@@ -43,12 +42,8 @@ class SourceReasonHandlers(Handlers):
             waiting=waiting,
             waiting_of_requester=of_requester,
         )
-        for start in range(0, len(explained), _RECORDS_PER_TURN):
-            response.sources.extend(
-                _message(each, by, requester)
-                for each in explained[start : start + _RECORDS_PER_TURN]
-            )
-            await trio.lowlevel.checkpoint()
+        async for turn in in_turns(explained, _RECORDS_PER_TURN):
+            response.sources.extend(_message(each, by, requester) for each in turn)
         return response
 
 

@@ -1,9 +1,8 @@
 """UpsertArtifactDiskLocation, ListArtifactDiskLocations."""
 
-import trio
-
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
+from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import disk_locations
 from globalstore.registry.catalog.disk_locations import DiskLocation
@@ -59,12 +58,10 @@ class DiskLocationHandlers(Handlers):
             disk_locations.locations, artifact_id, message.include_deleted
         )
         response = wire.ListArtifactDiskLocationsResponse(status=wire.STATUS_OK)
-        for start in range(0, len(found), _LOCATIONS_PER_TURN):
+        async for turn in in_turns(found, _LOCATIONS_PER_TURN):
             response.locations.extend(
-                _message(artifact_id, cluster_id, location)
-                for location in found[start : start + _LOCATIONS_PER_TURN]
+                _message(artifact_id, cluster_id, location) for location in turn
             )
-            await trio.lowlevel.checkpoint()
         return response
 
 

@@ -17,6 +17,7 @@ from globalstore.api.catalog.realization_calls import (
 )
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import Encoded
+from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import realizations
 from globalstore.registry.catalog.realizations import (
@@ -175,12 +176,10 @@ class RealizationHandlers(Handlers):
             "COORDINATOR_EXPLICIT" if is_explicit(self.context) else "AUTO_WHEN_READY"
         )
         reasons = _reasons(realization)
-        for start in range(0, len(members), _MEMBERS_PER_TURN):
+        async for turn in in_turns(members, _MEMBERS_PER_TURN):
             response.members.extend(
-                _member(realization, member, reasons.get(member.part_id, ""))
-                for member in members[start : start + _MEMBERS_PER_TURN]
+                _member(realization, member, reasons.get(member.part_id, "")) for member in turn
             )
-            await trio.lowlevel.checkpoint()
         return response
 
 

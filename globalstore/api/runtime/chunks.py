@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from itertools import groupby
 
 import attrs
-import trio
 
 from globalstore.api.context import Handlers
+from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import chunks
 from globalstore.registry.runtime.chunks import ChunkReport, HeldChunks, NodeWorker
@@ -95,23 +95,22 @@ class ChunkHandlers(Handlers):
         )
         response = wire.QueryChunkLocationsResponse(status=wire.STATUS_OK)
         located = _located(await self._sources(held, workers), wanted)
-        for count, (chunk_idx, state, source) in enumerate(located, 1):
-            if count > LOCATIONS_MAX:
+        async for turn in in_turns(located, _LOCATIONS_PER_TURN):
+            if len(response.locations) + len(turn) > LOCATIONS_MAX:
                 raise ResourceExhausted(
                     f"more than {LOCATIONS_MAX} locations: name some of the chunks in chunk_indices"
                 )
-            response.locations.add(
-                chunk_idx=chunk_idx,
-                node_id=source.held.node_id,
-                node_address=source.worker.node_address,
-                p2p_port=source.worker.p2p_port,
-                state=wire.ChunkState.ValueType(state),
-                node_load_ratio=source.load,
-                device_uuid=source.held.device_uuid,
-                replica=source.held.replica,
-            )
-            if count % _LOCATIONS_PER_TURN == 0:
-                await trio.lowlevel.checkpoint()
+            for chunk_idx, state, source in turn:
+                response.locations.add(
+                    chunk_idx=chunk_idx,
+                    node_id=source.held.node_id,
+                    node_address=source.worker.node_address,
+                    p2p_port=source.worker.p2p_port,
+                    state=wire.ChunkState.ValueType(state),
+                    node_load_ratio=source.load,
+                    device_uuid=source.held.device_uuid,
+                    replica=source.held.replica,
+                )
         return response
 
     async def _sources(self, held: list[HeldChunks], workers: list[NodeWorker]) -> list[_Source]:
@@ -145,8 +144,8 @@ async def _gathered(message: wire.BatchUpdateChunkStatesRequest) -> Patches:
         raise InvalidArgument(f"updates has {len(updates)} entries, expected at most {UPDATES_MAX}")
     patches = Patches()
     names = _Names()
-    for start in range(0, len(updates), _ENTRIES_PER_TURN):
-        for index, entry in enumerate(updates[start : start + _ENTRIES_PER_TURN], start):
+    async for turn in in_turns(enumerate(updates), _ENTRIES_PER_TURN):
+        for index, entry in turn:
             try:
                 patches.add(
                     names.artifact_id(entry.artifact_id),
@@ -157,7 +156,6 @@ async def _gathered(message: wire.BatchUpdateChunkStatesRequest) -> Patches:
                 )
             except Refusal as refused:
                 raise type(refused)(f"updates[{index}].{refused}") from None
-        await trio.lowlevel.checkpoint()
     return patches
 
 
@@ -197,9 +195,8 @@ async def _wanted(message: wire.QueryChunkLocationsRequest) -> set[int]:
             f"chunk_indices has {len(indices)} entries, expected at most {INDICES_MAX}"
         )
     wanted: set[int] = set()
-    for start in range(0, len(indices), _INDICES_PER_TURN):
-        wanted.update(indices[start : start + _INDICES_PER_TURN])
-        await trio.lowlevel.checkpoint()
+    async for turn in in_turns(indices, _INDICES_PER_TURN):
+        wanted.update(turn)
     return wanted
 
 

@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from itertools import islice
 from typing import cast
-
-import trio
 
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
+from globalstore.api.turns import in_turns
 from globalstore.db import Snapshot
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.instances import (
@@ -134,13 +132,12 @@ class InstanceHandlers(Handlers):
             listed = self._list_now()
             ordered = listed.latest_first()
         parts = []
-        while turn := list(islice(ordered, _INSTANCES_PER_TURN)):
+        async for turn in in_turns(ordered, _INSTANCES_PER_TURN):
             part = wire.ListActiveInstancesResponse()
             for instance in turn:
                 if instance.state.capability_flags & flags == flags:
                     _show(part.instances.add(), instance, listed, self._status(listed, instance))
             parts.append(part.SerializeToString())
-            await trio.lowlevel.checkpoint()
         return cast(wire.ListActiveInstancesResponse, _Serialized(parts))
 
     def _list_now(self) -> InstanceList:

@@ -1,19 +1,16 @@
 """Inventories as messages: read and checked, and what became of them written into the answer."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import attrs
-import trio
 
 from globalstore.api.runtime import memory_info
+from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime.inventories import HeldReplica, ReportedReplica
 from globalstore.registry.runtime.inventory_writes import Changes
 from globalstore.rules.refusals import Refusal
-
-T = TypeVar("T")
 
 # Entries that are looked at before other calls get a turn: about a millisecond each time.
 ENTRIES_PER_TURN = 50
@@ -51,9 +48,8 @@ class Inventory:
 async def inventory_of(message: wire.ReconcileWorkerStateRequest, node_id: str) -> Inventory:
     """Return the inventory of a request; ``node_id`` is the worker's, of entries that name none."""
     fingerprint = hash(node_id)
-    for chunk in in_chunks(message.inventory, _ENTRIES_HASHED_PER_TURN):
-        fingerprint = hash((fingerprint, *map(_content_of, chunk)))
-        await trio.lowlevel.checkpoint()
+    async for turn in in_turns(message.inventory, _ENTRIES_HASHED_PER_TURN):
+        fingerprint = hash((fingerprint, *map(_content_of, turn)))
     complete = (
         len(message.inventory) > 0 or message.request_kind == wire.RECONCILE_REQUEST_KIND_SNAPSHOT
     )
@@ -73,30 +69,23 @@ def _content_of(entry: common.ReplicaInfo) -> tuple[object, ...]:
 
 async def _checked(entries: Sequence[common.ReplicaInfo], node_id: str) -> list[ReportedReplica]:
     checked = []
-    for index, entry in enumerate(entries):
-        try:
-            checked.append(memory_info.reported(entry, node_id))
-        except Refusal as refused:
-            raise type(refused)(f"inventory[{index}].{refused}") from None
-        if index % ENTRIES_PER_TURN == 0:
-            await trio.lowlevel.checkpoint()
+    async for turn in in_turns(entries, ENTRIES_PER_TURN):
+        for entry in turn:
+            try:
+                checked.append(memory_info.reported(entry, node_id))
+            except Refusal as refused:
+                raise type(refused)(f"inventory[{len(checked)}].{refused}") from None
     return checked
-
-
-def in_chunks(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
-    """Cut a sequence into pieces of at most ``size``."""
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 async def list_changes(
     changes: Changes, into: wire.ReconcileWorkerStateResponse, writer: memory_info.InfoWriter
 ) -> None:
     """Add changes to an answer, a turn's worth at a time."""
-    for count, (kind, row, reason) in enumerate(_each(changes), 1):
-        change = into.state_changes.add(type=kind, reason=reason)
-        writer.write(change.replica_info, row)
-        if count % ENTRIES_PER_TURN == 0:
-            await trio.lowlevel.checkpoint()
+    async for turn in in_turns(_each(changes), ENTRIES_PER_TURN):
+        for kind, row, reason in turn:
+            change = into.state_changes.add(type=kind, reason=reason)
+            writer.write(change.replica_info, row)
 
 
 def _each(changes: Changes) -> Iterator[tuple[wire.StateChange.ChangeType, HeldReplica, str]]:

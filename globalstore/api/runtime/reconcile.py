@@ -10,10 +10,10 @@ from globalstore.api.runtime import memory_info
 from globalstore.api.runtime.inventories import (
     ENTRIES_PER_TURN,
     Inventory,
-    in_chunks,
     inventory_of,
     list_changes,
 )
+from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.daemon_locks import DaemonLockFull
 from globalstore.liveness.workers import LiveWorker
@@ -326,9 +326,8 @@ class ReconcileHandlers(Handlers):
             return None
         revision = live.replicas_revision
         differences = Differences(worker)
-        for chunk in in_chunks(entries, ENTRIES_PER_TURN):
-            differences.expect(chunk)
-            await trio.lowlevel.checkpoint()
+        async for turn in in_turns(entries, ENTRIES_PER_TURN):
+            differences.expect(turn)
         async for piece in self._rows(claim.worker_key):
             differences.compare(piece)
         slice_ = Slice(
@@ -385,9 +384,8 @@ class ReconcileHandlers(Handlers):
         after = (0, 0)
         while True:
             rows = await self.context.read(inventories.rows, worker_key, after, _ROWS_READ)
-            for piece in in_chunks(rows, ENTRIES_PER_TURN):
-                yield piece
-                await trio.lowlevel.checkpoint()
+            async for turn in in_turns(rows, ENTRIES_PER_TURN):
+                yield turn
             if len(rows) < _ROWS_READ:
                 return
             after = rows[-1].place

@@ -3,10 +3,11 @@
 import secrets
 from collections.abc import Iterable, Sequence
 
-import trio
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
+from globalstore.api.turns import in_turns
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import shard_leases
@@ -73,9 +74,8 @@ class ShardLeaseHandlers(Handlers):
         entries = message.leases
         _check_count("leases", len(entries))
         renewals: list[Renewal] = []
-        for start in range(0, len(entries), _ENTRIES_PER_TURN):
-            renewals += map(_renewal, entries[start : start + _ENTRIES_PER_TURN])
-            await trio.lowlevel.checkpoint()
+        async for turn in in_turns(entries, _ENTRIES_PER_TURN):
+            renewals += map(_renewal, turn)
         if not renewals:
             return wire.BatchKeepaliveShardHomeLeasesResponse()
         renewed = await self.context.write(
@@ -88,23 +88,9 @@ class ShardLeaseHandlers(Handlers):
         )
         expires_at = timestamp(self.context.clock.wall_of(renewed.until_us))
         response = wire.BatchKeepaliveShardHomeLeasesResponse()
-        for count, (entry, outcome) in enumerate(zip(entries, renewed.outcomes, strict=True), 1):
-            entry_outcome = response.outcomes.add(
-                shard_id=entry.shard_id,
-                lease_generation=entry.lease_generation,
-                lease_token=entry.lease_token,
-            )
-            if isinstance(outcome, RenewalRefusal):
-                entry_outcome.message = outcome.value
-            else:
-                entry_outcome.ok = True
-                entry_outcome.lease.shard_id = entry.shard_id
-                entry_outcome.lease.holder_daemon_id = outcome
-                entry_outcome.lease.lease_token = entry.lease_token.strip()
-                entry_outcome.lease.lease_generation = entry.lease_generation
-                entry_outcome.lease.expires_at.CopyFrom(expires_at)
-            if count % _ENTRIES_PER_TURN == 0:
-                await trio.lowlevel.checkpoint()
+        async for pairs in in_turns(zip(entries, renewed.outcomes, strict=True), _ENTRIES_PER_TURN):
+            for entry, outcome in pairs:
+                _add_outcome(response, entry, outcome, expires_at)
         return response
 
     async def ReleaseShardHomeLease(
@@ -133,10 +119,8 @@ class ShardLeaseHandlers(Handlers):
         _check_count("shard_ids", len(message.shard_ids))
         response = wire.BatchGetShardHomeLeasesResponse()
         found = await self._routes(request, message.shard_ids)
-        for count, lease in enumerate(found, 1):
-            response.leases.append(self._route(lease))
-            if count % _ENTRIES_PER_TURN == 0:
-                await trio.lowlevel.checkpoint()
+        async for turn in in_turns(found, _ENTRIES_PER_TURN):
+            response.leases.extend(map(self._route, turn))
         return response
 
     async def _routes(self, request: Call, shard_ids: Iterable[int]) -> list[ShardLease]:
@@ -184,6 +168,29 @@ class ShardLeaseHandlers(Handlers):
             lease_generation=lease.generation,
             expires_at=timestamp(self.context.clock.wall_of(lease.expires_at_us)),
         )
+
+
+def _add_outcome(
+    response: wire.BatchKeepaliveShardHomeLeasesResponse,
+    entry: wire.ShardHomeLeaseKeepalive,
+    outcome: str | RenewalRefusal,
+    expires_at: Timestamp,
+) -> None:
+    """Add what became of one entry: the holder of its lease, or why it was left alone."""
+    added = response.outcomes.add(
+        shard_id=entry.shard_id,
+        lease_generation=entry.lease_generation,
+        lease_token=entry.lease_token,
+    )
+    if isinstance(outcome, RenewalRefusal):
+        added.message = outcome.value
+        return
+    added.ok = True
+    added.lease.shard_id = entry.shard_id
+    added.lease.holder_daemon_id = outcome
+    added.lease.lease_token = entry.lease_token.strip()
+    added.lease.lease_generation = entry.lease_generation
+    added.lease.expires_at.CopyFrom(expires_at)
 
 
 def _check_count(field: str, count: int) -> None:

@@ -1,10 +1,10 @@
 """QueryTransportWindow."""
 
-import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
+from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import transport_windows
 from globalstore.registry.runtime.transport_ends import Outcome
@@ -54,9 +54,8 @@ class TransportWindowHandlers(Handlers):
         while left > 0:
             size = min(left, _ROWS_PER_READ)
             rows = await self.context.read(transport_windows.window, after, end // 1000, size)
-            for begin in range(0, len(rows), _ROWS_PER_TURN):
-                response.rows.extend(map(_row, rows[begin : begin + _ROWS_PER_TURN]))
-                await trio.lowlevel.checkpoint()
+            async for turn in in_turns(rows, _ROWS_PER_TURN):
+                response.rows.extend(map(_row, turn))
             if len(rows) < size:
                 break
             left -= size
