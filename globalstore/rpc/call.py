@@ -47,6 +47,7 @@ class Call:
         "_waits",
         "arrival",
         "deadline",
+        "died",
         "end",
         "finished",
         "head",
@@ -92,6 +93,8 @@ class Call:
         self.reply: bytes | None = None
         # How the call was ended from outside, if it was.
         self.end: Status | None = None
+        # Whether its handler died of something nobody foresaw: then no code is its own.
+        self.died = False
         self.request_ended = False
         self.started = False
         self.finished = False

@@ -190,6 +190,7 @@ def status_of(call: Call, error: Exception, map_error: ErrorMap | None) -> Statu
 def internal(call: Call, error: Exception) -> Status:
     """INTERNAL for an error nobody expected: logged under the number that the client gets."""
     reference = secrets.token_hex(4)
+    call.died = True
     log.error(
         "handler failed reference=%s method=%s peer=%s",
         reference,

@@ -10,6 +10,9 @@ LATENCY_BUCKETS: Final = (
 
 UNKNOWN_METHOD: Final = "unknown"
 
+# The contract with dashboards; the caller is told INTERNAL.
+_DIED: Final = "UNKNOWN"
+
 
 class _Method(Protocol):
     @property
@@ -22,6 +25,10 @@ class ObservedCall(Protocol):
     @property
     def method(self) -> _Method | None:
         """None, or a method with the path ``unknown``, for a path that no service has."""
+
+    @property
+    def died(self) -> bool:
+        """Whether its handler died without a code of its own."""
 
 
 class _Code(Protocol):
@@ -76,12 +83,12 @@ class CallMetrics:
 
         Args:
             call: the one that ``started`` saw.
-            code: its status; the name becomes the label.
+            code: its status. Its name becomes the label, UNKNOWN that of a call that died.
             seconds: since it arrived.
         """
         self._inflight -= 1
         method = UNKNOWN_METHOD if call.method is None else call.method.path
-        key = (method, code.name)
+        key = (method, _DIED if call.died else code.name)
         counter = self._counters.get(key)
         if counter is None:
             counter = self._counters[key] = self._handled.labels(*key)

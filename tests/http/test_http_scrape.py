@@ -21,6 +21,7 @@ class Call:
     def __init__(self, path):
         self.path = path
         self.method = self
+        self.died = False
 
 
 class Code:

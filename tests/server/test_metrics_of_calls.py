@@ -143,3 +143,18 @@ async def test_the_series_of_artifacts_without_replicas_go_with_the_next_mainten
         await pass_time(mock_clock, 1.25)
         while store.components.metrics.labelled_artifacts():
             await trio.lowlevel.checkpoint()
+
+
+async def test_a_handler_that_dies_is_counted_without_a_code_of_its_own() -> None:
+    async with serving() as store:
+
+        async def die(*_: object) -> None:
+            raise ZeroDivisionError
+
+        store.components.store.read = die  # type: ignore[method-assign]
+        async with refused(StatusCode.INTERNAL, "reference"):
+            await store.counts("m")
+        path = "/tensorcast.global_store.v1.ClusterRuntimeService/BatchGetReplicaCounts"
+        died = {"method": path, "code": "UNKNOWN"}
+        assert value(store, "tc_grpc_server_handled_total", **died) == 1
+        assert value(store, "tc_grpc_server_handled_total", **died | {"code": "INTERNAL"}) is None

@@ -61,6 +61,7 @@ def touch_everything(metrics):
 class Call:
     path: str
     known: bool = True
+    died: bool = False
 
     @property
     def method(self):
