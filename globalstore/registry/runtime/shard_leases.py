@@ -11,9 +11,10 @@ from typing import NamedTuple, TypeVar
 
 import attrs
 
-from globalstore.db import Row, Snapshot, Transaction
+from globalstore.db import Parameters, Snapshot, Transaction
 from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
+from globalstore.rules import fencing
 
 _Key = TypeVar("_Key")
 
@@ -62,13 +63,41 @@ class Expired:
     generation: int
 
 
-# holder is NULL for a released lease, in whatever way it was released.
+class _LeaseRow(NamedTuple):
+    """A row of ``shard_leases``. ``holder`` is None for a lease that was released in any way."""
+
+    shard_id: int
+    holder: str | None
+    token: str
+    generation: int
+    expires_at: int
+    worker_key: int
+    worker_generation: int
+
+    @property
+    def lease(self) -> fencing.Lease:
+        """The row as ``rules.fencing`` has it."""
+        incarnation = (self.worker_key, self.worker_generation)
+        return fencing.Lease(self.generation, self.holder, self.token, incarnation, self.expires_at)
+
+    def is_live(self, now_us: int) -> bool:
+        return fencing.is_live(self.holder, self.expires_at, now_us)
+
+
 _LEASE = """
 SELECT s.shard_id, h.daemon_id, coalesce(s.lease_token, ''), s.generation, s.expires_at,
        s.worker_key, s.worker_generation
 FROM shard_leases s
      LEFT JOIN lease_holders h ON h.holder_key = s.holder_key AND h.releases = s.releases
 """
+
+
+def _rows(tx: Snapshot, where: str, parameters: Parameters) -> Iterator[_LeaseRow]:
+    return map(_LeaseRow._make, tx.all(f"{_LEASE} WHERE {where}", parameters))
+
+
+def _row_of_token(tx: Snapshot, token: str) -> _LeaseRow | None:
+    return next(_rows(tx, "s.lease_token = :token", {"token": token}), None)
 
 
 def acquire(
@@ -80,48 +109,40 @@ def acquire(
     as a new incarnation since it got the lease.
     """
     now_us = clock()
-    row = tx.one(_LEASE + "WHERE s.shard_id = :shard_id", {"shard_id": shard_id})
+    row = next(_rows(tx, "s.shard_id = :shard_id", {"shard_id": shard_id}), None)
     incarnation = tx.one(
         "SELECT worker_key, generation FROM workers JOIN worker_cursors USING (worker_key)"
         " WHERE daemon_id = :daemon_id",
         {"daemon_id": daemon_id},
     )
-    if row is not None and _is_active(row, now_us):
-        if row[1] != daemon_id:
-            return Acquired(_lease(row, token=""), held=True)
-        if incarnation is None or incarnation == row[5:7]:
-            return Acquired(_extend(tx, row, ttl_us, now_us), held=False)
-    generation = 1 if row is None else row[3] + 1
-    return Acquired(
-        _grant(tx, shard_id, daemon_id, token, generation, incarnation or (0, 0), ttl_us, now_us),
-        held=False,
+    decision = fencing.decide(
+        fencing.Lease() if row is None else row.lease,
+        fencing.Application(daemon_id, incarnation, token),
+        now_us,
+        now_us + ttl_us,
     )
+    lease = decision.lease
+    match decision.verdict:
+        case fencing.Verdict.GRANT:
+            _grant(tx, shard_id, daemon_id, lease, ttl_us)
+        case fencing.Verdict.EXTEND:
+            assert row is not None
+            _extend(tx, row, ttl_us, lease.expires_at_us)
+        case _:
+            # The token is none of theirs.
+            return Acquired(_shown(shard_id, attrs.evolve(lease, token="")), held=True)
+    return Acquired(_shown(shard_id, lease), held=False)
 
 
-def _is_active(row: Row, now_us: int) -> bool:
-    return row[1] is not None and row[4] > now_us
-
-
-def _lease(row: Row, *, token: str | None = None, expires_at_us: int | None = None) -> ShardLease:
+def _shown(shard_id: int, lease: fencing.Lease) -> ShardLease:
     return ShardLease(
-        row[0],
-        row[1],
-        row[2] if token is None else token,
-        row[3],
-        row[4] if expires_at_us is None else expires_at_us,
+        shard_id, lease.holder or "", lease.token, lease.generation, lease.expires_at_us
     )
 
 
 def _grant(
-    tx: Transaction,
-    shard_id: int,
-    daemon_id: str,
-    token: str,
-    generation: int,
-    incarnation: Row,
-    ttl_us: int,
-    now_us: int,
-) -> ShardLease:
+    tx: Transaction, shard_id: int, daemon_id: str, lease: fencing.Lease, ttl_us: int
+) -> None:
     """Begin a new period of ownership."""
     holder = tx.one(
         "INSERT INTO lease_holders (daemon_id) VALUES (:id)"
@@ -130,50 +151,55 @@ def _grant(
         {"id": daemon_id},
     )
     assert holder is not None
+    holder_key, releases = holder
+    worker_key, worker_generation = lease.incarnation or (0, 0)
     tx.run(
-        "INSERT INTO shard_leases VALUES (:shard_id, :generation, :holder_key, :token, :releases,"
+        "INSERT INTO shard_leases (shard_id, generation, holder_key, lease_token, releases,"
+        " worker_key, worker_generation, ttl, expires_at)"
+        " VALUES (:shard_id, :generation, :holder_key, :token, :releases,"
         " :worker_key, :worker_generation, :ttl, :expires_at) ON CONFLICT (shard_id) DO UPDATE SET"
         " generation = :generation, holder_key = :holder_key, lease_token = :token,"
         " releases = :releases, worker_key = :worker_key, worker_generation = :worker_generation,"
         " ttl = :ttl, expires_at = :expires_at",
         {
             "shard_id": shard_id,
-            "generation": generation,
-            "holder_key": holder[0],
-            "token": token,
-            "releases": holder[1],
-            "worker_key": incarnation[0],
-            "worker_generation": incarnation[1],
+            "generation": lease.generation,
+            "holder_key": holder_key,
+            "token": lease.token,
+            "releases": releases,
+            "worker_key": worker_key,
+            "worker_generation": worker_generation,
             "ttl": ttl_us,
-            "expires_at": now_us + ttl_us,
+            "expires_at": lease.expires_at_us,
         },
     )
-    tx.emit(LeaseGranted(LeaseKind.SHARD_HOME, shard_id, now_us + ttl_us))
-    return ShardLease(shard_id, daemon_id, token, generation, now_us + ttl_us)
+    tx.emit(LeaseGranted(LeaseKind.SHARD_HOME, shard_id, lease.expires_at_us))
 
 
-def _extend(tx: Transaction, row: Row, ttl_us: int, now_us: int) -> ShardLease:
+def _extend(tx: Transaction, row: _LeaseRow, ttl_us: int, expires_at_us: int) -> None:
     """Give a live lease a new deadline.
 
     Only an earlier one is told to the process: whoever wakes at the old deadline finds the later.
     """
-    expires_at_us = now_us + ttl_us
     tx.run(
         "UPDATE shard_leases SET ttl = :ttl, expires_at = :expires_at WHERE shard_id = :shard_id",
-        {"ttl": ttl_us, "expires_at": expires_at_us, "shard_id": row[0]},
+        {"ttl": ttl_us, "expires_at": expires_at_us, "shard_id": row.shard_id},
     )
-    if expires_at_us < row[4]:
-        tx.emit(LeaseGranted(LeaseKind.SHARD_HOME, row[0], expires_at_us))
-    return _lease(row, expires_at_us=expires_at_us)
+    if expires_at_us < row.expires_at:
+        tx.emit(LeaseGranted(LeaseKind.SHARD_HOME, row.shard_id, expires_at_us))
 
 
 def keepalive(tx: Transaction, token: str, ttl_us: int, clock: LeaseNow) -> ShardLease | None:
     """Extend a live lease; None when there is none of this token."""
     now_us = clock()
-    row = tx.one(_LEASE + "WHERE s.lease_token = :token", {"token": token})
-    if row is None or not _is_active(row, now_us):
+    row = _row_of_token(tx, token)
+    if row is None:
         return None
-    return _extend(tx, row, ttl_us, now_us)
+    decision = fencing.decide(row.lease, fencing.Proof(token), now_us, now_us + ttl_us)
+    if decision.verdict is not fencing.Verdict.EXTEND:
+        return None
+    _extend(tx, row, ttl_us, decision.lease.expires_at_us)
+    return _shown(row.shard_id, decision.lease)
 
 
 class RenewalRefusal(enum.Enum):
@@ -182,6 +208,14 @@ class RenewalRefusal(enum.Enum):
     NO_TOKEN = "lease_token is required"
     UNKNOWN = "no live lease has this token: acquire the shard again"
     STALE = "stale generation: shard_id or lease_generation are not those of the lease"
+
+
+# A batch does not tell those whose token was superseded from those who came too late.
+_REFUSALS = {
+    fencing.Verdict.UNKNOWN: RenewalRefusal.UNKNOWN,
+    fencing.Verdict.EXPIRED: RenewalRefusal.UNKNOWN,
+    fencing.Verdict.STALE: RenewalRefusal.STALE,
+}
 
 
 class Renewed(NamedTuple):
@@ -202,7 +236,8 @@ def keepalive_batch(
     """
     now_us = clock()
     holder = _holder_of(tx, renewals[0].token)
-    outcomes: list[str | RenewalRefusal] = ["" if holder is None else holder[2]] * len(renewals)
+    name = "" if holder is None else holder.daemon_id
+    outcomes: list[str | RenewalRefusal] = [name] * len(renewals)
     for piece in _pieces(sorted(range(len(renewals)), key=[r[0] for r in renewals].__getitem__)):
         entries = [renewals[number] for number in piece]
         if holder is None or not _extend_all(tx, entries, holder, ttl_us, now_us):
@@ -213,21 +248,30 @@ def keepalive_batch(
     return Renewed(now_us + ttl_us, outcomes)
 
 
-def _holder_of(tx: Snapshot, token: str) -> Row | None:
-    """Return key, number of releases and daemon of who holds a lease, live or not."""
-    return tx.one(
+class _Holder(NamedTuple):
+    """Who holds a lease, live or not."""
+
+    holder_key: int
+    releases: int
+    daemon_id: str
+
+
+def _holder_of(tx: Snapshot, token: str) -> _Holder | None:
+    row = tx.one(
         "SELECT holder_key, h.releases, daemon_id FROM shard_leases JOIN lease_holders h"
         " USING (holder_key) WHERE lease_token = :token",
         {"token": token},
     )
+    return None if row is None else _Holder._make(row)
 
 
 def _extend_all(
-    tx: Transaction, renewals: Sequence[Renewal], holder: Row, ttl_us: int, now_us: int
+    tx: Transaction, renewals: Sequence[Renewal], holder: _Holder, ttl_us: int, now_us: int
 ) -> bool:
     """Extend live leases of one holder; False when not all of them are, or one would be shortened.
 
-    Those that are have then been extended all the same.
+    Those that are have then been extended all the same. The conditions are those under which
+    ``fencing.decide`` extends; a test holds the two together.
     """
     extended = tx.run_rows(
         "UPDATE shard_leases AS s SET ttl = ?, expires_at = ?"
@@ -236,7 +280,7 @@ def _extend_all(
         " AND s.holder_key = one.holder_key AND s.releases = one.releases"
         " AND s.expires_at > one.now AND s.expires_at <= ?2",
         renewals,
-        (ttl_us, now_us + ttl_us, now_us, *holder[:2]),
+        (ttl_us, now_us + ttl_us, now_us, holder.holder_key, holder.releases),
     )
     return extended == len(renewals)
 
@@ -246,19 +290,20 @@ def _extend_each(
 ) -> Iterator[str | RenewalRefusal]:
     """Extend those of some leases that are live, and tell what is wrong with the others."""
     tokens = sorted({each.token for each in renewals})
-    rows = {
-        row[2]: row for row in tx.all(f"{_LEASE} WHERE s.lease_token IN ({_marks(tokens)})", tokens)
-    }
+    rows = {row.token: row for row in _rows(tx, f"s.lease_token IN ({_marks(tokens)})", tokens)}
     for each in renewals:
         row = rows.get(each.token)
-        if not each.token:
-            yield RenewalRefusal.NO_TOKEN
-        elif row is None or not _is_active(row, now_us):
-            yield RenewalRefusal.UNKNOWN
-        elif (row[0], row[3]) != each[:2]:
-            yield RenewalRefusal.STALE
-        else:
-            yield _extend(tx, row, ttl_us, now_us).holder
+        if row is None:
+            yield RenewalRefusal.UNKNOWN if each.token else RenewalRefusal.NO_TOKEN
+            continue
+        proof = fencing.Proof(each.token, each.generation)
+        decision = fencing.decide(row.lease, proof, now_us, now_us + ttl_us)
+        refusal = _REFUSALS.get(decision.verdict)
+        if refusal is None and row.shard_id != each.shard_id:
+            refusal = RenewalRefusal.STALE
+        if refusal is None:
+            _extend(tx, row, ttl_us, decision.lease.expires_at_us)
+        yield refusal or row.holder or ""
 
 
 def _pieces(keys: Sequence[_Key]) -> Iterator[Sequence[_Key]]:
@@ -271,15 +316,18 @@ def _marks(keys: Sequence[object]) -> str:
 
 def release(tx: Transaction, token: str, clock: LeaseNow) -> bool:
     """Give a lease up, also one that has expired if nobody took it over; False without one."""
-    row = tx.one(_LEASE + "WHERE s.lease_token = :token", {"token": token})
-    if row is None or row[1] is None:
+    row = _row_of_token(tx, token)
+    if row is None:
+        return False
+    free = fencing.released(row.lease, fencing.Proof(token), clock())
+    if free is None:
         return False
     tx.run(
-        "UPDATE shard_leases SET holder_key = NULL, lease_token = NULL, expires_at = :now"
+        "UPDATE shard_leases SET holder_key = NULL, lease_token = NULL, expires_at = :expires_at"
         " WHERE shard_id = :shard_id",
-        {"now": clock(), "shard_id": row[0]},
+        {"expires_at": free.expires_at_us, "shard_id": row.shard_id},
     )
-    tx.emit(LeaseEnded(LeaseKind.SHARD_HOME, row[0]))
+    tx.emit(LeaseEnded(LeaseKind.SHARD_HOME, row.shard_id))
     return True
 
 
@@ -302,13 +350,17 @@ def routes(
     found: list[ShardLease] = []
     doubtful: list[int] = []
     for piece in _pieces(shard_ids):
-        rows = tx.all(f"{_LEASE} WHERE s.shard_id IN ({_marks(piece)})", piece)
+        rows = list(_rows(tx, f"s.shard_id IN ({_marks(piece)})", piece))
         now_us = clock()
         for row in rows:
-            if _is_active(row, now_us):
-                found.append(_lease(row, token=""))
-            elif row[1] is not None and now_us - row[4] < _IN_DOUBT_US:
-                doubtful.append(row[0])
+            if row.holder is None:
+                continue
+            if row.is_live(now_us):
+                found.append(
+                    ShardLease(row.shard_id, row.holder, "", row.generation, row.expires_at)
+                )
+            elif now_us - row.expires_at < _IN_DOUBT_US:
+                doubtful.append(row.shard_id)
     return found, doubtful
 
 
@@ -320,13 +372,13 @@ def expire_shard_leases(
     ended: list[int] = []
     later: list[tuple[int, int]] = []
     expired: list[Expired] = []
-    for row in tx.all(f"{_LEASE} WHERE s.shard_id IN ({_marks(shard_ids)})", shard_ids):
-        if _is_active(row, now_us):
-            later.append((row[0], row[4]))
+    for row in _rows(tx, f"s.shard_id IN ({_marks(shard_ids)})", shard_ids):
+        if row.is_live(now_us):
+            later.append((row.shard_id, row.expires_at))
             continue
-        ended.append(row[0])
-        if row[1] is not None:
-            expired.append(Expired(row[0], row[1], row[3]))
+        ended.append(row.shard_id)
+        if row.holder is not None:
+            expired.append(Expired(row.shard_id, row.holder, row.generation))
     tx.emit(LeasesExpired(LeaseKind.SHARD_HOME, ended, later))
     return expired
 
