@@ -63,7 +63,9 @@ class Proof:
 
     def is_of_holder(self, lease: Lease) -> bool:
         """Tell whether this is the last holder's, whether or not the lease is live."""
-        if lease.holder is None or self.holder not in {None, lease.holder}:
+        if lease.holder is None:
+            return False
+        if self.holder is not None and self.holder != lease.holder:
             return False
         return self.token is None or (self.token != "" and self.token == lease.token)
 
@@ -108,7 +110,8 @@ def decide(
             granted = Lease(generation, claim.holder, claim.new_token, incarnation, until_us)
             return Decision(verdict, granted)
     if verdict is Verdict.EXTEND and until_us is not None:
-        lease = attrs.evolve(lease, expires_at_us=until_us)
+        # Not ``attrs.evolve``, which takes three times as long: keepalives come by the thousand.
+        lease = Lease(lease.generation, lease.holder, lease.token, lease.incarnation, until_us)
     return Decision(verdict, lease)
 
 
@@ -127,7 +130,7 @@ def _of_proof(lease: Lease, claim: Proof, now_us: int) -> Verdict:
         return Verdict.UNKNOWN
     if not lease.is_live(now_us):
         return Verdict.EXPIRED
-    if claim.generation not in {None, lease.generation}:
+    if claim.generation is not None and claim.generation != lease.generation:
         return Verdict.STALE
     return Verdict.EXTEND
 

@@ -80,9 +80,6 @@ class _LeaseRow(NamedTuple):
         incarnation = (self.worker_key, self.worker_generation)
         return fencing.Lease(self.generation, self.holder, self.token, incarnation, self.expires_at)
 
-    def is_live(self, now_us: int) -> bool:
-        return fencing.is_live(self.holder, self.expires_at, now_us)
-
 
 _LEASE = """
 SELECT s.shard_id, h.daemon_id, coalesce(s.lease_token, ''), s.generation, s.expires_at,
@@ -355,7 +352,7 @@ def routes(
         for row in rows:
             if row.holder is None:
                 continue
-            if row.is_live(now_us):
+            if fencing.is_live(row.holder, row.expires_at, now_us):
                 found.append(
                     ShardLease(row.shard_id, row.holder, "", row.generation, row.expires_at)
                 )
@@ -373,7 +370,7 @@ def expire_shard_leases(
     later: list[tuple[int, int]] = []
     expired: list[Expired] = []
     for row in _rows(tx, f"s.shard_id IN ({_marks(shard_ids)})", shard_ids):
-        if row.is_live(now_us):
+        if fencing.is_live(row.holder, row.expires_at, now_us):
             later.append((row.shard_id, row.expires_at))
             continue
         ended.append(row.shard_id)
