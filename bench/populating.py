@@ -10,7 +10,7 @@ import trio
 from globalstore.db import Store, StoreOptions, Transaction
 from globalstore.registry import new_ids, recovery
 from globalstore.registry.runtime import replicas, workers
-from globalstore.registry.runtime.replicas import MemoryTier, Place
+from globalstore.registry.runtime.replica_places import MemoryTier, Place
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.transfer import ExportState, Transfer
 

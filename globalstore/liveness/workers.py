@@ -8,7 +8,8 @@ import trio
 
 from globalstore.liveness.alarm import Alarm
 from globalstore.liveness.heartbeats import Heartbeats
-from globalstore.registry.runtime.workers import WorkerRegistered, WorkerState, worker_fields
+from globalstore.registry.runtime.worker_rows import WorkerState, worker_fields
+from globalstore.registry.runtime.workers import WorkerRegistered
 from globalstore.registry.signals import WorkerEnded, WorkerReconciled, WorkerReplicasChanged
 from globalstore.rules.deadlines import Deadlines
 from globalstore.rules.values import signed64

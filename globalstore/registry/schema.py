@@ -569,6 +569,11 @@ CREATE TABLE group_members (
 ) STRICT, WITHOUT ROWID;
 """
 
+_HELD_REPLICAS = """
+-- Replicas but those that are gone and only wait for the end of their transports.
+CREATE VIEW held_replicas AS SELECT * FROM replicas WHERE worker_key != 0;
+"""
+
 MIGRATIONS = (
     Migration(1, "foundation", _FOUNDATION),
     Migration(2, "reconciliation", _RECONCILIATION),
@@ -578,4 +583,5 @@ MIGRATIONS = (
     Migration(6, "scheduling", _SCHEDULING),
     Migration(7, "catalog", _CATALOG),
     Migration(8, "groups", _GROUPS),
+    Migration(9, "held replicas", _HELD_REPLICAS),
 )

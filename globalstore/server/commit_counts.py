@@ -1,7 +1,7 @@
 """What each commit adds to the metrics."""
 
 from globalstore.registry.memory_tier_samples import MemoryTierSampled
-from globalstore.registry.runtime.replicas import MemoryTier
+from globalstore.registry.runtime.replica_places import MemoryTier
 from globalstore.registry.signals import (
     RealizationRowsWritten,
     ReplicaRemoved,

@@ -12,6 +12,7 @@ import pytest
 from process import PATIENCE_S, Client, Process, running, write_config
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.registry.schema import MIGRATIONS
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +40,7 @@ def test_version_names_program_and_schema() -> None:
     done = run("--version")
     assert done.returncode == 0
     assert done.stdout.startswith("globalstore 0.")
-    assert "schema 8" in done.stdout
+    assert f"schema {len(MIGRATIONS)}" in done.stdout
 
 
 def test_a_missing_config_flag_is_a_usage_error() -> None:

@@ -1,10 +1,14 @@
 """The floors of the house: imports point down, without circles, and a name means one thing."""
 
 import ast
+import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from globalstore.registry.schema import MIGRATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "globalstore"
@@ -135,3 +139,97 @@ def test_a_public_name_of_the_registry_is_defined_once() -> None:
             for each in public_names(name):
                 places.setdefault(each, []).append(name)
     assert {each: names for each, names in places.items() if len(names) > 1} == {}
+
+
+# What names the columns of ``replicas``: the steps of the schema, and the rows that others read.
+ROWS = "globalstore.registry.runtime.replica_rows"
+
+# Columns of one list from which on it counts as one. Two tables share no more than four of them.
+LIST_MIN = 5
+
+
+def replica_columns() -> frozenset[str]:
+    connection = sqlite3.connect(":memory:")
+    for step in MIGRATIONS:
+        assert not callable(step.change)
+        for statement in step.change:
+            connection.execute(statement)
+    return frozenset(row[1] for row in connection.execute("PRAGMA table_info(replicas)"))
+
+
+def texts_of(tree: ast.AST) -> Iterator[str]:
+    """Yield every text of a module, what an f-string puts in left out; docstrings are texts too."""
+    inside: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.JoinedStr(values=values):
+                inside.update(values)
+                yield "".join(each.value for each in values if isinstance(each, ast.Constant))
+            case ast.Constant(value=str(text)) if node not in inside:
+                yield text
+
+
+def column_lists(tree: ast.AST, columns: frozenset[str]) -> Iterator[set[str]]:
+    """Yield the columns that any list of a module names.
+
+    A list is what stands between two keywords of an SQL text, taken apart at commas and brackets,
+    and each item names the columns that are words of it; or a tuple, list, set or dictionary of
+    Python, whose items or keys are names of columns. The fields of a row type are none.
+    """
+    for text in texts_of(tree):
+        for clause in re.split(r"\b(?:[A-Z]{2,})\b", text):
+            items = re.split(r"[,()]", clause)
+            named = [columns.intersection(re.findall(r"\w+", item)) for item in items]
+            if sum(map(bool, named)) > 1:
+                yield set().union(*named)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
+                yield columns.intersection(constants(elements))
+            case ast.Dict(keys=keys):
+                yield columns.intersection(constants(keys))
+
+
+def constants(nodes: list[ast.expr] | list[ast.expr | None]) -> list[str]:
+    return [
+        each.value
+        for each in nodes
+        if isinstance(each, ast.Constant) and isinstance(each.value, str)
+    ]
+
+
+def test_one_module_names_the_columns_of_replicas() -> None:
+    """Whoever else lists them would have to agree with it by position, and notice a new one."""
+    columns = replica_columns()
+    found = {
+        name: sorted(each)
+        for name in OURS
+        if name not in {ROWS, "globalstore.registry.schema"}
+        for each in column_lists(ast.parse(MODULES[name].read_text()), columns)
+        if len(each) >= LIST_MIN
+    }
+    assert found == {}
+
+
+def test_nobody_but_the_schema_tells_which_replicas_nobody_holds() -> None:
+    for name in OURS:
+        if name != "globalstore.registry.schema":
+            for text in texts_of(ast.parse(MODULES[name].read_text())):
+                telling = "replicas" in text and re.search(r"worker_key\s*(!=|<>|>)", text)
+                assert not telling, f"{name}: {text}"
+
+
+def test_rows_of_replicas_workers_and_leases_are_read_by_name() -> None:
+    """A number says nothing of a column, and means another one when a column is added."""
+    readers = [
+        name
+        for name in OURS
+        if name.endswith(("registry.runtime.shard_leases", "registry.runtime.workers"))
+        or any(each.endswith(("replica_rows", "worker_rows")) for each in imports(name))
+    ]
+    assert len(readers) > 8
+    for name in readers:
+        for node in ast.walk(ast.parse(MODULES[name].read_text())):
+            match node:
+                case ast.Subscript(value=ast.Name(), slice=ast.Constant(value=int(number))):
+                    assert number < 2, f"{name} reads {ast.unparse(node)}"

@@ -21,7 +21,8 @@ from globalstore.registry.runtime import (
     transports,
     workers,
 )
-from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
+from globalstore.registry.runtime.replica_places import MemoryTier, Place
+from globalstore.registry.runtime.replicas import ReplicaRegistration
 from globalstore.registry.runtime.transport_ends import Outcome
 from globalstore.registry.runtime.transports import (
     Granted,

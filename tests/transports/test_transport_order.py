@@ -12,7 +12,8 @@ from serving import memory_info, serving
 from globalstore.db import Runner, Store
 from globalstore.registry import new_ids, worker_ids
 from globalstore.registry.runtime import replicas, transports
-from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
+from globalstore.registry.runtime.replica_places import MemoryTier, Place
+from globalstore.registry.runtime.replicas import ReplicaRegistration
 from globalstore.registry.runtime.transports import Granted, Miss, Round, TransportRequest
 from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.scoring import Mode, Scoring

@@ -12,7 +12,8 @@ from globalstore.caches.sources import KnownSources
 from globalstore.db import Runner, Store
 from globalstore.registry import new_ids, signals, worker_ids
 from globalstore.registry.runtime import replicas, sources, transport_ends, transports
-from globalstore.registry.runtime.replicas import MemoryTier, Place, ReplicaRegistration
+from globalstore.registry.runtime.replica_places import MemoryTier, Place
+from globalstore.registry.runtime.replicas import ReplicaRegistration
 from globalstore.registry.runtime.sources import Shortlist, SourcesListed
 from globalstore.registry.runtime.transports import Granted, Miss, Round, TransportRequest
 from globalstore.registry.schema import MIGRATIONS

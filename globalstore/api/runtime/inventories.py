@@ -8,8 +8,9 @@ from globalstore.api.runtime import memory_info
 from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry.runtime.inventories import HeldReplica, ReportedReplica
+from globalstore.registry.runtime.inventories import ReportedReplica
 from globalstore.registry.runtime.inventory_writes import Changes
+from globalstore.registry.runtime.replica_rows import HeldReplica
 from globalstore.rules.refusals import Refusal
 
 # Entries that are looked at before other calls get a turn: about a millisecond each time.

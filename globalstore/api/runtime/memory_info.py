@@ -2,17 +2,19 @@
 
 import json
 from functools import lru_cache
+from operator import itemgetter
 
 from globalstore.api.encoding import microseconds, timestamp
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
-from globalstore.registry.runtime import replica_lists
-from globalstore.registry.runtime.inventories import HeldReplica, ReplicaIdentity, ReportedReplica
-from globalstore.registry.runtime.replica_lists import Replica
-from globalstore.registry.runtime.replicas import (
-    MemoryTier,
-    Place,
+from globalstore.registry.runtime.inventories import ReplicaIdentity, ReportedReplica
+from globalstore.registry.runtime.replica_places import MemoryTier, Place
+from globalstore.registry.runtime.replica_rows import (
+    HeldReplica,
+    Replica,
+    ShownRow,
     TransferColumns,
     plain_columns,
+    shown_replica,
     transfer_columns,
 )
 from globalstore.rules import transfer
@@ -279,12 +281,12 @@ class InfoWriter:
     def write(self, into: common.ReplicaInfo, row: HeldReplica) -> None:
         """Fill an empty message with a row."""
         keys, sizes, verification = json.loads(row.transfer_json or _NO_TRANSFER)
-        kind = (*row[3:15], *row[16:21], *sizes, verification)
+        kind = (*_kind_of(row), *sizes, verification)
         known = self._kinds.get(kind)
         if known is None:
             if len(self._kinds) >= _KINDS_MAX:
                 self._kinds.clear()
-            known = self._kinds[kind] = to_info(replica_lists.of_row(row))
+            known = self._kinds[kind] = to_info(shown_replica(row))
         into.CopyFrom(known)
         into.ref.artifact_id = row.artifact_id
         into.ref.replica_id = uuid_text(row.replica_id)
@@ -295,3 +297,12 @@ class InfoWriter:
 
 
 _NO_TRANSFER = '[[],[],""]'
+
+# All that is shown of a row but what replicas of one kind differ in.
+_kind_of = itemgetter(
+    *(
+        number
+        for number, name in enumerate(ShownRow._fields)
+        if name not in {"seq", "replica_id", "artifact_id", "transfer_json"}
+    )
+)

@@ -18,9 +18,10 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.daemon_locks import DaemonLockFull
 from globalstore.liveness.workers import LiveWorker
 from globalstore.registry.runtime import inventories, inventory_writes, reconcile
-from globalstore.registry.runtime.inventories import Differences, HeldReplica, ReportedReplica
+from globalstore.registry.runtime.inventories import Differences, ReportedReplica
 from globalstore.registry.runtime.inventory_writes import Changes, Claim, Slice
 from globalstore.registry.runtime.reconcile import Acceptance, Accepted
+from globalstore.registry.runtime.replica_rows import HeldReplica
 from globalstore.rpc import Call
 from globalstore.rules.checksums import EMPTY
 from globalstore.rules.refusals import NotFound, Refusal
@@ -388,7 +389,7 @@ class ReconcileHandlers(Handlers):
                 yield turn
             if len(rows) < _ROWS_READ:
                 return
-            after = rows[-1].place
+            after = rows[-1].position
 
     def _note(
         self,

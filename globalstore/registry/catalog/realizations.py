@@ -330,7 +330,6 @@ def ended_otherwise(realization: Realization) -> FailedPrecondition:
     )
 
 
-# A replica that is gone but still serves belongs to worker 0.
 _SOURCES = """
 SELECT part_id, reason FROM (
     SELECT m.part_id,
@@ -342,7 +341,7 @@ SELECT part_id, reason FROM (
                     THEN 'source_export_generation_mismatch'
            END AS reason
     FROM group_members m
-         LEFT JOIN replicas r ON r.replica_id = m.source_replica AND r.worker_key != 0
+         LEFT JOIN held_replicas r ON r.replica_id = m.source_replica
          LEFT JOIN worker_ids i ON i.worker_key = r.worker_key
     WHERE m.transaction_key = :transaction AND m.source_replica_id != ''
 ) AS sources WHERE reason IS NOT NULL ORDER BY part_id

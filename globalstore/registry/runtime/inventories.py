@@ -5,8 +5,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from globalstore.db import Snapshot
-from globalstore.registry.runtime import replica_lists
-from globalstore.registry.runtime.replicas import TransferColumns, transfer_columns
+from globalstore.registry.runtime.replica_rows import (
+    TABLES,
+    HeldReplica,
+    TransferColumns,
+    columns_of,
+    transfer_columns,
+)
 from globalstore.registry.worker_ids import Incarnation
 from globalstore.rules.addresses import is_local_only
 from globalstore.rules.transfer import ExportState, Transfer
@@ -75,57 +80,15 @@ def usable(transfer: TransferColumns, memory_size: int, address: str, port: int)
     return TransferColumns(state, transfer.export_generation, 0, "")
 
 
-class HeldReplica(NamedTuple):
-    """A row of a worker: first what ``replica_lists.of_row`` wants, then what is not shown.
-
-    ``is_available`` is the effective value, ``was_stored`` the one in the row.
-    """
-
-    seq: int
-    replica_id: bytes
-    artifact_id: str
-    view_id: str
-    node_id: str
-    node_address: str
-    node_port: int
-    memory_tier: int
-    device_id: int
-    memory_size: int
-    max_concurrency: int
-    current_requests: int
-    is_available: int
-    export_state: int
-    export_generation: int
-    transfer_json: str
-    tensor_index_key: str
-    is_memory_replica: int
-    source_process_id: str
-    expires_at: int | None
-    created_at: int
-    artifact_key: int
-    updated_at: int
-    was_stored: int
-    confirmation: int
-    worker_generation: int
-    transfer_size: int
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Where this row is in the order of ``rows``."""
-        return self.artifact_key, self.seq
-
-
 _HELD = f"""
-SELECT {replica_lists.COLUMNS}, r.artifact_key, r.updated_at, r.is_available, r.confirmation,
-       r.worker_generation, r.transfer_size
-{replica_lists.TABLES}
+SELECT {columns_of(HeldReplica._fields)} {TABLES}
 WHERE r.worker_key = :worker_key AND (r.artifact_key, r.seq) > (:artifact_key, :seq)
 ORDER BY r.artifact_key, r.seq LIMIT :limit
 """
 
 
 def rows(tx: Snapshot, worker_key: int, after: tuple[int, int], limit: int) -> list[HeldReplica]:
-    """Return up to ``limit`` rows of a worker; ``after`` is the place of the last one so far."""
+    """Return up to ``limit`` rows of a worker; ``after`` is the position of the last one so far."""
     where = {"worker_key": worker_key, "artifact_key": after[0], "seq": after[1], "limit": limit}
     return list(map(HeldReplica._make, tx.all(_HELD, where)))
 

@@ -11,18 +11,26 @@ from typing import Any, NamedTuple, TypeVar
 import attrs
 
 from globalstore import db
-from globalstore.db import Ready, Row, Snapshot, Transaction
+from globalstore.db import Ready, Snapshot, Transaction
 from globalstore.registry import artifacts, new_ids
+from globalstore.registry.runtime import replica_rows
 from globalstore.registry.runtime.inventories import (
     Differences,
-    HeldReplica,
     Removal,
     ReportedReplica,
     Seen,
     Update,
     new_row,
 )
-from globalstore.registry.runtime.replicas import intern_endpoint
+from globalstore.registry.runtime.replica_places import intern_endpoint
+from globalstore.registry.runtime.replica_rows import (
+    HeldReplica,
+    NewReplica,
+    ReplicaDescription,
+    ReplicaKey,
+    ReplicaOwner,
+    StoredReplica,
+)
 from globalstore.registry.signals import (
     ReplicaCount,
     ReplicasCounted,
@@ -91,10 +99,10 @@ class Slice:
     now_us: int
 
     @property
-    def same(self) -> tuple[int, ...]:
-        """The values that all rows of ``_INSERT`` share."""
-        claim, now_us = self.claim, self.now_us
-        return claim.worker_key, claim.generation, self.confirmation, now_us, now_us
+    def owner(self) -> ReplicaOwner:
+        """Whose all the rows are from now on."""
+        claim = self.claim
+        return ReplicaOwner(claim.worker_key, claim.generation, self.confirmation)
 
     def holds(self, tx: Snapshot) -> bool:
         """Tell whether the worker is still where it was when the rows were compared."""
@@ -157,52 +165,11 @@ def _cut(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
         yield piece
 
 
-_INSERT = """
-INSERT INTO replicas (worker_key, worker_generation, confirmation, created_at, updated_at,
-    replica_id, artifact_key, view_id, endpoint_key, memory_tier, device_id, is_available,
-    memory_size, max_concurrency, export_state, export_generation, transfer_size, transfer_json,
-    tensor_index_key, is_memory_replica, source_process_id, expires_at)
-SELECT ?, ?, ?, ?, ?, * FROM (VALUES …) WHERE true
-ON CONFLICT DO NOTHING
-"""
-
-_TAKE_OVER = """
-UPDATE replicas SET worker_key = ?1, worker_generation = ?2, confirmation = ?3, updated_at = ?4,
-    is_available = ?11, memory_size = ?12, max_concurrency = ?13, export_state = ?14,
-    export_generation = ?15, transfer_size = ?16, transfer_json = ?17, tensor_index_key = ?18,
-    is_memory_replica = ?19, source_process_id = ?20, expires_at = ?21
-WHERE artifact_key = ?6 AND view_id = ?7 AND endpoint_key = ?8 AND memory_tier = ?9
-    AND device_id = ?10
-"""
-
-_SAME_PLACE = """
-SELECT seq, replica_id, worker_key, current_requests FROM replicas
-WHERE artifact_key = ? AND view_id = ? AND endpoint_key = ? AND memory_tier = ? AND device_id = ?
-"""
-
-
 class _Addition(NamedTuple):
-    """A replica that an inventory adds: as it is shown, and where it is in the database."""
+    """A replica that an inventory adds: as it is shown, and as it is stored."""
 
     row: HeldReplica
-    artifact_key: int
-    endpoint_key: int
-
-    @property
-    def place(self) -> tuple[Any, ...]:
-        row = self.row
-        return self.artifact_key, row.view_id, self.endpoint_key, row.memory_tier, row.device_id
-
-    @property
-    def columns(self) -> tuple[Any, ...]:
-        """The values of a row of ``_INSERT``."""
-        row = self.row
-        return (
-            row.replica_id, self.artifact_key, row.view_id, self.endpoint_key, row.memory_tier,
-            row.device_id, row.is_available, row.memory_size, row.max_concurrency,
-            row.export_state, row.export_generation, row.transfer_size, row.transfer_json,
-            row.tensor_index_key, row.is_memory_replica, row.source_process_id, row.expires_at,
-        )  # fmt: skip
+    new: NewReplica
 
 
 def add(tx: Transaction, entries: Sequence[ReportedReplica], slice_: Slice) -> Changes:
@@ -222,11 +189,14 @@ def add(tx: Transaction, entries: Sequence[ReportedReplica], slice_: Slice) -> C
     additions = []
     for entry, replica_id in zip(entries, ids, strict=True):
         place = places[entry.key.node_id, entry.node_address, entry.node_port]
-        row = _added(entry, entry.replica_id or replica_id, slice_)
-        additions.append(_Addition(row, keys[entry.key.artifact_id], place))
+        key = keys[entry.key.artifact_id]
+        additions.append(_added(entry, entry.replica_id or replica_id, key, place, slice_))
     last = _last_seq(tx)
     changes, moved = Changes(), Counter[tuple[str, int]]()
-    if tx.run_rows(_INSERT, [one.columns for one in additions], slice_.same) == len(additions):
+    inserted = replica_rows.insert_replicas(
+        tx, [one.new for one in additions], slice_.owner, slice_.now_us
+    )
+    if inserted == len(additions):
         changes.added = [one.row for one in additions]
     else:
         for addition, replica_id in zip(additions, ids, strict=True):
@@ -244,19 +214,38 @@ def add(tx: Transaction, entries: Sequence[ReportedReplica], slice_: Slice) -> C
     return changes
 
 
-def _added(entry: ReportedReplica, replica_id: bytes, slice_: Slice) -> HeldReplica:
-    """Return the row that is made from an entry."""
+def _added(
+    entry: ReportedReplica, replica_id: bytes, artifact_key: int, endpoint_key: int, slice_: Slice
+) -> _Addition:
+    """Return what is made from an entry."""
     size, transfer = new_row(entry)
     artifact_id, view_id, node_id, tier, device = entry.key
-    available = entry.is_available is not False
-    return HeldReplica(
-        0, replica_id, artifact_id, view_id, node_id, entry.node_address, entry.node_port, tier,
-        device, size, entry.max_concurrency or 1, 0, available, transfer.export_state,
-        transfer.export_generation, transfer.transfer_json, entry.tensor_index_key,
-        entry.is_memory_replica, entry.source_process_id, entry.expires_at_us, slice_.now_us, 0,
-        slice_.now_us, available, slice_.confirmation, slice_.claim.generation,
-        transfer.transfer_size,
+    description = ReplicaDescription(
+        entry.is_available is not False, size, entry.max_concurrency or 1, *transfer,
+        entry.tensor_index_key, entry.is_memory_replica, entry.source_process_id,
+        entry.expires_at_us,
     )  # fmt: skip
+    row = HeldReplica(
+        seq=0,
+        replica_id=replica_id,
+        artifact_id=artifact_id,
+        view_id=view_id,
+        node_id=node_id,
+        node_address=entry.node_address,
+        node_port=entry.node_port,
+        memory_tier=tier,
+        device_id=device,
+        current_requests=0,
+        created_at=slice_.now_us,
+        updated_at=slice_.now_us,
+        artifact_key=artifact_key,
+        was_stored=description.is_available,
+        confirmation=slice_.confirmation,
+        worker_generation=slice_.claim.generation,
+        **description._asdict(),
+    )
+    key = ReplicaKey(artifact_key, view_id, endpoint_key, tier, device)
+    return _Addition(row, NewReplica(replica_id, key, description))
 
 
 def _last_seq(tx: Snapshot) -> int:
@@ -267,8 +256,7 @@ def _last_seq(tx: Snapshot) -> int:
 def _without_replicas(tx: Snapshot, artifact_ids: list[str]) -> set[str]:
     found = tx.all(
         "SELECT value FROM json_each(:ids) WHERE NOT EXISTS (SELECT 1 FROM artifacts"
-        f" JOIN replicas r USING (artifact_key) WHERE artifact_id = value"
-        f" AND r.worker_key != {NOBODY})",
+        " JOIN held_replicas USING (artifact_key) WHERE artifact_id = value)",
         {"ids": json.dumps(artifact_ids, ensure_ascii=False)},
     )
     return {artifact_id for (artifact_id,) in found}
@@ -284,31 +272,35 @@ def _add_one(
     moved: Counter[tuple[str, int]],
 ) -> None:
     """Find out what became of one of several insertions of which some met a row that exists."""
-    row = addition.row
-    same = tx.one(_SAME_PLACE, addition.place)
+    row, new = addition
+    same = replica_rows.replica_at(tx, new.key)
     if same is None:
         # The id that the daemon proposed belongs to another replica.
-        row = row._replace(replica_id=new_id)
-        tx.run_rows(_INSERT, [addition._replace(row=row).columns], slice_.same)
-        changes.added.append(row)
+        new = new._replace(replica_id=new_id)
+        replica_rows.insert_replica(tx, new, slice_.owner, slice_.now_us)
+        changes.added.append(row._replace(replica_id=new_id))
         return
-    seq, replica_id, owner, load = same
-    if seq > last:
+    owner = same.owner.worker_key
+    if same.seq > last:
         changes.added.append(row)
     elif owner in slice_.live and owner != slice_.claim.worker_key:
         changes.foreign.append(row.artifact_id)
     elif owner != slice_.claim.worker_key:  # its own one was registered after the comparison
-        tx.run(_TAKE_OVER, (*slice_.same[:4], *addition.columns))
+        replica_rows.refresh_replica(tx, same.seq, slice_.owner, new.description, slice_.now_us)
         tx.run(
             "UPDATE transports SET source_worker_key = ? WHERE replica_id = ? AND outcome = 0",
-            (slice_.claim.worker_key, replica_id),
+            (slice_.claim.worker_key, same.replica_id),
         )
         if owner != NOBODY:
             moved[row.artifact_id, row.memory_tier] += 1
             tx.emit(WorkerReplicasChanged(owner))
-        limit = max(row.max_concurrency, load)
+        load = same.current_requests
         changes.added.append(
-            row._replace(replica_id=replica_id, max_concurrency=limit, current_requests=load)
+            row._replace(
+                replica_id=same.replica_id,
+                max_concurrency=max(row.max_concurrency, load),
+                current_requests=load,
+            )
         )
 
 
@@ -326,7 +318,9 @@ def remove(tx: Transaction, removals: Sequence[Removal], slice_: Slice) -> Chang
     changed after it was compared stays.
     """
     changes = Changes(removed=[row for _, row in removals])
-    deleted = tx.run_rows(_DELETE, [seen[:2] for seen, _ in removals], (slice_.claim.worker_key,))
+    deleted = tx.run_rows(
+        _DELETE, [(seen.seq, seen.updated_at) for seen, _ in removals], (slice_.claim.worker_key,)
+    )
     if deleted < len(removals):
         left = {
             seq
@@ -362,20 +356,10 @@ def _hide_loaded(tx: Transaction, seen: Seen, slice_: Slice) -> bool:
         tx.run(
             "UPDATE replicas SET worker_key = ?, is_available = 0, device_id = -seq"
             " WHERE seq = ? AND updated_at = ? AND worker_key = ?",
-            (NOBODY, *seen[:2], slice_.claim.worker_key),
+            (NOBODY, seen.seq, seen.updated_at, slice_.claim.worker_key),
         )
         > 0
     )
-
-
-_UPDATE = """
-UPDATE replicas SET endpoint_key = coalesce(:endpoint_key, endpoint_key),
-    is_available = :is_available, memory_size = :memory_size, export_state = :export_state,
-    export_generation = :export_generation, transfer_size = :transfer_size,
-    transfer_json = :transfer_json, confirmation = :confirmation,
-    worker_generation = :worker_generation, updated_at = :now
-WHERE seq = :seq AND worker_key = :worker_key AND updated_at = :updated_at
-"""
 
 
 def update(tx: Transaction, updates: Sequence[Update], slice_: Slice) -> Changes:
@@ -394,30 +378,24 @@ def update(tx: Transaction, updates: Sequence[Update], slice_: Slice) -> Changes
 
 def _update_row(tx: Transaction, one: Update, slice_: Slice, changes: Changes) -> bool:
     row = one.row
-    columns: dict[str, Any] = {
+    changed: dict[str, Any] = {
         "seq": one.seen.seq,
-        "updated_at": one.seen.updated_at,
-        "worker_key": slice_.claim.worker_key,
-        "worker_generation": slice_.claim.generation,
+        "seen_at": one.seen.updated_at,
         "endpoint_key": None,
-        "is_available": row.is_available,
-        "memory_size": row.memory_size,
-        "export_state": row.export_state,
-        "export_generation": row.export_generation,
-        "transfer_size": row.transfer_size,
-        "transfer_json": row.transfer_json,
-        "confirmation": slice_.confirmation,
         "now": slice_.now_us,
     }
     if "node_address" in one.fields or "node_port" in one.fields:
-        columns["endpoint_key"] = intern_endpoint(tx, row.node_id, row.node_address, row.node_port)
-        place = one.seen.artifact_key, row.view_id, columns["endpoint_key"], *row[7:9]
-        other = tx.one(_SAME_PLACE, place)
+        endpoint_key = intern_endpoint(tx, row.node_id, row.node_address, row.node_port)
+        changed["endpoint_key"] = endpoint_key
+        key = ReplicaKey(
+            one.seen.artifact_key, row.view_id, endpoint_key, row.memory_tier, row.device_id
+        )
+        other = replica_rows.replica_at(tx, key)
         if other is not None and not _yields(tx, other, row, slice_):
             changes.foreign.append(row.artifact_id)
             _keep_as_it_is(tx, one, slice_)
             return False
-    return tx.run(_UPDATE, columns) > 0
+    return replica_rows.report_replica(tx, row, slice_.owner, changed)
 
 
 def _keep_as_it_is(tx: Transaction, one: Update, slice_: Slice) -> None:
@@ -435,12 +413,13 @@ def _keep_as_it_is(tx: Transaction, one: Update, slice_: Slice) -> None:
     )
 
 
-def _yields(tx: Transaction, other: Row, row: HeldReplica, slice_: Slice) -> bool:
+def _yields(tx: Transaction, other: StoredReplica, row: HeldReplica, slice_: Slice) -> bool:
     """Remove the row that is where a replica moves to, if it may be removed."""
-    seq, _, owner, load = other
-    if owner in {NOBODY, slice_.claim.worker_key} or owner in slice_.live or load:
+    owner = other.owner.worker_key
+    kept = owner in {NOBODY, slice_.claim.worker_key} or owner in slice_.live
+    if kept or other.current_requests:
         return False
-    tx.run("DELETE FROM replicas WHERE seq = ?", (seq,))
+    tx.run("DELETE FROM replicas WHERE seq = ?", (other.seq,))
     tx.emit(ReplicasCounted([ReplicaCount(row.artifact_id, row.memory_tier, -1, 0, False)]))
     tx.emit(WorkerReplicasChanged(owner))
     return True

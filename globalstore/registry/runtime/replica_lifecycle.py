@@ -10,10 +10,9 @@ from globalstore.registry.worker_ids import NOBODY
 def touch(tx: Transaction, artifact_id: str, replica_id: bytes, now_us: int) -> bool:
     """Note that a replica was updated now, and nothing else; False when there is none."""
     row = tx.one(
-        "UPDATE replicas SET updated_at = :now WHERE replica_id = :replica_id"
-        f" AND worker_key != {NOBODY} AND artifact_key ="
-        " (SELECT artifact_key FROM artifacts WHERE artifact_id = :artifact_id)"
-        " RETURNING view_id",
+        "UPDATE replicas SET updated_at = :now WHERE seq ="
+        " (SELECT seq FROM held_replicas JOIN artifacts USING (artifact_key)"
+        " WHERE replica_id = :replica_id AND artifact_id = :artifact_id) RETURNING view_id",
         {"replica_id": replica_id, "artifact_id": artifact_id, "now": now_us},
     )
     if row is None:
@@ -30,19 +29,18 @@ def mark_unavailable(
     A blank ``artifact_id`` is not compared. Transports that it serves run on.
     """
     row = tx.one(
-        "UPDATE replicas SET is_available = 0, updated_at = :now WHERE replica_id = :replica_id"
-        f" AND worker_key != {NOBODY} AND (:artifact_id = '' OR artifact_key ="
-        " (SELECT artifact_key FROM artifacts WHERE artifact_id = :artifact_id))"
-        " RETURNING worker_key, artifact_key",
+        "UPDATE replicas SET is_available = 0, updated_at = :now WHERE seq ="
+        " (SELECT seq FROM held_replicas JOIN artifacts USING (artifact_key)"
+        " WHERE replica_id = :replica_id AND :artifact_id IN ('', artifact_id))"
+        " RETURNING worker_key, (SELECT artifact_id FROM artifacts a"
+        " WHERE a.artifact_key = replicas.artifact_key)",
         {"replica_id": replica_id, "artifact_id": artifact_id, "now": now_us},
     )
     if row is None:
         return None
-    tx.emit(WorkerReplicasChanged(row[0]))
-    name = tx.one("SELECT artifact_id FROM artifacts WHERE artifact_key = ?", row[1:])
-    assert name is not None
-    found: str = name[0]
-    return found
+    worker_key, found = row
+    tx.emit(WorkerReplicasChanged(worker_key))
+    return str(found)
 
 
 @attrs.frozen

@@ -1,83 +1,22 @@
 """Replicas as they are shown: single, in pages, counted, and as one worker's set."""
 
-import json
-
 import attrs
 
 from globalstore.db import Row, Snapshot
-from globalstore.registry.runtime.replicas import MemoryTier, Place
-from globalstore.registry.worker_ids import NOBODY
+from globalstore.registry.runtime import replica_rows
+from globalstore.registry.runtime.replica_places import MemoryTier
+from globalstore.registry.runtime.replica_rows import (
+    AVAILABLE,
+    TABLES,
+    Replica,
+    ShownRow,
+    shown_replica,
+)
 from globalstore.rules.checksums import of_sorted_texts
-from globalstore.rules.transfer import ExportState, Transfer
-
-
-@attrs.frozen
-class Replica:
-    """A replica as it is shown.
-
-    ``is_available`` is the effective value and ``max_concurrency`` never below the load.
-    """
-
-    seq: int
-    replica_id: bytes
-    artifact_id: str
-    view_id: str
-    place: Place
-    memory_size: int
-    max_concurrency: int
-    current_requests: int
-    is_available: bool
-    transfer: Transfer
-    tensor_index_key: str
-    is_memory_replica: bool
-    source_process_id: str
-    expires_at_us: int | None
-    created_at_us: int
-
-
-_AVAILABLE = "(r.is_available AND r.confirmation = i.confirmation)"
 
 _LABEL = "CASE memory_tier WHEN 0 THEN 'GPU' WHEN 1 THEN 'RAM' ELSE 'DISK' END"
 
-# What ``of_row`` wants, first in a row.
-COLUMNS = f"""
-r.seq, r.replica_id, a.artifact_id, r.view_id, e.node_id, e.node_address, e.node_port,
-r.memory_tier, r.device_id, r.memory_size, max(r.max_concurrency, r.current_requests),
-r.current_requests, {_AVAILABLE}, r.export_state, r.export_generation, r.transfer_json,
-r.tensor_index_key, r.is_memory_replica, r.source_process_id, r.expires_at, r.created_at
-"""
-
-TABLES = """
-FROM replicas r JOIN artifacts a USING (artifact_key) JOIN endpoints e USING (endpoint_key)
-     JOIN worker_ids i ON i.worker_key = r.worker_key
-"""
-
-_REPLICA = f"SELECT {COLUMNS} {TABLES}"
-
-# Replicas of nobody are gone, though transports they were granted for still run.
-_SHOWN = f"r.worker_key != {NOBODY}"
-
-
-def of_row(row: Row) -> Replica:
-    """Return the replica of a row that begins with ``COLUMNS``."""
-    keys, sizes, verification = json.loads(row[15]) if row[15] else ((), (), "")
-    return Replica(
-        seq=row[0],
-        replica_id=row[1],
-        artifact_id=row[2],
-        view_id=row[3],
-        place=Place(row[4], row[5], row[6], MemoryTier(row[7]), row[8]),
-        memory_size=row[9],
-        max_concurrency=row[10],
-        current_requests=row[11],
-        is_available=bool(row[12]),
-        transfer=Transfer(ExportState(row[13]), row[14], tuple(keys), tuple(sizes), verification),
-        tensor_index_key=row[16],
-        is_memory_replica=bool(row[17]),
-        source_process_id=row[18],
-        expires_at_us=row[19],
-        created_at_us=row[20],
-    )
+_REPLICA = f"SELECT {replica_rows.columns_of(ShownRow._fields)} {TABLES}"
 
 
 @attrs.frozen
@@ -120,18 +59,22 @@ def page(tx: Snapshot, filters: Filters, after_seq: int, size: int) -> Page:
     given = attrs.asdict(filters, filter=lambda _, value: value is not None)
     where = " AND ".join(_FILTERS[name] for name in given) or "1"
     rows = tx.all(
-        f"{_REPLICA} WHERE r.seq > :after AND {_SHOWN} AND {where} ORDER BY r.seq LIMIT :size",
+        f"{_REPLICA} WHERE r.seq > :after AND {where} ORDER BY r.seq LIMIT :size",
         given | {"after": after_seq, "size": size + 1},
     )
-    total = tx.one(f"SELECT count(*) FROM replicas r WHERE {_SHOWN} AND {where}", given)
+    total = tx.one(f"SELECT count(*) FROM held_replicas r WHERE {where}", given)
     assert total is not None
-    return Page([of_row(row) for row in rows[:size]], total[0], len(rows) <= size)
+    return Page([_shown(row) for row in rows[:size]], total[0], len(rows) <= size)
 
 
 def by_id(tx: Snapshot, replica_id: bytes) -> Replica | None:
     """Return one replica, None also for one that is hidden until its transports have ended."""
-    row = tx.one(f"{_REPLICA} WHERE r.replica_id = :id AND {_SHOWN}", {"id": replica_id})
-    return None if row is None else of_row(row)
+    row = tx.one(f"{_REPLICA} WHERE r.replica_id = :id", {"id": replica_id})
+    return None if row is None else _shown(row)
+
+
+def _shown(row: Row) -> Replica:
+    return shown_replica(ShownRow._make(row))
 
 
 def counts(tx: Snapshot, artifact_ids: list[str]) -> list[tuple[int, int]]:
@@ -142,13 +85,14 @@ def counts(tx: Snapshot, artifact_ids: list[str]) -> list[tuple[int, int]]:
     found = []
     for artifact_id in artifact_ids:
         row = tx.one(
-            f"SELECT count(*), coalesce(sum({_AVAILABLE}), 0) FROM replicas r"
-            f" JOIN worker_ids i ON i.worker_key = r.worker_key WHERE {_SHOWN} AND r.artifact_key ="
+            f"SELECT count(*), coalesce(sum({AVAILABLE}), 0) FROM held_replicas r"
+            " JOIN worker_ids i ON i.worker_key = r.worker_key WHERE r.artifact_key ="
             " (SELECT artifact_key FROM artifacts WHERE artifact_id = :artifact_id)",
             {"artifact_id": artifact_id},
         )
         assert row is not None
-        found.append((row[0], row[1]))
+        count, available = row
+        found.append((count, available))
     return found
 
 
@@ -161,10 +105,10 @@ def checksum_of_worker(tx: Snapshot, worker_key: int) -> str:
     rows = tx.all(
         "SELECT a.artifact_id || ':' || r.view_id || ':' || e.node_id || ':' || e.node_address"
         " || ':' || e.node_port || ':' || iif(memory_tier = 0, device_id, 0) || ':'"
-        f" || {_LABEL} || ':' || {_AVAILABLE} || ';' {TABLES}"
+        f" || {_LABEL} || ':' || {AVAILABLE} || ';' {TABLES}"
         " WHERE r.worker_key = :worker_key"
         f" ORDER BY a.artifact_id, r.view_id, {_LABEL}, iif(memory_tier = 0, device_id, 0),"
-        f" e.node_id, e.node_address, e.node_port, {_AVAILABLE}",
+        f" e.node_id, e.node_address, e.node_port, {AVAILABLE}",
         {"worker_key": worker_key},
     )
     return of_sorted_texts(text for (text,) in rows)
@@ -176,7 +120,7 @@ def artifacts_not_held(tx: Snapshot, worker_key: int, artifact_ids: list[str]) -
         artifact_id
         for artifact_id in artifact_ids
         if tx.one(
-            "SELECT 1 FROM replicas WHERE worker_key = :worker_key AND artifact_key ="
+            "SELECT 1 FROM held_replicas WHERE worker_key = :worker_key AND artifact_key ="
             " (SELECT artifact_key FROM artifacts WHERE artifact_id = :artifact_id)",
             {"worker_key": worker_key, "artifact_id": artifact_id},
         )
@@ -188,9 +132,7 @@ def totals(tx: Snapshot) -> dict[str, int]:
     """Return how many replicas there are of each memory type: GPU, RAM, DISK."""
     return {
         MemoryTier(tier).name: count
-        for tier, count in tx.all(
-            f"SELECT memory_tier, count(*) FROM replicas r WHERE {_SHOWN} GROUP BY 1"
-        )
+        for tier, count in tx.all("SELECT memory_tier, count(*) FROM held_replicas GROUP BY 1")
     }
 
 
@@ -199,7 +141,7 @@ def totals_by_artifact(tx: Snapshot, limit: int) -> dict[str, int]:
     return dict(
         tx.all(
             "SELECT a.artifact_id, t.count FROM (SELECT artifact_key, count(*) AS count"
-            f" FROM replicas r WHERE {_SHOWN} GROUP BY artifact_key ORDER BY artifact_key"
+            " FROM held_replicas GROUP BY artifact_key ORDER BY artifact_key"
             " LIMIT :limit) t"
             " JOIN artifacts a USING (artifact_key)",
             {"limit": limit},

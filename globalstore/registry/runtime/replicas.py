@@ -1,41 +1,28 @@
 """Replicas: which worker holds which bytes where, and how they are counted and listed."""
 
-import enum
-import json
-import re
-from typing import Any, NamedTuple
-
 import attrs
 
-from globalstore.db import Row, Snapshot, Transaction
+from globalstore.db import Snapshot, Transaction
 from globalstore.registry import artifacts
+from globalstore.registry.runtime import replica_rows
+from globalstore.registry.runtime.replica_places import MemoryTier, Place, intern_endpoint
+from globalstore.registry.runtime.replica_rows import (
+    NewReplica,
+    ReplicaDescription,
+    ReplicaKey,
+    ReplicaOwner,
+    StoredReplica,
+    TransferColumns,
+    transfer_columns,
+)
 from globalstore.registry.signals import (
     ReplicaRemoved,
     ReplicaStored,
     SourceFreed,
     WorkerReplicasChanged,
 )
-from globalstore.registry.worker_ids import NOBODY, Incarnation, incarnation_of
+from globalstore.registry.worker_ids import Incarnation, incarnation_of
 from globalstore.rules.transfer import Transfer
-
-
-class MemoryTier(enum.IntEnum):
-    """Where a replica's bytes are, fastest first: the order in which sources are preferred."""
-
-    GPU = 0
-    RAM = 1
-    DISK = 2
-
-
-@attrs.frozen
-class Place:
-    """Where a replica lives. Together with artifact and view this is its identity."""
-
-    node_id: str
-    node_address: str
-    node_port: int
-    memory_tier: MemoryTier
-    device_id: int
 
 
 @attrs.frozen
@@ -62,42 +49,6 @@ class ReplicaRegistration:
     index: artifacts.TensorIndex | None
 
 
-class TransferColumns(NamedTuple):
-    """Transfer metadata as it is stored: the sum of the sizes, and all else as JSON or blank."""
-
-    export_state: int
-    export_generation: int
-    transfer_size: int
-    transfer_json: str
-
-
-def transfer_columns(transfer: Transfer) -> TransferColumns:
-    """Return the columns that hold transfer metadata."""
-    state, generation, keys, sizes, verification = transfer
-    if len(keys) == len(sizes) == 1 and not verification:
-        plain = plain_columns(int(state), generation or 0, keys[0], sizes[0])
-        if plain is not None:
-            return plain
-    text = ""
-    if keys or verification:
-        text = json.dumps([keys, sizes, verification], ensure_ascii=False, separators=(",", ":"))
-    return TransferColumns(int(state), generation or 0, sum(sizes), text)
-
-
-def plain_columns(state: int, generation: int, key: str, size: int) -> TransferColumns | None:
-    """Return the columns for one key without verification, which nearly all replicas have.
-
-    None when the key needs JSON's escapes.
-    """
-    if not _PLAIN(key):
-        return None
-    return TransferColumns(state, generation, size, f'[["{key}"],[{size}],""]')
-
-
-# Keys that JSON writes as they are.
-_PLAIN = re.compile(r"[A-Za-z0-9_:./+=-]*").fullmatch
-
-
 def register_replica(
     tx: Transaction, registration: ReplicaRegistration, new_id: bytes, now_us: int
 ) -> bytes:
@@ -110,158 +61,85 @@ def register_replica(
         tx, registration.artifact_id, registration.description, registration.index, now_us
     )
     worker = incarnation_of(tx, registration.worker_id)
-    worker_key = worker.worker_key
+    owner = ReplicaOwner(worker.worker_key, worker.generation, worker.confirmation)
     place = registration.place
-    columns: dict[str, Any] = {
-        "artifact_key": artifact_key,
-        "view_id": registration.view_id,
-        "endpoint_key": intern_endpoint(tx, place.node_id, place.node_address, place.node_port),
-        "memory_tier": int(place.memory_tier),
-        "device_id": place.device_id,
-        "worker_key": worker_key,
-        "worker_generation": worker.generation,
-        "confirmation": worker.confirmation,
-        "is_available": 1,
-        "memory_size": registration.memory_size,
-        "max_concurrency": registration.max_concurrency,
-        "tensor_index_key": registration.tensor_index_key,
-        "is_memory_replica": int(registration.is_memory_replica),
-        "source_process_id": registration.source_process_id,
-        "expires_at": registration.expires_at_us,
-        "now": now_us,
-    }
-    known = tx.one(
-        "SELECT seq, replica_id, worker_key, worker_generation, export_generation, export_state,"
-        f" transfer_size, transfer_json, {', '.join(_DESCRIBED)} FROM replicas"
-        " WHERE artifact_key = :artifact_key AND view_id = :view_id"
-        " AND endpoint_key = :endpoint_key AND memory_tier = :memory_tier"
-        " AND device_id = :device_id",
-        columns,
+    key = ReplicaKey(
+        artifact_key,
+        registration.view_id,
+        intern_endpoint(tx, place.node_id, place.node_address, place.node_port),
+        int(place.memory_tier),
+        place.device_id,
     )
-    replica_id: bytes
+    known = replica_rows.replica_at(tx, key)
     created = known is None
     first = created and not _holds_any(tx, artifact_key)
     if known is None:
-        replica_id = new_id
-        columns |= transfer_columns(registration.transfer or Transfer())._asdict() | {
-            "replica_id": new_id
-        }
-        _insert(tx, columns)
+        transfer = transfer_columns(registration.transfer or Transfer())
+        new = NewReplica(new_id, key, _description(registration, transfer))
+        replica_rows.insert_replica(tx, new, owner, now_us)
+        tx.emit(WorkerReplicasChanged(owner.worker_key))
     else:
-        replica_id = known[1]
-        columns |= _kept_or_given(known, registration.transfer, worker)
-        _refresh(tx, columns | {"seq": known[0]})
-        if known[2] != worker_key:
-            _follow_replica(tx, columns | {"replica_id": replica_id})
-            tx.emit(WorkerReplicasChanged(known[2]))
-    if known is None or not _is_as_described(known, columns):
-        tx.emit(WorkerReplicasChanged(worker_key))
-    memory_type = place.memory_tier.name
-    tx.emit(ReplicaStored(registration.artifact_id, memory_type, created, first))
+        transfer = _kept_or_given(known, registration.transfer, worker)
+        description = _description(registration, transfer)
+        replica_rows.refresh_replica(tx, known.seq, owner, description, now_us)
+        if known.owner.worker_key != owner.worker_key:
+            _follow_replica(tx, known.replica_id, owner)
+            tx.emit(WorkerReplicasChanged(known.owner.worker_key))
+        # Daemons refresh what they hold again and again; only a change makes others look again.
+        if (known.owner, known.description) != (owner, description):
+            tx.emit(WorkerReplicasChanged(owner.worker_key))
+    tx.emit(ReplicaStored(registration.artifact_id, place.memory_tier.name, created, first))
     tx.emit(SourceFreed(registration.artifact_id, registration.view_id))
-    return replica_id
+    return new_id if known is None else known.replica_id
 
 
-# What a refresh overwrites, besides the time, in the order of ``register``'s query.
-_DESCRIBED = (
-    "confirmation",
-    "is_available",
-    "memory_size",
-    "max_concurrency",
-    "tensor_index_key",
-    "is_memory_replica",
-    "source_process_id",
-    "expires_at",
-)
-
-
-def _is_as_described(known: Row, columns: dict[str, Any]) -> bool:
-    """Tell whether a refresh leaves everything about a replica as it was.
-
-    Daemons refresh what they hold again and again; only a change makes others look again.
-    """
-    names = (
-        *("worker_key", "worker_generation", "export_generation", "export_state"),
-        *("transfer_size", "transfer_json", *_DESCRIBED),
+def _description(
+    registration: ReplicaRegistration, transfer: TransferColumns
+) -> ReplicaDescription:
+    return ReplicaDescription(
+        1,
+        registration.memory_size,
+        registration.max_concurrency,
+        *transfer,
+        registration.tensor_index_key,
+        int(registration.is_memory_replica),
+        registration.source_process_id,
+        registration.expires_at_us,
     )
-    return known[2:] == tuple(columns[name] for name in names)
 
 
-def _kept_or_given(known: Row, given: Transfer | None, worker: Incarnation) -> dict[str, Any]:
+def _kept_or_given(
+    known: StoredReplica, given: Transfer | None, worker: Incarnation
+) -> TransferColumns:
     """Return the transfer columns of a replica that is registered again.
 
     Nothing said keeps what is known, unless the worker's process is a new one: then the old keys
     are dead. Within one generation of the worker a lower export generation is a late duplicate.
     """
-    kept = {
-        "export_generation": known[4],
-        "export_state": known[5],
-        "transfer_size": known[6],
-        "transfer_json": known[7],
-    }
-    same_worker = known[2] == worker.worker_key
+    kept = known.description.transfer
+    same_worker = known.owner.worker_key == worker.worker_key
     # Whoever confirmed all that it holds also confirmed this.
-    of_generation = max(known[3], worker.confirmed_generation)
+    of_generation = max(known.owner.worker_generation, worker.confirmed_generation)
     if given is None:
         same_process = same_worker and of_generation >= worker.process_generation
-        return kept if same_process else transfer_columns(Transfer())._asdict()
+        return kept if same_process else transfer_columns(Transfer())
     same_generation = same_worker and of_generation == worker.generation
-    if same_generation and given.generation is not None and given.generation < known[4]:
+    if (
+        same_generation
+        and given.generation is not None
+        and given.generation < kept.export_generation
+    ):
         return kept
-    return transfer_columns(given)._asdict()
+    return transfer_columns(given)
 
 
-def _follow_replica(tx: Transaction, columns: dict[str, Any]) -> None:
+def _follow_replica(tx: Transaction, replica_id: bytes, owner: ReplicaOwner) -> None:
     """Let the transports that a replica serves share the fate of its new worker."""
     tx.run(
         "UPDATE transports SET source_worker_key = :worker_key"
         " WHERE replica_id = :replica_id AND outcome = 0",
-        columns,
+        {"worker_key": owner.worker_key, "replica_id": replica_id},
     )
-
-
-def _insert(tx: Transaction, columns: dict[str, Any]) -> None:
-    tx.run(
-        "INSERT INTO replicas (replica_id, artifact_key, view_id, endpoint_key, memory_tier,"
-        " device_id, worker_key, worker_generation, confirmation, is_available, memory_size,"
-        " max_concurrency, export_state, export_generation, transfer_size, transfer_json,"
-        " tensor_index_key, is_memory_replica, source_process_id, expires_at, created_at,"
-        " updated_at) VALUES (:replica_id, :artifact_key, :view_id, :endpoint_key, :memory_tier,"
-        " :device_id, :worker_key, :worker_generation, :confirmation, :is_available, :memory_size,"
-        " :max_concurrency, :export_state, :export_generation, :transfer_size, :transfer_json,"
-        " :tensor_index_key, :is_memory_replica, :source_process_id, :expires_at, :now, :now)",
-        columns,
-    )
-
-
-def _refresh(tx: Transaction, columns: dict[str, Any]) -> None:
-    tx.run(
-        "UPDATE replicas SET worker_key = :worker_key, worker_generation = :worker_generation,"
-        " confirmation = :confirmation, is_available = :is_available, memory_size = :memory_size,"
-        " max_concurrency = :max_concurrency, export_state = :export_state,"
-        " export_generation = :export_generation, transfer_size = :transfer_size,"
-        " transfer_json = :transfer_json, tensor_index_key = :tensor_index_key,"
-        " is_memory_replica = :is_memory_replica, source_process_id = :source_process_id,"
-        " expires_at = :expires_at, updated_at = :now WHERE seq = :seq",
-        columns,
-    )
-
-
-def intern_endpoint(tx: Transaction, node_id: str, address: str, port: int) -> int:
-    """Return the key of a place that replicas are served from."""
-    fields = {"id": node_id, "address": address, "port": port}
-    row = tx.one(
-        "SELECT endpoint_key FROM endpoints WHERE node_id = :id AND node_address = :address"
-        " AND node_port = :port",
-        fields,
-    ) or tx.one(
-        "INSERT INTO endpoints (node_id, node_address, node_port) VALUES (:id, :address, :port)"
-        " RETURNING endpoint_key",
-        fields,
-    )
-    assert row is not None
-    key: int = row[0]
-    return key
 
 
 def unregister_replica(tx: Transaction, artifact_id: str, replica_id: bytes) -> bool:
@@ -270,9 +148,8 @@ def unregister_replica(tx: Transaction, artifact_id: str, replica_id: bytes) -> 
     Its transports stay open and can be completed; they count for nobody.
     """
     row = tx.one(
-        "SELECT r.seq FROM replicas r JOIN artifacts a USING (artifact_key)"
-        " WHERE r.replica_id = :replica_id AND a.artifact_id = :artifact_id"
-        f" AND r.worker_key != {NOBODY}",
+        "SELECT r.seq FROM held_replicas r JOIN artifacts a USING (artifact_key)"
+        " WHERE r.replica_id = :replica_id AND a.artifact_id = :artifact_id",
         {"replica_id": replica_id, "artifact_id": artifact_id},
     )
     if row is None:
@@ -315,8 +192,8 @@ def unregister_one(
 def remove_expired(tx: Transaction, now_us: int, limit: int) -> int:
     """Delete up to ``limit`` replicas whose time has passed; return how many."""
     rows = tx.all(
-        "SELECT seq FROM replicas WHERE expires_at <= :now"
-        f" AND worker_key != {NOBODY} ORDER BY expires_at LIMIT :limit",
+        "SELECT seq FROM held_replicas WHERE expires_at <= :now"
+        " ORDER BY expires_at, seq LIMIT :limit",
         {"now": now_us, "limit": limit},
     )
     for (seq,) in rows:
@@ -341,8 +218,5 @@ def _delete(tx: Transaction, seq: int) -> None:
 
 
 def _holds_any(tx: Snapshot, artifact_key: int) -> bool:
-    row = tx.one(
-        f"SELECT 1 FROM replicas WHERE artifact_key = ? AND worker_key != {NOBODY} LIMIT 1",
-        (artifact_key,),
-    )
+    row = tx.one("SELECT 1 FROM held_replicas WHERE artifact_key = ? LIMIT 1", (artifact_key,))
     return row is not None

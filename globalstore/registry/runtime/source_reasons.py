@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from globalstore.db import Snapshot
-from globalstore.registry.runtime.replicas import MemoryTier
+from globalstore.registry.runtime.replica_places import MemoryTier
+from globalstore.registry.runtime.replica_rows import columns_of
 from globalstore.registry.runtime.sources import SPACE
-from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.scoring import Candidate, Parts, Scoring, WorkerLoad, parts, place
 from globalstore.rules.transfer import ExportState
 
@@ -30,7 +30,10 @@ class Reason(enum.Enum):
 
 
 class Examined(NamedTuple):
-    """A replica with all that its choice depends on; times in microseconds since 1970."""
+    """A replica with all that its choice depends on; times in microseconds since 1970.
+
+    ``was_stored`` as available, whether or not it ``is_confirmed`` since.
+    """
 
     seq: int
     replica_id: bytes
@@ -47,7 +50,7 @@ class Examined(NamedTuple):
     worker_limit: int
     last_assigned_us: int
     updated_us: int
-    is_available: int
+    was_stored: int
     is_confirmed: int
     export_state: int
     is_whole: int
@@ -59,7 +62,7 @@ class Examined(NamedTuple):
             Reason.NOT_LIVE: self.worker_key not in live,
             Reason.NOT_ACCEPTING: self.worker_key in live and self.worker_key not in routable,
             Reason.UNCONFIRMED: not self.is_confirmed,
-            Reason.UNAVAILABLE: not self.is_available,
+            Reason.UNAVAILABLE: not self.was_stored,
             Reason.SATURATED: self.load >= self.limit,
             Reason.PRESENCE_ONLY: self.export_state != ExportState.EXPORTABLE or not self.is_whole,
             Reason.EXPIRED: self.expires_us is not None and self.expires_us <= now_us,
@@ -92,13 +95,10 @@ class Examined(NamedTuple):
 
 
 _EXAMINED = f"""
-SELECT r.seq, r.replica_id, r.worker_key, i.worker_id, e.node_id, e.node_address, e.node_port,
-    r.memory_tier, r.device_id, r.current_requests, r.max_concurrency, i.load_sum, i.limit_sum,
-    r.last_assigned_at, r.updated_at, r.is_available, r.confirmation = i.confirmation,
-    r.export_state, r.transfer_size = r.memory_size, r.expires_at
-FROM replicas r JOIN worker_ids i ON i.worker_key = r.worker_key
+SELECT {columns_of(Examined._fields)}
+FROM held_replicas r JOIN worker_ids i ON i.worker_key = r.worker_key
     JOIN endpoints e USING (endpoint_key)
-WHERE {SPACE} AND r.worker_key != {NOBODY}
+WHERE {SPACE}
 LIMIT :limit
 """
 

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 import attrs
 
 from globalstore.db import Snapshot, Transaction
-from globalstore.registry.runtime import replica_lists
-from globalstore.registry.runtime.replica_lists import Replica
+from globalstore.registry.runtime import replica_rows
+from globalstore.registry.runtime.replica_rows import EXPORTABLE, LOAD_RATIO, Replica, columns_of
 from globalstore.registry.signals import Space
-from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.scoring import Candidate, Choice, GroupProgress, Scoring, WorkerLoad
 
 
@@ -37,9 +36,6 @@ class SourcesListed:
 SHORTLIST_MAX = 128
 
 SPACE = "artifact_key = :artifact_key AND view_id = :view_id"
-EXPORTABLE = (
-    "export_state = 2 AND transfer_size = memory_size AND (expires_at IS NULL OR expires_at > :now)"
-)
 
 
 @attrs.frozen
@@ -110,38 +106,20 @@ class Sources:
             self._read()
 
     def _take(self, candidate: Candidate) -> Replica | None:
-        row = self._tx.one(
-            _TAKE, {"seq": candidate.seq, "worker": candidate.worker_key, "now": self._now_us}
+        artifact_id, _ = self._space
+        return replica_rows.take_source(
+            self._tx, artifact_id, candidate.seq, candidate.worker_key, self._now_us
         )
-        if row is None:
-            return None
-        artifact_id, view_id = self._space
-        return replica_lists.of_row((*row[:2], artifact_id, view_id, *row[2:]))
 
 
-# A replica never leaves its artifact and view, and a seq is never used twice.
-_TAKE = f"""
-UPDATE replicas SET current_requests = current_requests + 1, last_assigned_at = :now
-WHERE seq = :seq AND worker_key = :worker AND is_available = 1 AND {EXPORTABLE}
-    AND current_requests < max_concurrency
-    AND confirmation = (SELECT confirmation FROM worker_ids WHERE worker_key = :worker)
-RETURNING seq, replica_id,
-    (SELECT node_id FROM endpoints e WHERE e.endpoint_key = replicas.endpoint_key),
-    (SELECT node_address FROM endpoints e WHERE e.endpoint_key = replicas.endpoint_key),
-    (SELECT node_port FROM endpoints e WHERE e.endpoint_key = replicas.endpoint_key),
-    memory_tier, device_id, memory_size, max_concurrency, current_requests, 1, export_state,
-    export_generation, transfer_json, tensor_index_key, is_memory_replica, source_process_id,
-    expires_at, created_at
-"""
-
+# A source as the choice sees it, and what its worker is in the middle of.
+_CANDIDATE = len(Candidate._fields)
 _LISTED = f"""
-SELECT r.memory_tier, r.current_requests * 1.0 / r.max_concurrency, r.last_assigned_at,
-    r.current_requests, -r.max_concurrency, r.replica_id, r.updated_at, r.worker_key, r.seq,
-    r.expires_at, i.load_sum, i.limit_sum
+SELECT {columns_of((*Candidate._fields, "worker_load", "worker_limit"))}
 FROM replicas r JOIN worker_ids i ON i.worker_key = r.worker_key
     AND i.confirmation = r.confirmation
 WHERE r.{SPACE} AND is_available = 1 AND r.current_requests < r.max_concurrency AND {EXPORTABLE}
-ORDER BY r.memory_tier, r.current_requests * 1.0 / r.max_concurrency, r.last_assigned_at
+ORDER BY r.memory_tier, {LOAD_RATIO}, r.last_assigned_at
 LIMIT :limit
 """
 
@@ -154,28 +132,24 @@ def listed(tx: Snapshot, where: dict[str, object], routable: frozenset[int]) -> 
     limit = SHORTLIST_MAX + 1  # one more than is listed tells that there are more
     while True:
         rows = tx.all(_LISTED, where | {"limit": limit})
-        routed = [row for row in rows if row[7] in routable]
+        pairs = [(Candidate._make(row[:_CANDIDATE]), row[_CANDIDATE:]) for row in rows]
+        routed = [(each, load) for each, load in pairs if each.worker_key in routable]
         if len(rows) < limit or len(routed) > SHORTLIST_MAX:
             break
         limit *= 16  # the best belong to workers that are silent
     best = routed[:SHORTLIST_MAX]
-    loads = {row[7]: WorkerLoad.of(row[10], row[11]) for row in best}
-    candidates = [Candidate._make(row[:10]) for row in best]
-    return Shortlist(sorted(candidates), loads, len(rows) < limit and len(best) == len(routed))
+    loads = {each.worker_key: WorkerLoad.of(*load) for each, load in best}
+    candidates = sorted(each for each, _ in best)
+    return Shortlist(candidates, loads, len(rows) < limit and len(best) == len(routed))
 
 
 def any_held(tx: Snapshot, where: dict[str, object]) -> bool:
     """Tell whether an artifact and view has any replica; ``where`` as in ``listed``."""
-    found = tx.one(
-        f"SELECT 1 FROM replicas WHERE {SPACE} AND worker_key != {NOBODY} LIMIT 1", where
-    )
+    found = tx.one(f"SELECT 1 FROM held_replicas WHERE {SPACE} LIMIT 1", where)
     return found is not None
 
 
 def any_exportable(tx: Snapshot, where: dict[str, object]) -> bool:
     """Tell whether any replica of an artifact and view could serve, now or later."""
-    found = tx.one(
-        f"SELECT 1 FROM replicas WHERE {SPACE} AND worker_key != {NOBODY} AND {EXPORTABLE} LIMIT 1",
-        where,
-    )
+    found = tx.one(f"SELECT 1 FROM held_replicas WHERE {SPACE} AND {EXPORTABLE} LIMIT 1", where)
     return found is not None

@@ -54,11 +54,11 @@ def end_transport(
         " RETURNING seq, current_requests, worker_key",
         {"id": replica_id},
     )
-    if source is not None and source[1:] == (0, NOBODY):
-        tx.run("DELETE FROM replicas WHERE seq = ?", source[:1])
+    seq, load, worker_key = source or (None, None, None)
+    if (load, worker_key) == (0, NOBODY):
+        tx.run("DELETE FROM replicas WHERE seq = ?", (seq,))
     name = tx.one("SELECT artifact_id FROM artifacts WHERE artifact_key = ?", (artifact_key,))
     assert name is not None
-    seq, load, worker_key = source or (None, None, None)
     tx.emit(
         TransportEnded(
             transport_key,

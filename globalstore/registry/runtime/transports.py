@@ -2,12 +2,13 @@
 
 import enum
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import attrs
 
 from globalstore.db import Snapshot, Transaction
 from globalstore.registry.runtime import replica_lists, sources, transport_ends
-from globalstore.registry.runtime.replica_lists import Replica
+from globalstore.registry.runtime.replica_rows import Replica
 from globalstore.registry.runtime.sources import Claimed, Sources
 from globalstore.registry.runtime.transport_ends import Outcome
 from globalstore.registry.signals import GroupCounted, GroupKey, Space, TransportGranted
@@ -220,10 +221,19 @@ _OF_GROUP = (
 _GROUP_ROWS_MAX = 10_000
 
 
+class _OfSource(NamedTuple):
+    """Transports of one group that one source was granted; ``last_us`` is its last success."""
+
+    replica_id: bytes
+    granted: int
+    succeeded: int
+    last_us: int
+
+
 def count_groups(tx: Transaction, groups: list[GroupKey]) -> None:
     """Tell memory how far groups are, from here on."""
     for kind, group_id, epoch in groups:
-        rows = tx.all(
+        found = tx.all(
             "SELECT replica_id, count(*), sum(outcome = 1),"
             " max(iif(outcome = 1, completed_at, 0)) FROM (SELECT replica_id, outcome,"
             " completed_at FROM transports WHERE group_kind = :kind AND group_id = :group_id"
@@ -231,11 +241,12 @@ def count_groups(tx: Transaction, groups: list[GroupKey]) -> None:
             " GROUP BY replica_id",
             {"kind": kind, "group_id": group_id, "epoch": epoch, "limit": _GROUP_ROWS_MAX},
         )
+        served = list(map(_OfSource._make, found))
         progress = GroupProgress(
-            {row[0]: row[1] for row in rows},
-            sum(row[1] for row in rows),
-            sum(row[2] for row in rows),
-            max((row[3] for row in rows), default=0),
+            {each.replica_id: each.granted for each in served},
+            sum(each.granted for each in served),
+            sum(each.succeeded for each in served),
+            max((each.last_us for each in served), default=0),
         )
         tx.emit(GroupCounted((kind, group_id, epoch), progress))
 

@@ -1,71 +1,13 @@
 """Workers: who they are, which incarnation is current, and how they end."""
 
-from typing import Protocol
-
 import attrs
 
-from globalstore.db import Row, Snapshot, Transaction
+from globalstore.db import Snapshot, Transaction
 from globalstore.registry import worker_ids
-from globalstore.registry.runtime import chunks, shard_leases, transport_ends
+from globalstore.registry.runtime import chunks, shard_leases, transport_ends, worker_rows
+from globalstore.registry.runtime.worker_rows import WorkerRow, WorkerState
 from globalstore.registry.signals import WorkerEnded, WorkerReplicasChanged
-from globalstore.rules.values import signed64, unsigned64
-
-
-class _Described(Protocol):
-    """What the log says of a worker is made of this."""
-
-    @property
-    def worker_id(self) -> str: ...
-    @property
-    def daemon_id(self) -> str: ...
-    @property
-    def node_id(self) -> str: ...
-    @property
-    def node_address(self) -> str: ...
-    @property
-    def grpc_port(self) -> int: ...
-    @property
-    def generation(self) -> int: ...
-    @property
-    def state_version(self) -> int: ...
-
-
-def worker_fields(worker: _Described) -> dict[str, object]:
-    """Return what the log says of a worker, as it is stored or as it is in memory."""
-    return {
-        "worker_id": worker.worker_id,
-        "daemon_id": worker.daemon_id,
-        "node_id": worker.node_id,
-        "address": f"{worker.node_address}:{worker.grpc_port}",
-        "generation": worker.generation,
-        "state_version": worker.state_version,
-    }
-
-
-@attrs.frozen
-class WorkerState:
-    """A worker as the database has it. Sizes in bytes, times in microseconds since 1970."""
-
-    worker_key: int
-    worker_id: str
-    daemon_id: str
-    node_id: str
-    node_address: str
-    grpc_port: int
-    p2p_port: int
-    mem_pool_total_size: int
-    mem_pool_available_size: int
-    accepting_new_requests: bool
-    capability_flags: int
-    last_heartbeat_us: int
-    generation: int
-    request_seq: int
-    state_version: int
-    needs_reconcile: bool
-
-    def log_fields(self) -> dict[str, object]:
-        """Return what the log says of a worker."""
-        return worker_fields(self)
+from globalstore.rules.values import signed64
 
 
 @attrs.frozen
@@ -121,26 +63,9 @@ class PreviousWorkerForeign:
     daemon_id: str
 
 
-_STATE = """
-SELECT w.worker_key, i.worker_id, w.daemon_id, w.node_id, w.node_address,
-       coalesce(w.grpc_port, 0), w.p2p_port, w.mem_pool_total_size, l.mem_pool_available_size,
-       l.accepting_new_requests, l.capability_flags, l.last_heartbeat, c.generation,
-       c.request_seq, c.state_version, c.needs_reconcile, w.inactive_at
-FROM workers w JOIN worker_ids i USING (worker_key) JOIN worker_liveness l USING (worker_key)
-     JOIN worker_cursors c USING (worker_key)
-"""
-
-
-def _state(row: Row) -> WorkerState:
-    fields = list(row[:16])
-    fields[9], fields[15] = bool(fields[9]), bool(fields[15])
-    fields[10] = unsigned64(fields[10])
-    return WorkerState(*fields)
-
-
 def active_workers(tx: Snapshot) -> list[WorkerState]:
     """Return every worker that is neither unregistered nor expired."""
-    return [_state(row) for row in tx.all(_STATE + "WHERE w.inactive_at IS NULL")]
+    return [row.state for row in worker_rows.active(tx)]
 
 
 def register_worker(
@@ -155,54 +80,47 @@ def register_worker(
     ``live`` are the keys of the workers that are being heard; ``new_worker_id`` is used if the
     daemon has no worker yet. A refusal changes nothing.
     """
-    own = tx.one(_STATE + "WHERE w.daemon_id = :daemon_id", {"daemon_id": registration.daemon_id})
-    owner = tx.one(
-        _STATE + "WHERE w.node_address = :address AND w.grpc_port = :port",
-        {"address": registration.node_address, "port": registration.grpc_port},
-    )
+    own = worker_rows.of_daemon(tx, registration.daemon_id)
+    owner = worker_rows.at_endpoint(tx, registration.node_address, registration.grpc_port)
     if registration.is_recovery and registration.previous_worker_id:
-        previous = tx.one(
-            _STATE + "WHERE i.worker_id = :worker_id",
-            {"worker_id": registration.previous_worker_id},
-        )
-        if previous is not None and previous[2] != registration.daemon_id:
-            return PreviousWorkerForeign(previous[1], previous[2])
+        previous = worker_rows.of_id(tx, registration.previous_worker_id)
+        if previous is not None and previous.daemon_id != registration.daemon_id:
+            return PreviousWorkerForeign(previous.worker_id, previous.daemon_id)
     evicted = None
-    if owner is not None and (own is None or owner[0] != own[0]):
+    if owner is not None and (own is None or owner.worker_key != own.worker_key):
         if _must_stay(owner, registration, live):
-            return EndpointTaken(owner[1], owner[2], owner[3])
-        evicted = _state(owner)
-        _end(tx, owner[0], owner[1], now_us, lost=True)
+            return EndpointTaken(owner.worker_id, owner.daemon_id, owner.node_id)
+        evicted = owner.state
+        _end(tx, owner.worker_key, owner.worker_id, now_us, lost=True)
         tx.run(
             "UPDATE workers SET grpc_port = NULL WHERE worker_key = :worker_key",
-            {"worker_key": owner[0]},
+            {"worker_key": owner.worker_key},
         )
     if own is None:
         worker_key, kind = _insert(tx, registration, new_worker_id, now_us), "new"
     else:
-        worker_key, kind = own[0], "renew" if own[16] is None else "reactivate"
+        worker_key, kind = own.worker_key, "renew" if own.inactive_at is None else "reactivate"
         _renew(tx, worker_key, registration, kind == "reactivate", now_us)
     if registration.is_recovery:
         kind = "recovery"
         if registration.previous_worker_id:
             _adopt(tx, worker_key, registration.previous_worker_id)
-    row = tx.one(_STATE + "WHERE w.worker_key = :worker_key", {"worker_key": worker_key})
+    row = worker_rows.of_key(tx, worker_key)
     assert row is not None
-    worker = _state(row)
+    worker = row.state
     tx.emit(WorkerRegistered(worker))
     sync = registration.is_recovery or worker.needs_reconcile
     return Registered(worker, kind, sync, evicted)
 
 
-def _must_stay(owner: Row, registration: WorkerRegistration, live: frozenset[int]) -> bool:
+def _must_stay(owner: WorkerRow, registration: WorkerRegistration, live: frozenset[int]) -> bool:
     """Tell whether the owner of an endpoint is protected from the daemon that asks for it."""
-    node_id: str = owner[3]
-    key, worker_id = owner[:2]
-    if owner[16] is not None:
+    if owner.inactive_at is not None:
         return False
     if registration.is_recovery:
-        return key in live and worker_id != registration.previous_worker_id
-    return node_id != registration.node_id
+        heard = owner.worker_key in live
+        return heard and owner.worker_id != registration.previous_worker_id
+    return owner.node_id != registration.node_id
 
 
 def _insert(tx: Transaction, registration: WorkerRegistration, worker_id: str, now_us: int) -> int:
@@ -274,18 +192,19 @@ def _adopt(tx: Transaction, worker_key: int, previous_worker_id: str) -> None:
         "SELECT worker_key FROM worker_ids WHERE worker_id = :worker_id",
         {"worker_id": previous_worker_id},
     )
-    if previous is None or previous[0] == worker_key:
+    if previous is None or previous == (worker_key,):
         return
+    (old,) = previous
     # What the old id had confirmed is not carried over: the daemon confirms it by reconciling.
     tx.run(
         "UPDATE replicas SET worker_key = :new, worker_generation = 0, confirmation = 0"
         " WHERE worker_key = :old",
-        {"new": worker_key, "old": previous[0]},
+        {"new": worker_key, "old": old},
     )
     tx.run(
         "UPDATE transports SET source_worker_key = :new"
         " WHERE source_worker_key = :old AND outcome = 0",
-        {"new": worker_key, "old": previous[0]},
+        {"new": worker_key, "old": old},
     )
     tx.emit(WorkerReplicasChanged(worker_key))
 
@@ -303,10 +222,11 @@ def unregister_worker(tx: Transaction, worker_id: str, graceful: bool, now_us: i
     )
     if row is None:
         return False
-    _end(tx, row[0], worker_id, now_us, lost=not graceful)
+    worker_key, daemon_id = row
+    _end(tx, worker_key, worker_id, now_us, lost=not graceful)
     if graceful:
-        shard_leases.release_all(tx, row[1])
-        chunks.worker_left(tx, row[0])
+        shard_leases.release_all(tx, daemon_id)
+        chunks.worker_left(tx, worker_key)
     return True
 
 
@@ -320,7 +240,8 @@ def expire_worker(tx: Transaction, worker_key: int, generation: int, now_us: int
     )
     if row is None:
         return False
-    _end(tx, worker_key, row[0], now_us, lost=True)
+    (worker_id,) = row
+    _end(tx, worker_key, worker_id, now_us, lost=True)
     return True
 
 
