@@ -98,6 +98,6 @@ def purge_replies(tx: Transaction, before_us: int, limit: int) -> int:
     return tx.run(
         "DELETE FROM recorded_replies WHERE request_id IN ("
         " SELECT request_id FROM recorded_replies WHERE created_at < :before"
-        " ORDER BY created_at LIMIT :limit)",
+        " ORDER BY created_at, request_id LIMIT :limit)",
         {"before": before_us, "limit": limit},
     )

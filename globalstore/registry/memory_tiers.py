@@ -287,6 +287,7 @@ def purge_tier_leases(tx: Transaction, before_us: int, limit: int) -> int:
     """Delete up to ``limit`` leases that ended before a time; return how many."""
     return tx.run(
         "DELETE FROM memory_tier_leases WHERE lease_key IN (SELECT lease_key"
-        " FROM memory_tier_leases WHERE ended_at < :before ORDER BY ended_at LIMIT :limit)",
+        " FROM memory_tier_leases WHERE ended_at < :before"
+        " ORDER BY ended_at, lease_key LIMIT :limit)",
         {"before": before_us, "limit": limit},
     )

@@ -4,14 +4,11 @@ import ast
 import re
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from sources import MODULES, OURS, texts_of
 
 from globalstore.registry.schema import MIGRATIONS
-
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "globalstore"
 
 # Ground first. A part imports parts of lower floors, and of its own floor only itself.
 FLOORS = (
@@ -40,12 +37,6 @@ BESIDE = {
     "daemon": {"gen", "rules", "rpc", "client", "telemetry"},
     "registry": {"rules", "db"},
 }
-
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in PACKAGE.rglob("*.py")
-}
-OURS = sorted(name for name in MODULES if not name.startswith("globalstore.gen"))
 
 
 def names_of(node: ast.AST) -> Iterator[str]:
@@ -141,7 +132,7 @@ def test_a_public_name_of_the_registry_is_defined_once() -> None:
     assert {each: names for each, names in places.items() if len(names) > 1} == {}
 
 
-# What names the columns of ``replicas``: the steps of the schema, and the rows that others read.
+# What names the columns of ``replicas``, but for the schema itself.
 ROWS = "globalstore.registry.runtime.replica_rows"
 
 # Columns of one list from which on it counts as one. Two tables share no more than four of them.
@@ -155,18 +146,6 @@ def replica_columns() -> frozenset[str]:
         for statement in step.change:
             connection.execute(statement)
     return frozenset(row[1] for row in connection.execute("PRAGMA table_info(replicas)"))
-
-
-def texts_of(tree: ast.AST) -> Iterator[str]:
-    """Yield every text of a module, what an f-string puts in left out; docstrings are texts too."""
-    inside: set[ast.AST] = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.JoinedStr(values=values):
-                inside.update(values)
-                yield "".join(each.value for each in values if isinstance(each, ast.Constant))
-            case ast.Constant(value=str(text)) if node not in inside:
-                yield text
 
 
 def column_lists(tree: ast.AST, columns: frozenset[str]) -> Iterator[set[str]]:
@@ -204,7 +183,7 @@ def test_one_module_names_the_columns_of_replicas() -> None:
     found = {
         name: sorted(each)
         for name in OURS
-        if name not in {ROWS, "globalstore.registry.schema"}
+        if name != ROWS
         for each in column_lists(ast.parse(MODULES[name].read_text()), columns)
         if len(each) >= LIST_MIN
     }
@@ -213,10 +192,9 @@ def test_one_module_names_the_columns_of_replicas() -> None:
 
 def test_nobody_but_the_schema_tells_which_replicas_nobody_holds() -> None:
     for name in OURS:
-        if name != "globalstore.registry.schema":
-            for text in texts_of(ast.parse(MODULES[name].read_text())):
-                telling = "replicas" in text and re.search(r"worker_key\s*(!=|<>|>)", text)
-                assert not telling, f"{name}: {text}"
+        for text in texts_of(ast.parse(MODULES[name].read_text())):
+            telling = "replicas" in text and re.search(r"worker_key\s*(!=|<>|>)", text)
+            assert not telling, f"{name}: {text}"
 
 
 def test_rows_of_replicas_workers_and_leases_are_read_by_name() -> None:

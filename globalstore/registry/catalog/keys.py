@@ -260,7 +260,7 @@ def purge_history(tx: Transaction, before_us: int, limit: int) -> int:
     return tx.run(
         "DELETE FROM key_generations WHERE (mapping_key, generation) IN ("
         " SELECT mapping_key, generation FROM key_generations WHERE ended_at < :before"
-        " ORDER BY ended_at LIMIT :limit)",
+        " ORDER BY ended_at, mapping_key, generation LIMIT :limit)",
         {"before": before_us, "limit": limit},
     )
 
@@ -270,7 +270,7 @@ def purge_swaps(tx: Transaction, before_us: int, limit: int) -> int:
     return tx.run(
         "DELETE FROM key_swaps WHERE (mapping_key, operation_id) IN ("
         " SELECT mapping_key, operation_id FROM key_swaps WHERE created_at < :before"
-        " ORDER BY created_at LIMIT :limit)",
+        " ORDER BY created_at, mapping_key, operation_id LIMIT :limit)",
         {"before": before_us, "limit": limit},
     )
 

@@ -454,7 +454,8 @@ def purge_members(tx: Transaction, before_us: int, limit: int) -> int:
     while deleted < limit:
         row = tx.one(
             "SELECT transaction_key FROM group_transactions"
-            " WHERE ended_at < :before AND has_members ORDER BY ended_at LIMIT 1",
+            " WHERE ended_at < :before AND has_members"
+            " ORDER BY ended_at, transaction_key LIMIT 1",
             {"before": before_us},
         )
         if row is None:

@@ -256,7 +256,8 @@ def last_batch(tx: Snapshot) -> int:
 def drop_part(tx: Transaction, last_key: int) -> bool:
     """Delete a part of a report that was given up, up to a key; False when there is none."""
     batch = tx.one(
-        "SELECT batch_key FROM chunk_batches WHERE accepted = 0 AND batch_key <= :last LIMIT 1",
+        "SELECT batch_key FROM chunk_batches WHERE accepted = 0 AND batch_key <= :last"
+        " ORDER BY batch_key LIMIT 1",
         {"last": last_key},
     )
     if batch is None:
@@ -351,12 +352,8 @@ def distribution(tx: Snapshot, artifact_id: str) -> tuple[dict[ChunkState, int],
 
 def nodes(tx: Snapshot) -> list[tuple[str, int]]:
     """Return the nodes that have chunks, and how often each has reported."""
-    return [
-        (node_id, reports)
-        for node_id, reports in tx.all(
-            "SELECT node_id, reports FROM chunk_nodes WHERE node_id IS NOT NULL"
-        )
-    ]
+    found = tx.all("SELECT node_id, reports FROM chunk_nodes WHERE node_id IS NOT NULL")
+    return [(node_id, reports) for node_id, reports in found]
 
 
 def forget_node(tx: Transaction, node_id: str, reports: int) -> bool:
@@ -387,14 +384,16 @@ def purge_chunks(tx: Transaction, _before_us: int, limit: int) -> int:
     """Delete up to ``limit`` blocks of nodes that were forgotten; return how many."""
     deleted = tx.run(
         "DELETE FROM chunk_blocks WHERE block_key IN (SELECT block_key FROM chunk_nodes"
-        " JOIN chunk_blocks USING (node_key) WHERE node_id IS NULL LIMIT :limit)",
+        " JOIN chunk_blocks USING (node_key) WHERE node_id IS NULL"
+        " ORDER BY node_key, block_key LIMIT :limit)",
         {"limit": limit},
     )
     if deleted < limit:
         tx.run(
             "DELETE FROM chunk_nodes WHERE node_key IN (SELECT node_key FROM chunk_nodes n"
             " WHERE node_id IS NULL AND NOT EXISTS"
-            " (SELECT 1 FROM chunk_batches b WHERE b.node_key = n.node_key) LIMIT :limit)",
+            " (SELECT 1 FROM chunk_batches b WHERE b.node_key = n.node_key)"
+            " ORDER BY node_key LIMIT :limit)",
             {"limit": limit},
         )
     return deleted

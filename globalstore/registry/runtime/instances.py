@@ -179,6 +179,6 @@ def purge_instances(tx: Transaction, before_us: int, limit: int) -> int:
     """Delete up to ``limit`` instances that ended before a time."""
     return tx.run(
         "DELETE FROM instances WHERE instance_key IN (SELECT instance_key FROM instances"
-        " WHERE inactive_at < :before ORDER BY inactive_at LIMIT :limit)",
+        " WHERE inactive_at < :before ORDER BY inactive_at, instance_key LIMIT :limit)",
         {"before": before_us, "limit": limit},
     )

@@ -121,7 +121,8 @@ def purge_transports(tx: Transaction, before_us: int, limit: int) -> int:
     """Delete up to ``limit`` transports that ended before a time; return how many."""
     deleted = tx.run(
         "DELETE FROM transports WHERE transport_key IN (SELECT transport_key FROM transports"
-        " WHERE outcome > 0 AND completed_at < :before ORDER BY completed_at LIMIT :limit)",
+        " WHERE outcome > 0 AND completed_at < :before"
+        " ORDER BY completed_at, transport_key LIMIT :limit)",
         {"before": before_us, "limit": limit},
     )
     if deleted:

@@ -272,7 +272,7 @@ def hide_unconfirmed(tx: Transaction, worker_key: int, limit: int) -> int:
         " (SELECT confirmation FROM worker_ids i WHERE i.worker_key = :worker_key)"
         " AND worker_generation < (SELECT process_generation FROM worker_cursors c"
         " WHERE c.worker_key = :worker_key AND confirmed_generation < process_generation)"
-        " LIMIT :limit)",
+        " ORDER BY artifact_key, seq LIMIT :limit)",
         {"worker_key": worker_key, "limit": limit},
     )
     if changed:
@@ -302,7 +302,7 @@ def purge_workers(tx: Transaction, before_us: int, limit: int) -> int:
         "SELECT worker_key FROM workers w WHERE inactive_at < :before"
         " AND NOT EXISTS (SELECT 1 FROM replicas r WHERE r.worker_key = w.worker_key)"
         " AND NOT EXISTS (SELECT 1 FROM transports t WHERE t.source_worker_key = w.worker_key"
-        " AND t.outcome = 0) LIMIT :limit",
+        " AND t.outcome = 0) ORDER BY worker_key LIMIT :limit",
         {"before": before_us, "limit": limit},
     )
     return tx.many("DELETE FROM workers WHERE worker_key = ?", keys)

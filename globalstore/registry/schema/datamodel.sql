@@ -1,13 +1,10 @@
-"""The tables, as numbered steps. A step that was released is never edited.
+-- The schema as it stands: what the numbered steps beside this file lead to. A test holds the two
+-- equal; the program itself runs the steps only.
+--
+-- Times are microseconds since 1970, UTC. Ids of workers, artifacts and endpoints are stored once
+-- and referred to by integer key: with a million replicas that is the difference between 70 MB and
+-- 370 MB. UUIDs are 16 bytes.
 
-Times are microseconds since 1970, UTC. Ids of workers, artifacts and endpoints are stored once
-and referred to by integer key: with a million replicas that is the difference between 70 MB and
-370 MB. UUIDs are 16 bytes.
-"""
-
-from globalstore.db import Migration
-
-_FOUNDATION = """
 -- The identity of this database; exactly one row.
 CREATE TABLE cluster (
     cluster_key INTEGER PRIMARY KEY CHECK (cluster_key = 1),
@@ -18,11 +15,22 @@ CREATE TABLE cluster (
 -- Every worker id that anything refers to, whether or not its worker is known.
 -- A replica counts as available only if it was confirmed under the present
 -- confirmation number, so that one update here hides all replicas of a worker.
+-- confirmation_last is the highest number that was ever given out; confirmation itself may go back
+-- to an older one when a worker confirms what it had under that one.
+-- load_sum and limit_sum are what all replicas of a worker are in the middle of, and may be: kept by
+-- the triggers on replicas, so that no statement that touches replicas has to know.
+-- Worker 0 with the blank id is nobody: the worker of replicas that are gone but still serve
+-- transports. Nothing shows them, and the last of their transports deletes them.
 CREATE TABLE worker_ids (
     worker_key INTEGER PRIMARY KEY,
     worker_id TEXT NOT NULL UNIQUE,
-    confirmation INTEGER NOT NULL DEFAULT 1
+    confirmation INTEGER NOT NULL DEFAULT 1,
+    confirmation_last INTEGER NOT NULL DEFAULT 1,
+    load_sum INTEGER NOT NULL DEFAULT 0,
+    limit_sum INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+INSERT INTO worker_ids (worker_key, worker_id, confirmation, confirmation_last)
+VALUES (0, '', 0, 0);
 
 -- Who a worker is. grpc_port is NULL once another worker took the endpoint.
 CREATE TABLE workers (
@@ -37,6 +45,8 @@ CREATE TABLE workers (
     inactive_at INTEGER,
     UNIQUE (node_address, grpc_port)
 ) STRICT;
+-- The live worker of a node gives the address of its chunks.
+CREATE INDEX workers_by_node ON workers (node_id);
 
 -- What its heartbeats said, written in batches.
 CREATE TABLE worker_liveness (
@@ -50,14 +60,16 @@ CREATE TABLE worker_liveness (
 -- Which incarnation it is in and how far its reconciliation came.
 -- A generation outlives everything: a row here is never deleted before its worker.
 -- process_generation is that of the last plain registration: what the worker registered before
--- it belongs to a process that is gone.
+-- it belongs to a process that is gone. confirmed_generation is that in which the worker last
+-- confirmed all that it holds; 0: in none.
 CREATE TABLE worker_cursors (
     worker_key INTEGER PRIMARY KEY REFERENCES workers ON DELETE CASCADE,
     generation INTEGER NOT NULL,
     process_generation INTEGER NOT NULL,
     request_seq INTEGER NOT NULL,
     state_version INTEGER NOT NULL,
-    needs_reconcile INTEGER NOT NULL
+    needs_reconcile INTEGER NOT NULL,
+    confirmed_generation INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 -- What an artifact is, as far as anyone has said.
@@ -95,6 +107,8 @@ CREATE TABLE endpoints (
 -- seq is the registration order; it is never used twice.
 -- memory_tier: 0 GPU, 1 RAM, 2 DISK, the order in which sources are preferred.
 -- max_concurrency is the target; the limit that is reported is never below the load.
+-- Those of nobody have a device_id of -seq, out of the way of what is registered in their place.
+-- The unique index of the identity also finds the replicas of an artifact.
 CREATE TABLE replicas (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     replica_id BLOB NOT NULL UNIQUE,
@@ -124,18 +138,50 @@ CREATE TABLE replicas (
     UNIQUE (artifact_key, view_id, endpoint_key, memory_tier, device_id)
 ) STRICT;
 CREATE INDEX replicas_by_worker ON replicas (worker_key, artifact_key);
-CREATE INDEX replicas_by_artifact ON replicas (artifact_key);
 CREATE INDEX replicas_by_endpoint ON replicas (endpoint_key);
 CREATE INDEX replicas_by_expiry ON replicas (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX replicas_in_use ON replicas (replica_id) WHERE current_requests > 0;
 
--- The sources of an artifact with a free slot, best first (order LEGACY).
+-- The sources of an artifact with a free slot, in the order in which they are shortlisted.
 CREATE INDEX replica_sources ON replicas (
-    artifact_key, view_id, memory_tier,
-    current_requests * 1.0 / max_concurrency, current_requests, max_concurrency DESC,
-    last_assigned_at, updated_at, replica_id
+    artifact_key, view_id, memory_tier, current_requests * 1.0 / max_concurrency, last_assigned_at
 ) WHERE is_available = 1 AND export_state = 2 AND transfer_size = memory_size
     AND current_requests < max_concurrency;
+
+-- Replicas but those that are gone and only wait for the end of their transports.
+CREATE VIEW held_replicas AS SELECT * FROM replicas WHERE worker_key != 0;
+
+-- The sums in worker_ids.
+CREATE TRIGGER worker_load_of_new AFTER INSERT ON replicas BEGIN
+    UPDATE worker_ids SET load_sum = load_sum + new.current_requests,
+        limit_sum = limit_sum + new.max_concurrency
+    WHERE worker_key = new.worker_key;
+END;
+CREATE TRIGGER worker_load_of_gone AFTER DELETE ON replicas BEGIN
+    UPDATE worker_ids SET load_sum = load_sum - old.current_requests,
+        limit_sum = limit_sum - old.max_concurrency
+    WHERE worker_key = old.worker_key;
+END;
+CREATE TRIGGER worker_load_of_changed
+AFTER UPDATE OF current_requests, max_concurrency, worker_key ON replicas
+WHEN new.worker_key = old.worker_key AND (new.current_requests != old.current_requests
+    OR new.max_concurrency != old.max_concurrency)
+BEGIN
+    UPDATE worker_ids SET
+        load_sum = load_sum + new.current_requests - old.current_requests,
+        limit_sum = limit_sum + new.max_concurrency - old.max_concurrency
+    WHERE worker_key = new.worker_key;
+END;
+CREATE TRIGGER worker_load_of_moved AFTER UPDATE OF worker_key ON replicas
+WHEN new.worker_key != old.worker_key
+BEGIN
+    UPDATE worker_ids SET load_sum = load_sum - old.current_requests,
+        limit_sum = limit_sum - old.max_concurrency
+    WHERE worker_key = old.worker_key;
+    UPDATE worker_ids SET load_sum = load_sum + new.current_requests,
+        limit_sum = limit_sum + new.max_concurrency
+    WHERE worker_key = new.worker_key;
+END;
 
 -- Who was granted which source. Rows outlive the replica.
 -- outcome: 0 in progress, 1 success, 2 failed, 3 expired, 4 cancelled.
@@ -174,6 +220,10 @@ CREATE INDEX transports_open_by_source ON transports (source_worker_key) WHERE o
 CREATE INDEX transports_open_by_requester ON transports (requester_worker_id)
     WHERE outcome = 0;
 CREATE INDEX transports_ended ON transports (completed_at) WHERE outcome > 0;
+-- Which request a part of a group belongs to; rows that failed say nothing of it.
+CREATE INDEX transports_by_part
+    ON transports (group_kind, group_id, group_epoch, group_part_id)
+    WHERE group_id IS NOT NULL AND outcome < 2;
 
 -- Answers that a repeated client_request_id gets again.
 CREATE TABLE recorded_replies (
@@ -185,27 +235,7 @@ CREATE TABLE recorded_replies (
     created_at INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX recorded_replies_by_time ON recorded_replies (created_at);
-"""
 
-_RECONCILIATION = """
--- The highest confirmation number that was ever given out. confirmation itself may go back to an
--- older number when a worker confirms what it had under that one.
-ALTER TABLE worker_ids ADD COLUMN confirmation_last INTEGER NOT NULL DEFAULT 1;
-UPDATE worker_ids SET confirmation_last = confirmation;
-
--- The generation in which the worker last confirmed all that it holds; 0: in none.
-ALTER TABLE worker_cursors ADD COLUMN confirmed_generation INTEGER NOT NULL DEFAULT 0;
-
--- The worker of replicas that are gone but still serve transports: nobody.
--- Nothing shows them, and the last of their transports deletes them.
-INSERT INTO worker_ids (worker_key, worker_id, confirmation, confirmation_last)
-VALUES (0, '', 0, 0);
-
--- The unique index of the identity begins with the same column.
-DROP INDEX replicas_by_artifact;
-"""
-
-_INSTANCES = """
 -- Engine processes. named_worker_id is empty for one that follows its daemon, whatever worker that
 -- has. generation counts registrations: whatever is written about an earlier one is passed over.
 -- Keys are never used twice.
@@ -226,9 +256,7 @@ CREATE TABLE instances (
     inactive_at INTEGER
 ) STRICT;
 CREATE INDEX instances_ended ON instances (inactive_at) WHERE inactive_at IS NOT NULL;
-"""
 
-_KEYS = """
 -- Names that point at an artifact (or at the version set of a group), or at nothing: a row is never
 -- deleted, because generation goes on where it stopped when the key is made anew.
 -- kind: 0 immutable, 1 alias. ttl_s is NULL for none; 0 neither expires nor may be cached.
@@ -272,9 +300,7 @@ CREATE TABLE key_swaps (
     PRIMARY KEY (mapping_key, operation_id)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX key_swaps_by_time ON key_swaps (created_at);
-"""
 
-_LEASES = """
 -- How far the clock that leases are measured by is ahead of the wall clock, in microseconds, since
 -- that was set while a server ran. At most one row.
 CREATE TABLE lease_clock (
@@ -348,9 +374,6 @@ CREATE TABLE chunk_parts (
 ) STRICT;
 CREATE INDEX chunk_parts_by_batch ON chunk_parts (batch_key);
 
--- The live worker of a node gives the address of its chunks.
-CREATE INDEX workers_by_node ON workers (node_id);
-
 -- Samples of the memory tiers of nodes. epoch is an unsigned number less 2^63, which keeps its
 -- order; other unsigned numbers are stored as their two's complement.
 CREATE TABLE memory_tier_snapshots (
@@ -395,65 +418,7 @@ CREATE TABLE memory_tier_leases (
 CREATE INDEX memory_tier_leases_open ON memory_tier_leases (node_id, state);
 CREATE INDEX memory_tier_leases_pending ON memory_tier_leases (lease_key) WHERE state = 1;
 CREATE INDEX memory_tier_leases_ended ON memory_tier_leases (ended_at) WHERE ended_at IS NOT NULL;
-"""
 
-_SCHEDULING = """
--- What all replicas of a worker are in the middle of, and may be: kept by the triggers below, so
--- that no statement that touches replicas has to know.
-ALTER TABLE worker_ids ADD COLUMN load_sum INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE worker_ids ADD COLUMN limit_sum INTEGER NOT NULL DEFAULT 0;
-UPDATE worker_ids SET (load_sum, limit_sum) = (
-    SELECT coalesce(sum(r.current_requests), 0), coalesce(sum(r.max_concurrency), 0)
-    FROM replicas r WHERE r.worker_key = worker_ids.worker_key
-);
-CREATE TRIGGER worker_load_of_new AFTER INSERT ON replicas BEGIN
-    UPDATE worker_ids SET load_sum = load_sum + new.current_requests,
-        limit_sum = limit_sum + new.max_concurrency
-    WHERE worker_key = new.worker_key;
-END;
-CREATE TRIGGER worker_load_of_gone AFTER DELETE ON replicas BEGIN
-    UPDATE worker_ids SET load_sum = load_sum - old.current_requests,
-        limit_sum = limit_sum - old.max_concurrency
-    WHERE worker_key = old.worker_key;
-END;
-CREATE TRIGGER worker_load_of_changed
-AFTER UPDATE OF current_requests, max_concurrency, worker_key ON replicas
-WHEN new.worker_key = old.worker_key AND (new.current_requests != old.current_requests
-    OR new.max_concurrency != old.max_concurrency)
-BEGIN
-    UPDATE worker_ids SET
-        load_sum = load_sum + new.current_requests - old.current_requests,
-        limit_sum = limit_sum + new.max_concurrency - old.max_concurrency
-    WHERE worker_key = new.worker_key;
-END;
-CREATE TRIGGER worker_load_of_moved AFTER UPDATE OF worker_key ON replicas
-WHEN new.worker_key != old.worker_key
-BEGIN
-    UPDATE worker_ids SET load_sum = load_sum - old.current_requests,
-        limit_sum = limit_sum - old.max_concurrency
-    WHERE worker_key = old.worker_key;
-    UPDATE worker_ids SET load_sum = load_sum + new.current_requests,
-        limit_sum = limit_sum + new.max_concurrency
-    WHERE worker_key = new.worker_key;
-END;
-
--- Hidden rows are out of the way of what is registered in their place.
-UPDATE replicas SET device_id = -seq WHERE worker_key = 0;
-
--- The sources of an artifact with a free slot, in the order in which they are shortlisted.
-DROP INDEX replica_sources;
-CREATE INDEX replica_sources ON replicas (
-    artifact_key, view_id, memory_tier, current_requests * 1.0 / max_concurrency, last_assigned_at
-) WHERE is_available = 1 AND export_state = 2 AND transfer_size = memory_size
-    AND current_requests < max_concurrency;
-
--- Which request a part of a group belongs to; rows that failed say nothing of it.
-CREATE INDEX transports_by_part
-    ON transports (group_kind, group_id, group_epoch, group_part_id)
-    WHERE group_id IS NOT NULL AND outcome < 2;
-"""
-
-_CATALOG = """
 -- What assemblies were sealed to. Written once; neither artifact need be known.
 CREATE TABLE artifact_bindings (
     from_artifact_id TEXT PRIMARY KEY,
@@ -473,9 +438,7 @@ CREATE TABLE disk_locations (
     deleted_at INTEGER,
     PRIMARY KEY (artifact_id, relative_path)
 ) STRICT, WITHOUT ROWID;
-"""
 
-_GROUPS = """
 -- What a part of a group may get: the whole message, and what the server reads of it.
 CREATE TABLE selections (
     selection_key INTEGER PRIMARY KEY,
@@ -567,21 +530,3 @@ CREATE TABLE group_members (
     prepared_value_hash BLOB NOT NULL DEFAULT x'',
     PRIMARY KEY (transaction_key, part_id)
 ) STRICT, WITHOUT ROWID;
-"""
-
-_HELD_REPLICAS = """
--- Replicas but those that are gone and only wait for the end of their transports.
-CREATE VIEW held_replicas AS SELECT * FROM replicas WHERE worker_key != 0;
-"""
-
-MIGRATIONS = (
-    Migration(1, "foundation", _FOUNDATION),
-    Migration(2, "reconciliation", _RECONCILIATION),
-    Migration(3, "instances", _INSTANCES),
-    Migration(4, "keys", _KEYS),
-    Migration(5, "leases", _LEASES),
-    Migration(6, "scheduling", _SCHEDULING),
-    Migration(7, "catalog", _CATALOG),
-    Migration(8, "groups", _GROUPS),
-    Migration(9, "held replicas", _HELD_REPLICAS),
-)
