@@ -114,6 +114,7 @@ class Sources:
 
 # A source as the choice sees it, and what its worker is in the middle of.
 _CANDIDATE = len(Candidate._fields)
+_WORKER = Candidate._fields.index("worker_key")
 _LISTED = f"""
 SELECT {columns_of((*Candidate._fields, "worker_load", "worker_limit"))}
 FROM replicas r JOIN worker_ids i ON i.worker_key = r.worker_key
@@ -132,15 +133,14 @@ def listed(tx: Snapshot, where: dict[str, object], routable: frozenset[int]) -> 
     limit = SHORTLIST_MAX + 1  # one more than is listed tells that there are more
     while True:
         rows = tx.all(_LISTED, where | {"limit": limit})
-        pairs = [(Candidate._make(row[:_CANDIDATE]), row[_CANDIDATE:]) for row in rows]
-        routed = [(each, load) for each, load in pairs if each.worker_key in routable]
+        routed = [row for row in rows if row[_WORKER] in routable]
         if len(rows) < limit or len(routed) > SHORTLIST_MAX:
             break
         limit *= 16  # the best belong to workers that are silent
     best = routed[:SHORTLIST_MAX]
-    loads = {each.worker_key: WorkerLoad.of(*load) for each, load in best}
-    candidates = sorted(each for each, _ in best)
-    return Shortlist(candidates, loads, len(rows) < limit and len(best) == len(routed))
+    loads = {row[_WORKER]: WorkerLoad.of(*row[_CANDIDATE:]) for row in best}
+    candidates = [Candidate._make(row[:_CANDIDATE]) for row in best]
+    return Shortlist(sorted(candidates), loads, len(rows) < limit and len(best) == len(routed))
 
 
 def any_held(tx: Snapshot, where: dict[str, object]) -> bool:
