@@ -83,6 +83,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def write_config(
+    path: Path, db_file: Path | None, port: int, sections: dict[str, Any] | None = None
+) -> None:
+    """Write a configuration for a database, a port of gRPC (0: any) and any port of HTTP."""
+    config: dict[str, Any] = {
+        "server": {"listen": {"port": port}, "metrics_port": 0},
+        "database": {"db_file": str(db_file) if db_file else None},
+    } | (sections or {})
+    path.write_text(json.dumps(config))
+
+
 @contextmanager
 def global_store(
     db_file: Path | None = None,
@@ -95,13 +106,9 @@ def global_store(
 
     ``program`` is what Python is told to run, ``sections`` are further ones of the configuration.
     """
-    config: dict[str, Any] = {
-        "server": {"listen": {"port": port}, "metrics_port": 0},
-        "database": {"db_file": str(db_file) if db_file else None},
-    } | (sections or {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        path.write_text(json.dumps(config))
+        write_config(path, db_file, port, sections)
         command = [sys.executable, *program, f"--config={path}"]
         with child(command, r"server listening .*port=(\d+)", environment) as server:
             yield server
