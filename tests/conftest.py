@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-import globalstore  # noqa: F401  before any test imports purerpc, which needs what this mends
+import globalstore.rpc  # noqa: F401  before any test imports purerpc, which needs what this mends
 
 
 @pytest.fixture

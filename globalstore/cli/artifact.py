@@ -1,14 +1,16 @@
 """Look at artifacts of a running server: what they are, who holds them, what points at them."""
 
 import argparse
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from globalstore.cli import connecting, output
-from globalstore.gen.globalstore.admin.v1 import admin_grpc
+from globalstore.client.blocking import BlockingConnection
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 
-Question = Callable[[argparse.Namespace, Any, Any], Awaitable[None]]
+_ADMIN = admin.DESCRIPTOR.services_by_name["AdminService"].methods_by_name
+
+Question = Callable[[argparse.Namespace, BlockingConnection], None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,16 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print."""
 
-    async def question(channel: Any, metadata: Any) -> None:
-        await arguments.question(arguments, channel, metadata)
+    def question(server: BlockingConnection) -> None:
+        arguments.question(arguments, server)
 
     return connecting.ask(f"artifact {arguments.action}", arguments, question)
 
 
-async def _show(arguments: argparse.Namespace, channel: Any, metadata: Any) -> None:
-    stub = admin_grpc.AdminServiceStub(channel)
+def _show(arguments: argparse.Namespace, server: BlockingConnection) -> None:
     request = admin.ShowArtifactRequest(artifact_id=arguments.artifact)
-    shown = await stub.ShowArtifact(request, metadata=metadata)
+    shown = server.call(_ADMIN["ShowArtifact"], request)
     if arguments.output == "json":
         print(output.as_json(shown))
         return
@@ -72,16 +73,15 @@ async def _show(arguments: argparse.Namespace, channel: Any, metadata: Any) -> N
         print(output.table(("path", "kind", "on disk"), rows))
 
 
-async def _list(arguments: argparse.Namespace, channel: Any, metadata: Any) -> None:
-    stub = admin_grpc.AdminServiceStub(channel)
+def _list(arguments: argparse.Namespace, server: BlockingConnection) -> None:
     found: list[admin.ArtifactRecord] = []
     after = ""
     while len(found) < arguments.limit:
-        page = await stub.ListArtifacts(
+        page = server.call(
+            _ADMIN["ListArtifacts"],
             admin.ListArtifactsRequest(
                 prefix=arguments.prefix, after=after, page_size=arguments.limit - len(found)
             ),
-            metadata=metadata,
         )
         found += page.artifacts
         after = page.next_after

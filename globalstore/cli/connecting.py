@@ -1,19 +1,15 @@
 """How a verb reaches a running server: by its configuration file, or by an address."""
 
 import argparse
-import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import attrs
-import purerpc
-import trio
+from globalstore.client.blocking import BlockingConnection, CallFailed
 
-from globalstore import config as configuration
-from globalstore.client.connection import Unreachable, connection
-from globalstore.config import ConfigError
+if TYPE_CHECKING:
+    import ssl
 
 # A server that answers at all answers within this; who runs a command is waiting.
 _PATIENCE_S = 10.0
@@ -28,13 +24,12 @@ class _Unusable(Exception):
     """The arguments do not lead to a server; the text says why."""
 
 
-@attrs.frozen
-class Address:
+class Address(NamedTuple):
     """Where a server is, and how to talk to it."""
 
     host: str
     port: int
-    tls: ssl.SSLContext | None
+    tls: "ssl.SSLContext | None"
     token: str
 
 
@@ -53,12 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def ask(
-    verb: str, arguments: argparse.Namespace, question: Callable[[Any, Any], Awaitable[None]]
+    verb: str, arguments: argparse.Namespace, question: Callable[[BlockingConnection], None]
 ) -> int:
     """Put a question to the server; return the exit code.
 
-    ``question`` gets a channel for purerpc's stubs and the metadata that goes with each call. What
-    can go wrong with a server is said in one line on stderr.
+    ``question`` makes its calls on the connection that it gets. What can go wrong with a server is
+    said in one line on stderr.
     """
     try:
         address = _address(arguments)
@@ -66,43 +61,26 @@ def ask(
         print(f"{verb}: {error}", file=sys.stderr)
         return USAGE
 
-    async def run() -> None:
-        metadata = (("authorization", f"Bearer {address.token}"),) if address.token else ()
-        with trio.fail_after(_PATIENCE_S):
-            async with connection(address.host, address.port, address.tls) as channel:
-                await question(channel, metadata)
-
+    metadata = (("authorization", f"Bearer {address.token}"),) if address.token else ()
     try:
-        trio.run(run, strict_exception_groups=True)
-    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:
-        causes = list(_causes(error))
-        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
-            return 130
-        reason = _reason(causes[0], address)
-        if reason is None:
-            raise
-        print(f"{verb}: {reason}", file=sys.stderr)
+        with BlockingConnection(
+            address.host, address.port, address.tls, metadata, _PATIENCE_S
+        ) as connection:
+            question(connection)
+    except KeyboardInterrupt:
+        return 130
+    except (CallFailed, OSError) as error:
+        print(f"{verb}: {_reason(error, address)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _reason(cause: BaseException, address: Address) -> str | None:
-    match cause:
-        case purerpc.RpcFailedError():
-            return f"{cause.status.status_code.name}: {cause.status.status_message}"
-        case trio.TooSlowError() | Unreachable():
-            return f"no answer from {address.host}:{address.port} within {_PATIENCE_S:.0f} s"
-        case OSError():
-            return f"{address.host}:{address.port}: {cause.strerror or cause}"
-    return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _causes(each)
-    else:
-        yield error
+def _reason(error: CallFailed | OSError, address: Address) -> str:
+    if isinstance(error, CallFailed):
+        return f"{error.status}: {error.message}"
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return f"no answer from {address.host}:{address.port} within {_PATIENCE_S:.0f} s"
+    return f"{address.host}:{address.port}: {error.strerror or error}"
 
 
 def _address(arguments: argparse.Namespace) -> Address:
@@ -115,14 +93,17 @@ def _address(arguments: argparse.Namespace) -> Address:
         else:
             host, port = _host_and_port(arguments.server or "127.0.0.1:50051")
             tls = _trusting(arguments, arguments.ca) if arguments.ca else None
-    except (OSError, UnicodeDecodeError, ssl.SSLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise _Unusable(str(error)) from error
     return Address(host, port, tls, token)
 
 
-def _configured(arguments: argparse.Namespace) -> tuple[str, int, ssl.SSLContext | None]:
+def _configured(arguments: argparse.Namespace) -> "tuple[str, int, ssl.SSLContext | None]":
     if arguments.server:
         raise _Unusable("--config and --server exclude each other")
+    from globalstore import config as configuration
+    from globalstore.config import ConfigError
+
     try:
         server = configuration.load(arguments.config).server
     except ConfigError as error:
@@ -132,6 +113,8 @@ def _configured(arguments: argparse.Namespace) -> tuple[str, int, ssl.SSLContext
         raise _Unusable("server.listen.port is 0, so the port is not known; use --server")
     tls = None
     if server.grpc.tls.enabled:
+        import ssl
+
         tls = _trusting(arguments, arguments.ca or server.grpc.tls.cert_file)
         # The certificate itself is what is trusted, whatever name it has.
         tls.check_hostname = arguments.ca is not None
@@ -139,7 +122,9 @@ def _configured(arguments: argparse.Namespace) -> tuple[str, int, ssl.SSLContext
     return _EVERYWHERE.get(listen.host, listen.host), listen.port, tls
 
 
-def _trusting(arguments: argparse.Namespace, authorities: str) -> ssl.SSLContext:
+def _trusting(arguments: argparse.Namespace, authorities: str) -> "ssl.SSLContext":
+    import ssl
+
     context = ssl.create_default_context(cafile=str(Path(authorities).expanduser()))
     context.set_alpn_protocols(["h2"])
     if arguments.cert:

@@ -15,11 +15,18 @@ from functools import partial
 from pathlib import Path
 
 import attrs
-import purerpc
 import trio
 
 from globalstore.client.connection import Unreachable
-from globalstore.daemon import Artifact, Daemon, Identity, Malformed, StoreClient, read_artifact
+from globalstore.daemon import (
+    Artifact,
+    Daemon,
+    Identity,
+    Malformed,
+    RpcFailedError,
+    StoreClient,
+    read_artifact,
+)
 from globalstore.daemon.bytes_server import BytesServer, TransferFailed, fetch
 from globalstore.daemon.daemon import Refused, Source
 from globalstore.daemon.safetensors import write_sample
@@ -45,7 +52,7 @@ class _Failed(Exception):
 
 
 # What ends the demo with a line instead of a traceback.
-_FORESEEN = (_Failed, Refused, Unreachable, Malformed, OSError, purerpc.RpcFailedError)
+_FORESEEN = (_Failed, Refused, Unreachable, Malformed, OSError, RpcFailedError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,11 +4,12 @@ The server is asked what a request would be told at this moment. Nothing is gran
 """
 
 import argparse
-from typing import Any
 
 from globalstore.cli import connecting, output
-from globalstore.gen.globalstore.admin.v1 import admin_grpc
+from globalstore.client.blocking import BlockingConnection
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
+
+_ADMIN = admin.DESCRIPTOR.services_by_name["AdminService"].methods_by_name
 
 _HEAD = (
     "#", "replica", "worker", "address", "memory", "load", "worker load", "idle s", "load +",
@@ -30,15 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print; 0 when there was an answer, whatever it is."""
 
-    async def question(channel: Any, metadata: Any) -> None:
-        stub = admin_grpc.AdminServiceStub(channel)
-        answer = await stub.ExplainSources(
+    def question(server: BlockingConnection) -> None:
+        answer = server.call(
+            _ADMIN["ExplainSources"],
             admin.ExplainSourcesRequest(
                 artifact_id=arguments.artifact,
                 view_id=arguments.view,
                 requester_worker_id=arguments.requester,
             ),
-            metadata=metadata,
         )
         is_json = arguments.output == "json"
         print(output.as_json(answer) if is_json else _table(arguments, answer))

@@ -1,19 +1,21 @@
 """Look at keys of a running server, and change where they point."""
 
 import argparse
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from globalstore.cli import connecting, output
-from globalstore.gen.globalstore.admin.v1 import admin_grpc
+from globalstore.client.blocking import BlockingConnection
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
-from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+
+_ADMIN = admin.DESCRIPTOR.services_by_name["AdminService"].methods_by_name
+_CATALOG = wire.DESCRIPTOR.services_by_name["ArtifactCatalogService"].methods_by_name
 
 # The call was answered, but not with what was wanted: no such key, or it points elsewhere.
 _NOT_DONE = 1
 
-Question = Callable[[argparse.Namespace, Any, Any], Awaitable[int]]
+Question = Callable[[argparse.Namespace, BlockingConnection], int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,15 +62,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Ask and print; 0 when what was wanted is so, 1 when it is not."""
     codes = []
 
-    async def question(channel: Any, metadata: Any) -> None:
-        codes.append(await arguments.question(arguments, channel, metadata))
+    def question(server: BlockingConnection) -> None:
+        codes.append(arguments.question(arguments, server))
 
     return connecting.ask(f"key {arguments.action}", arguments, question) or codes[0]
 
 
-async def _get(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
-    stub = admin_grpc.AdminServiceStub(channel)
-    shown = await stub.ShowKey(admin.ShowKeyRequest(key=arguments.name), metadata=metadata)
+def _get(arguments: argparse.Namespace, server: BlockingConnection) -> int:
+    shown = server.call(_ADMIN["ShowKey"], admin.ShowKeyRequest(key=arguments.name))
     if arguments.output == "json":
         print(output.as_json(shown))
     else:
@@ -100,7 +101,7 @@ async def _get(arguments: argparse.Namespace, channel: Any, metadata: Any) -> in
     return 0 if shown.key.artifact_id or shown.key.version_set_id else _NOT_DONE
 
 
-async def _set(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
+def _set(arguments: argparse.Namespace, server: BlockingConnection) -> int:
     request = wire.UpsertKeyMappingRequest(
         key=arguments.name,
         artifact_id=arguments.artifact,
@@ -109,8 +110,7 @@ async def _set(arguments: argparse.Namespace, channel: Any, metadata: Any) -> in
     )
     if arguments.ttl is not None:
         request.ttl.FromSeconds(arguments.ttl)
-    stub = services.ArtifactCatalogServiceStub(channel)
-    answer = await stub.UpsertKeyMapping(request, metadata=metadata)
+    answer = server.call(_CATALOG["UpsertKeyMapping"], request)
     done = answer.status == wire.STATUS_OK
     sentence = (
         f"{arguments.name} points at {arguments.artifact}" if done else answer.conflict_reason
@@ -118,9 +118,9 @@ async def _set(arguments: argparse.Namespace, channel: Any, metadata: Any) -> in
     return _print(arguments, answer, sentence, done)
 
 
-async def _swap(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
-    stub = services.ArtifactCatalogServiceStub(channel)
-    answer = await stub.SwapKeyMapping(
+def _swap(arguments: argparse.Namespace, server: BlockingConnection) -> int:
+    answer = server.call(
+        _CATALOG["SwapKeyMapping"],
         wire.SwapKeyMappingRequest(
             key=arguments.name,
             new_artifact_id=arguments.artifact,
@@ -128,7 +128,6 @@ async def _swap(arguments: argparse.Namespace, channel: Any, metadata: Any) -> i
             expected_generation=arguments.if_generation,
             operation_id=arguments.operation,
         ),
-        metadata=metadata,
     )
     done = answer.status == wire.STATUS_OK
     if answer.artifact_id:
@@ -139,10 +138,9 @@ async def _swap(arguments: argparse.Namespace, channel: Any, metadata: Any) -> i
     return _print(arguments, answer, sentence, done)
 
 
-async def _revoke(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
-    stub = services.ArtifactCatalogServiceStub(channel)
-    answer = await stub.RevokeKeyMapping(
-        wire.RevokeKeyMappingRequest(key=arguments.name), metadata=metadata
+def _revoke(arguments: argparse.Namespace, server: BlockingConnection) -> int:
+    answer = server.call(
+        _CATALOG["RevokeKeyMapping"], wire.RevokeKeyMappingRequest(key=arguments.name)
     )
     done = answer.status == wire.STATUS_OK
     sentence = f"{arguments.name} points at nothing" + (" now" if done else "; nothing was changed")
@@ -154,19 +152,18 @@ def _print(arguments: argparse.Namespace, answer: Any, sentence: str, done: bool
     return 0 if done else _NOT_DONE
 
 
-async def _list(arguments: argparse.Namespace, channel: Any, metadata: Any) -> int:
-    stub = admin_grpc.AdminServiceStub(channel)
+def _list(arguments: argparse.Namespace, server: BlockingConnection) -> int:
     found: list[admin.KeyRecord] = []
     after = ""
     while len(found) < arguments.limit:
-        page = await stub.ListKeys(
+        page = server.call(
+            _ADMIN["ListKeys"],
             admin.ListKeysRequest(
                 prefix=arguments.prefix,
                 include_absent=arguments.all,
                 after=after,
                 page_size=arguments.limit - len(found),
             ),
-            metadata=metadata,
         )
         found += page.keys
         after = page.next_after

@@ -17,6 +17,9 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
+import globalstore.rpc  # noqa: F401  makes purerpc importable
+
+# isort: split
 import anyio
 import anyio.abc
 import attrs

@@ -6,14 +6,13 @@ waits for the store. ``safetensors`` turns a model file into an artifact and ``b
 its bytes between daemons. All of it knows the wire contract and nothing of the server's inside.
 """
 
-from purerpc import RpcFailedError
-
 from globalstore.client.connection import StoreClient, Unreachable
 from globalstore.daemon.daemon import Daemon, Refused, Source
 from globalstore.daemon.identity import Identity
 from globalstore.daemon.inventory import Held, Inventory
 from globalstore.daemon.outbox import OutboxFull
 from globalstore.daemon.safetensors import Artifact, Malformed, read_artifact
+from globalstore.rpc import RpcFailedError
 
 __all__ = [
     "Artifact",

@@ -5,7 +5,10 @@ message)`` or ``(self, message, request)`` where ``request`` is a ``Call``;
 streams are asynchronous iterators.
 """
 
-from purerpc import Cardinality, StatusCode
+import globalstore.rpc._h2_events  # noqa: F401  before any import of purerpc, which needs it
+
+# isort: split
+from purerpc import Cardinality, RpcFailedError, StatusCode
 
 from globalstore.rpc.call import Call
 from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor, fast_path
@@ -34,6 +37,7 @@ __all__ = [
     "ListenerOptions",
     "Method",
     "PortBusy",
+    "RpcFailedError",
     "Statistics",
     "Status",
     "StatusCode",
