@@ -4,13 +4,12 @@ A verb's module has ``add_arguments(parser)`` and ``run(arguments)``, which retu
 """
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import globalstore
+from globalstore.cli.importing import importing
 
 # What each verb does: the first line of its module's text, which stands here so that to tell what
 # there is takes no import.
@@ -40,22 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         # Only the module of the verb that is meant is loaded; the others are just listed.
         if name == words[0]:
-            module = _loaded(name)
+            with importing():
+                module = import_module(f"globalstore.cli.{name}")
             module.add_arguments(verb)
             verb.set_defaults(run=module.run)
     parsed = parser.parse_args(words)
     code: int = parsed.run(parsed)
     return code
-
-
-def _loaded(verb: str) -> Any:
-    """Import the module of a verb."""
-    # The cycle collector would go through all that imports make, again and again, and find
-    # nothing: a fifth of the time.
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return import_module(f"globalstore.cli.{verb}")
-    finally:
-        if collects:
-            gc.enable()

@@ -8,8 +8,6 @@ configuration needs, and each is a way to make a small file mean something large
 from pathlib import Path
 from typing import Final
 
-from globalstore.config._json import parse_json
-from globalstore.config._yaml import parse_yaml
 from globalstore.config.nodes import DocumentError, Node, Problem
 
 # A configuration is a page or two; a megabyte leaves room for comments and none for mischief.
@@ -33,7 +31,11 @@ def read_document(path: Path) -> tuple[Node, list[Problem]]:
     text = _read_text(path)
     if not text.strip():
         return Node({}, 1), []
-    parse = parse_yaml if path.suffix.lower() in {".yaml", ".yml"} else parse_json
+    # Only the reader that is needed: PyYAML takes longer to import than a file to be read.
+    if path.suffix.lower() in {".yaml", ".yml"}:
+        from globalstore.config._yaml import parse_yaml as parse
+    else:
+        from globalstore.config._json import parse_json as parse
     root, problems = parse(text)
     if root.value is None:
         return Node({}, 1), problems

@@ -24,6 +24,7 @@ from globalstore.db.errors import (
 )
 from globalstore.db.health import Observers, Statistics
 from globalstore.db.migrations import Migration
+from globalstore.db.opening import Examination
 from globalstore.db.options import Lane, Runner, StoreOptions
 from globalstore.db.sites import Site, fail_at
 from globalstore.db.slices import Ready, Slice, repeat_in_slices, write_in_slices
@@ -41,6 +42,7 @@ __all__ = [
     "DatabaseForeign",
     "DatabaseLocked",
     "DatabaseNewer",
+    "Examination",
     "Full",
     "IoFailed",
     "Lane",

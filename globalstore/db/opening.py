@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -51,23 +52,79 @@ class Opened:
             self.lock.release()
 
 
-def open_file(
-    path: Path, migrations: Sequence[Migration], options: StoreOptions, observe: Observer
-) -> Opened:
-    """Open, or create, the database at ``path``; blocks while it checks and migrates.
+class Examination:
+    """The lock on a database file and its check, by a thread while its owner does other things.
 
-    Raises a StartRefused with nothing left open and the lock released.
+    The check takes a second for each million replicas, during which SQLite works on its own.
+    Nothing is changed; what was found is told when the result is taken.
     """
+
+    def __init__(self, path: Path, migrations: Sequence[Migration]) -> None:
+        self._path = path
+        self._newest = len(migrations)
+        self._found: tuple[Path, FileLock, bool] | None = None
+        self._error: BaseException | None = None
+        # A daemon: whoever gives up a start does not wait for it.
+        self._thread = threading.Thread(target=self._run, name="db check", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._found = _locked_and_examined(self._path, self._newest)
+        except BaseException as error:  # noqa: BLE001 - raised where the result is taken
+            self._error = error
+
+    def result(self) -> tuple[Path, FileLock, bool]:
+        """Wait; return the real path, the lock, and whether the database is still to be created.
+
+        Raises a StartRefused with the lock released.
+        """
+        self._thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        assert self._found is not None
+        return self._found
+
+
+def _locked_and_examined(path: Path, newest: int) -> tuple[Path, FileLock, bool]:
     real = place.prepare(path)
     try:
         lock = FileLock(real)
     except OSError as error:
         raise place.unusable(real, error) from error
     try:
-        if _is_new(real):
+        is_new = _is_new(real)
+        if not is_new:
+            _examine(real, newest)
+    except OSError as error:
+        lock.release()
+        raise place.unusable(real, error) from error
+    except BaseException:
+        lock.release()
+        raise
+    return real, lock, is_new
+
+
+def open_file(
+    path: Path,
+    migrations: Sequence[Migration],
+    options: StoreOptions,
+    observe: Observer,
+    examination: Examination | None = None,
+) -> Opened:
+    """Open, or create, the database at ``path``; blocks while it checks and migrates.
+
+    ``examination`` is one of that path that was begun earlier. Raises a StartRefused with nothing
+    left open and the lock released.
+    """
+    if examination is None:
+        real, lock, is_new = _locked_and_examined(path, len(migrations))
+    else:
+        real, lock, is_new = examination.result()
+    try:
+        if is_new:
             _create(real, observe, durable=True)
-        else:
-            _examine(real, len(migrations))
         opened = _connect(real, migrations, options, observe, durable=True)
     except OSError as error:
         lock.release()

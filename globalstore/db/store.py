@@ -15,7 +15,7 @@ from globalstore.db.consumer import RunBatch, consume
 from globalstore.db.errors import Closed, DatabaseError, IoFailed, OutcomeUnknown
 from globalstore.db.health import Health, Observers, Statistics, free_bytes
 from globalstore.db.migrations import Migration, checked
-from globalstore.db.opening import Opened, open_file, open_memory
+from globalstore.db.opening import Examination, Opened, open_file, open_memory
 from globalstore.db.options import Lane, Runner, StoreOptions
 from globalstore.db.queues import ReadQueue, TicketQueue, WriteQueue
 from globalstore.db.reader import Reader
@@ -43,7 +43,8 @@ class Store:
     ``path`` is the file, or None for a database in memory that is lost at the end. ``migrations``
     are all steps of the schema from 1 on. ``on_commit`` gets the list of events of each commit, on
     the event loop, in commit order, before any of its callers resumes; it must neither block nor
-    raise. ``at_site`` is for tests (see ``sites``).
+    raise. ``at_site`` is for tests (see ``sites``). ``examination`` is one of the file that was
+    begun earlier.
 
     Entering raises a StartRefused when the database cannot be served; it cannot be cancelled while
     it checks and migrates. Leaving runs what is queued, even when cancelled, within
@@ -63,9 +64,11 @@ class Store:
         runner: Runner = Runner.THREADS,
         observers: Observers | None = None,
         at_site: Observer | None = None,
+        examination: Examination | None = None,
     ) -> None:
         self._path = path
         self._migrations = checked(migrations)
+        self._examination = examination
         self._options = options or StoreOptions()
         self._runner = runner
         self._observers = observers or Observers()
@@ -293,7 +296,9 @@ class Store:
         def open_database() -> Opened:
             if self._path is None:
                 return open_memory(self._migrations, self._options, self._observe)
-            return open_file(self._path, self._migrations, self._options, self._observe)
+            return open_file(
+                self._path, self._migrations, self._options, self._observe, self._examination
+            )
 
         if self._runner is Runner.INLINE:
             return open_database()

@@ -4,16 +4,11 @@ Hypercorn speaks HTTP on a connection. What it leaves open is closed here: a cli
 read, a client that never finishes, more connections than there is room for.
 """
 
-import logging
-from collections.abc import Sequence
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable, Sequence
+from importlib import import_module
+from typing import Any, Final
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ASGIFramework, ConnectionState
-from hypercorn.utils import wrap_app
 
 from globalstore.http.app import HttpApp
 from globalstore.telemetry import get_logger
@@ -35,49 +30,14 @@ HEAD_BYTES_MAX: Final = 8192
 # oldest connection makes room, so that a crowd of silent clients cannot shut out a probe.
 CONNECTIONS_MAX: Final = 128
 
-# HTTP/2 requests at once on one connection; nobody needs more than one.
-_STREAMS_MAX: Final = 8
+# Hypercorn is loaded this long after the start, unless somebody connects before: it takes longer to
+# import than the rest of the start, and that time belongs to the daemons. Not later still, since
+# whoever installs another version puts other files in its place.
+_LOAD_AFTER_S: Final = 1.0
+
+_PROTOCOL: Final = "globalstore.http.conversation"
 
 _log = get_logger("globalstore.http")
-
-
-class _HypercornLog:
-    """Takes what hypercorn has to say: failures to our log, announcements nowhere."""
-
-    def __init__(self, config: Config) -> None:
-        pass
-
-    async def access(self, request: Any, response: Any, request_time: float) -> None:
-        code = None if response is None else response["status"]
-        _log.debug("http request", path=request["path"], code=code, seconds=request_time)
-
-    async def debug(self, message: str, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    async def info(self, message: str, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    async def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
-        _log.limited(message, "http server warns", reason=message)
-
-    async def error(self, message: str, *args: Any, **kwargs: Any) -> None:
-        _log.limited(message, "http server failed", level=logging.ERROR, reason=message)
-
-    critical = error
-
-    async def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
-        _log.exception("http request failed", reason=message)
-
-
-def _config() -> Config:
-    config = Config()
-    config.logger_class = _HypercornLog  # type: ignore[assignment]
-    config.include_server_header = False
-    config.keep_alive_timeout = HEAD_SECONDS_MAX
-    config.h11_max_incomplete_size = HEAD_BYTES_MAX
-    config.h2_max_header_list_size = HEAD_BYTES_MAX
-    config.h2_max_concurrent_streams = _STREAMS_MAX
-    return config
 
 
 class _PatientStream:
@@ -125,10 +85,14 @@ class _HttpServer:
     """The open connections of one ``serve_http``, the oldest first."""
 
     def __init__(self, app: HttpApp) -> None:
-        self._app: AppWrapper = wrap_app(cast(ASGIFramework, app), 0, "asgi")
-        self._config = _config()
-        self._context = WorkerContext(None)
+        self._app = app
+        self._speak: Callable[[Any], Awaitable[None]] | None = None
         self._open: dict[trio.CancelScope, None] = {}
+
+    async def load_soon(self) -> None:
+        """Import hypercorn beside the event loop, a little after the start."""
+        await trio.sleep(_LOAD_AFTER_S)
+        await trio.to_thread.run_sync(import_module, _PROTOCOL, abandon_on_cancel=True)
 
     async def serve(self, stream: trio.SocketStream) -> None:
         if len(self._open) >= CONNECTIONS_MAX:
@@ -147,11 +111,12 @@ class _HttpServer:
             self._open.pop(scope, None)
 
     async def _converse(self, stream: _PatientStream) -> None:
-        state = ConnectionState({})
-        protocol = TCPServer(self._app, self._config, self._context, state, stream)  # type: ignore[arg-type]
+        if self._speak is None:
+            protocol = import_module(_PROTOCOL)
+            self._speak = protocol.Conversation(self._app, HEAD_SECONDS_MAX, HEAD_BYTES_MAX).hold
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.close_when_cancelled)
-            await protocol.run()
+            await self._speak(stream)
             nursery.cancel_scope.cancel()
 
 
@@ -173,5 +138,6 @@ async def serve_http(
     server = _HttpServer(app)
     listeners = [trio.SocketListener(sock) for sock in sockets]
     async with trio.open_nursery() as connections:
+        connections.start_soon(server.load_soon)
         task_status.started()
         await trio.serve_listeners(server.serve, listeners, handler_nursery=connections)

@@ -17,7 +17,7 @@ from globalstore.caches.sources import KnownSources
 from globalstore.caches.worker_capacity import WorkerCapacity
 from globalstore.caches.worker_digests import WorkerDigests
 from globalstore.config import GlobalStoreConfig
-from globalstore.db import Observers, Runner, Store, StoreOptions
+from globalstore.db import Examination, Observers, Runner, Store, StoreOptions
 from globalstore.http import HealthState
 from globalstore.leases.clock import Clock
 from globalstore.leases.expiry import LeaseExpiry
@@ -55,11 +55,16 @@ class Components:
     """The components of one server. Made inside trio, since some of them note the time.
 
     ``wall_us`` tells the wall clock in microseconds since 1970. ``runner`` says where the database
-    runs; a simulation runs it inline. Raises TokenFileUnusable.
+    runs; a simulation runs it inline. ``examination`` is one of the database file that was begun
+    earlier. Raises TokenFileUnusable.
     """
 
     def __init__(
-        self, config: GlobalStoreConfig, wall_us: Callable[[], int], runner: Runner
+        self,
+        config: GlobalStoreConfig,
+        wall_us: Callable[[], int],
+        runner: Runner,
+        examination: Examination | None = None,
     ) -> None:
         self.config = config
         self.clock = Clock(wall_us)
@@ -68,7 +73,7 @@ class Components:
         self.health = HealthState()
         self.grpc_health = HealthService()
         self.stalls = StallDetector()
-        self.store = self._store(runner)
+        self.store = self._store(runner, examination)
         self._make_liveness()
         self._make_caches()
         self._make_leases()
@@ -108,7 +113,7 @@ class Components:
             worker_digests=WorkerDigests(self.store),
         )
 
-    def _store(self, runner: Runner) -> Store:
+    def _store(self, runner: Runner, examination: Examination | None) -> Store:
         database, backup = self.config.database, self.config.backup
         return Store(
             database.path,
@@ -120,6 +125,7 @@ class Components:
             ),
             on_commit=lambda committed: follow(self.followers, committed),
             runner=runner,
+            examination=examination,
             observers=Observers(checkpointed=self.metrics.server.db_checkpoint_seconds.observe),
         )
 

@@ -13,7 +13,7 @@ from globalstore.api.context import ServerInfo
 from globalstore.api.middleware.tokens import TokenFileUnusable
 from globalstore.api.standard.health import ServingStatus
 from globalstore.config import GlobalStoreConfig, effective
-from globalstore.db import DatabaseError, Runner
+from globalstore.db import DatabaseError, Examination, Runner
 from globalstore.leases.wall_clock import wall_us
 from globalstore.maintenance.supervision import keep_running
 from globalstore.server.components import Components
@@ -46,9 +46,10 @@ class Server:
         config: GlobalStoreConfig,
         wall_us: Callable[[], int] = wall_us,
         runner: Runner = Runner.THREADS,
+        examination: Examination | None = None,
     ) -> None:
         self.config = config
-        self.components = Components(config, wall_us, runner)
+        self.components = Components(config, wall_us, runner, examination)
         self._stopping = trio.Event()
         self.transport: Transport | None = None
 

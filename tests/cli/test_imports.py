@@ -78,7 +78,12 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 def test_to_tell_what_there_is_takes_the_command_line_alone(words: list[str]) -> None:
     loaded = imported(*words)
     ours = {name for name in loaded if name.startswith("globalstore")}
-    assert ours == {"globalstore", "globalstore.__main__", "globalstore.cli"}
+    assert ours == {
+        "globalstore",
+        "globalstore.__main__",
+        "globalstore.cli",
+        "globalstore.cli.importing",
+    }
     assert loaded & (_SLOW | {"google.protobuf", "hpack", "ssl", "asyncio"}) == set()
 
 
