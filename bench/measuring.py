@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "globalstore"
+
+# What our server writes to stderr once its port is bound.
+LISTENING = r"server listening .*port=(\d+)"
+
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -110,7 +115,7 @@ def global_store(
         path = Path(folder) / "config.json"
         write_config(path, db_file, port, sections)
         command = [sys.executable, *program, f"--config={path}"]
-        with child(command, r"server listening .*port=(\d+)", environment) as server:
+        with child(command, LISTENING, environment) as server:
             yield server
 
 

@@ -6,36 +6,31 @@ All of it is set beside ``python -c pass``, which takes turns with it. A start o
 from its process's first instant to the first answer to a write, RegisterWorker; between two starts
 the server is killed (``kill -9``).
 
-Each start is measured twice: with the modules' byte code on file, as pip leaves it or the first
-start makes it, and with that of the standard library alone, as in an image whose files nobody may
-write and nobody compiled.
+Python compiles every module whose byte code it does not find on file. So each start is measured
+with the byte code of all modules on file, as pip leaves them; of all but the program's own, as uv
+leaves a checkout where byte code may not be written; and of the standard library alone.
 """
 
 import argparse
 import os
+import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import attrs
 from calls import RUNTIME
-from measuring import ROOT, free_port, global_store, spread, table, write_config
+from measuring import LISTENING, PACKAGE, ROOT, global_store, spread, table, write_config
 from populating import populated
 from wire_load import call_once
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-
-# A server that takes longer than this to answer is not coming up.
-_PATIENCE_S = 60.0
-
-# Pause between two attempts to connect: a small part of the shortest start.
-_ATTEMPT_S = 0.001
 
 _PASS = "python -c pass"
 
@@ -75,8 +70,8 @@ def run_to_end(*arguments: str) -> Callable[[dict[str, str]], float]:
 
 def run_to_first_write(folder: Path, name: str) -> Callable[[dict[str, str]], float]:
     """Return what times a server from its start to its first answered write, and kills it."""
-    path, port = folder / f"{name}.json", free_port()
-    write_config(path, folder / f"{name}.db", port)
+    path = folder / f"{name}.json"
+    write_config(path, folder / f"{name}.db", 0)
     request = wire.RegisterWorkerRequest(
         daemon_id="start", node_id="start", node_address="start.bench", grpc_port=1, p2p_port=2
     ).SerializeToString()
@@ -88,21 +83,21 @@ def run_to_first_write(folder: Path, name: str) -> Callable[[dict[str, str]], fl
             cwd=ROOT,
             env=environment,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
+        assert server.stderr is not None
         try:
-            while True:
-                try:
-                    call_once(port, RUNTIME + "RegisterWorker", request)
+            said = []
+            for line in server.stderr:
+                said.append(line)
+                if found := re.search(LISTENING, line):
+                    call_once(int(found.group(1)), RUNTIME + "RegisterWorker", request)
                     return time.perf_counter() - began
-                except ConnectionRefusedError:
-                    late = time.perf_counter() - began > _PATIENCE_S
-                    if late or server.poll() is not None:
-                        raise RuntimeError("the server did not start") from None
-                    time.sleep(_ATTEMPT_S)
+            raise RuntimeError("the server did not start:\n" + "".join(said))
         finally:
-            server.send_signal(signal.SIGKILL)
-            server.wait()
+            server.kill()
+            server.communicate()
 
     return once
 
@@ -123,20 +118,24 @@ def starts(folder: Path, port: int, replicas: int) -> list[_Start]:
 
 
 def environments(folder: Path, measured: list[_Start]) -> dict[str, dict[str, str]]:
-    """Return the environments by how much byte code is on file; everything ran in them once."""
-    every, standard = folder / "every", folder / "standard"
-    plain = {name: value for name, value in os.environ.items() if name[:8] != "PYTHONDO"}
-    with_every = plain | {"PYTHONPYCACHEPREFIX": str(every)}
+    """Return the environments by whose byte code is on file; everything has run in the first."""
+    every, dependencies, standard = (folder / name for name in ("every", "dependencies", "python"))
+    inherited = {name: value for name, value in os.environ.items() if name[:8] != "PYTHONDO"}
+    writing = inherited | {"PYTHONPYCACHEPREFIX": str(every)}
     for start in measured:
-        start.once(with_every)
-    shutil.copytree(every, standard)
-    for ours in (*standard.rglob("site-packages"), standard / ROOT.relative_to("/")):
-        shutil.rmtree(ours, ignore_errors=True)
-    with_standard = plain | {
-        "PYTHONPYCACHEPREFIX": str(standard),
-        "PYTHONDONTWRITEBYTECODE": "1",
+        start.once(writing)
+    # The folders are laid out like the modules themselves.
+    shutil.copytree(every, dependencies)
+    shutil.rmtree(dependencies / PACKAGE.relative_to("/"))
+    shutil.copytree(dependencies, standard)
+    for installed in list(standard.rglob("site-packages")):
+        shutil.rmtree(installed)
+    fixed = inherited | {"PYTHONDONTWRITEBYTECODE": "1"}
+    return {
+        "all": fixed | {"PYTHONPYCACHEPREFIX": str(every)},
+        "all but the program's": fixed | {"PYTHONPYCACHEPREFIX": str(dependencies)},
+        "Python's own": fixed | {"PYTHONPYCACHEPREFIX": str(standard)},
     }
-    return {"all": with_every, "standard library": with_standard}
 
 
 def main() -> None:
@@ -144,14 +143,14 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    seconds: dict[tuple[str, str], list[float]] = {}
+    seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name, global_store() as server:
         measured = starts(Path(name), server.port, arguments.replicas)
         by_code = environments(Path(name), measured)
         for _ in range(arguments.rounds):
             for code, environment in by_code.items():
                 for start in measured:
-                    seconds.setdefault((code, start.name), []).append(start.once(environment))
+                    seconds[code, start.name].append(start.once(environment))
     rows = []
     for code in by_code:
         unit = statistics.median(seconds[code, _PASS])
@@ -159,8 +158,8 @@ def main() -> None:
             took = seconds[code, start.name]
             multiple = f"{statistics.median(took) / unit:.1f}"
             target = f"≤ {start.target}" if start.target else "–"
-            rows.append([start.name, code, spread([1000 * s for s in took]), multiple, target])
-    table(["start", "byte code on file", "ms", f"÷ `{_PASS}`", "target"], rows)
+            rows.append([code, start.name, spread([1000 * s for s in took]), multiple, target])
+    table(["byte code on file", "start", "ms", f"÷ `{_PASS}`", "target"], rows)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ SCRIPTS = {
         ],
         [2, 3, 1],
     ),
+    "start": (["--replicas=100", "--rounds=1"], [15]),
     "memory": (["--replicas=2000", "--seconds=0.1"], [1]),
     "calls": (["--rounds=1", "--seconds=0.05"], [6]),
     "keys": (["--rounds=1", "--seconds=0.05"], [5]),
