@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from process import Process, running
+from process import Process, running, write_config
 
 from globalstore.cli import VERBS
 
@@ -96,6 +96,24 @@ def test_to_ask_a_server_takes_neither_its_parts_nor_those_of_a_daemon(
     assert loaded & (_SLOW | _SERVER) == set()
     others = {f"globalstore.cli.{other}" for other in VERBS if other != verb}
     assert loaded & others == set()
+
+
+def test_to_check_a_configuration_takes_nothing_that_serves(tmp_path: Path) -> None:
+    loaded = imported("--check-config", f"--config={write_config(tmp_path)}")
+    assert "globalstore.config" in loaded
+    needless = (_SLOW - {"attr", "cattrs", "tomllib"}) | (_SERVER - {"globalstore.config"})
+    assert loaded & (needless - {"globalstore.server"}) == set()
+
+
+def test_a_server_starts_without_what_only_some_of_its_clients_need() -> None:
+    program = "import sys, globalstore.server.process; print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stderr.split())
+    assert "globalstore.api.services" in loaded
+    needless = {"hypercorn", "yaml", "importlib.metadata", "asyncio", "cryptography", "hypothesis"}
+    assert loaded & (needless | {"globalstore.client", "globalstore.daemon"}) == set()
 
 
 @pytest.mark.parametrize("verb", VERBS)
