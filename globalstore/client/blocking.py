@@ -5,11 +5,12 @@ to be answered. This one needs a socket and hpack.
 """
 
 import socket
+import struct
 import time
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote
 
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from hpack import Decoder, Encoder, HPACKError
 
@@ -39,9 +40,9 @@ _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _FRAME_BYTES_MAX: Final = 16384
 _WINDOW_DEFAULT: Final = 65535
 _HEADER_BYTES: Final = 9
-_header = Struct(">HBBBL")
-_setting = Struct(">HL")
-_long = Struct(">L")
+_header = struct.Struct(">HBBBL")
+_setting = struct.Struct(">HL")
+_long = struct.Struct(">L")
 
 # An answer has a thousand entries at most, a few hundred bytes each.
 ANSWER_BYTES_MAX: Final = 64 << 20
@@ -54,7 +55,7 @@ _BLOCK_BYTES_MAX: Final = 64 << 10
 _WINDOW: Final = (1 << 31) - 1
 
 # No message has been compressed, and its length follows.
-_prefix = Struct(">BL")
+_prefix = struct.Struct(">BL")
 
 
 class CallFailed(Exception):
@@ -121,8 +122,14 @@ class BlockingConnection:
         path = f"/{method.containing_service.full_name}/{method.name}"
         serialized = request.SerializeToString()
         self._send(_frame(_HEADERS, _END_HEADERS, stream_id, self._head(path)))
-        answer = self._converse(stream_id, _prefix.pack(0, len(serialized)) + serialized)
-        return GetMessageClass(method.output_type).FromString(answer)
+        try:
+            answer = self._converse(stream_id, _prefix.pack(0, len(serialized)) + serialized)
+        except struct.error:
+            raise ConnectionError("a frame that is too short") from None
+        try:
+            return GetMessageClass(method.output_type).FromString(answer)
+        except DecodeError:
+            raise ConnectionError(f"the answer is no {method.output_type.name}") from None
 
     def _head(self, path: str) -> bytes:
         fields = (
@@ -187,7 +194,7 @@ class BlockingConnection:
     def _fields(self, block: bytes) -> dict[bytes, bytes]:
         try:
             decoded = self._decoder.decode(block, raw=True)
-        except HPACKError as error:
+        except (HPACKError, IndexError) as error:
             raise ConnectionError(f"the answer's headers: {error}") from None
         fields = {bytes(name): bytes(value) for name, value in decoded}
         status = fields.get(b":status", b"200")
