@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import globalstore
@@ -13,25 +12,6 @@ from globalstore.server.exit_codes import CONFIG, OK, Refusal
 if TYPE_CHECKING:
     from globalstore.config import GlobalStoreConfig
     from globalstore.telemetry import LogWriter
-
-
-# Settings of parts that are not built yet.
-_LATER = (
-    "backup.interval",
-    "backup.keep",
-    "database.max_snapshot_age",
-    "limits.",
-    "observability.otel.",
-    "observability.tracing.",
-    "registration.",
-    "worker_policy.control_reducer.coalesce_window",
-    "worker_policy.group_realization.cleanup_batch_limit",
-    "worker_policy.group_realization.expiration_scan_interval_ms",
-    "worker_policy.group_realization.max_member_reports_per_rpc",
-    "worker_policy.group_realization.max_wait_poll_interval_ms",
-    "worker_policy.group_realization.min_wait_poll_interval_ms",
-    "worker_policy.memory_tiers.publish_interval",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,17 +94,6 @@ def _not_built(config: "GlobalStoreConfig") -> str | None:
     return None
 
 
-def _without_effect(config: "GlobalStoreConfig") -> Iterator[str]:
-    """Name each setting that differs from its default and does nothing in this version yet."""
-    from globalstore import config as configuration
-    from globalstore.config import GlobalStoreConfig
-
-    default, chosen = configuration.effective(GlobalStoreConfig()), configuration.effective(config)
-    for key, value in chosen.items():
-        if key.startswith(_LATER) and value != default[key]:
-            yield f"{key}: has no effect in this version"
-
-
 def _start(config: "GlobalStoreConfig", path: str, writer: "LogWriter") -> Refusal | None:
     """Serve; the database is examined while the larger part of the program is imported."""
     from globalstore import config as configuration
@@ -133,8 +102,10 @@ def _start(config: "GlobalStoreConfig", path: str, writer: "LogWriter") -> Refus
     log = telemetry.get_logger("globalstore.server")
     for line in configuration.environment_warnings(os.environ):
         log.warning(line)
-    for line in (*configuration.warnings(config), *_without_effect(config)):
+    for line in configuration.warnings(config):
         log.warning(line)
+    if idle := configuration.without_effect(config):
+        log.warning("settings without effect in this version", keys=" ".join(idle))
     log.info(
         "starting", version=globalstore.__version__, config=path, **configuration.effective(config)
     )

@@ -20,7 +20,7 @@ from globalstore.config.kinds import (
 )
 from globalstore.config.loader import load
 from globalstore.config.nodes import ConfigError, Problem
-from globalstore.config.rendering import effective
+from globalstore.config.rendering import effective, without_effect
 from globalstore.config.schema import GlobalStoreConfig
 
 __all__ = [
@@ -41,4 +41,5 @@ __all__ = [
     "host_port",
     "load",
     "warnings",
+    "without_effect",
 ]

@@ -32,7 +32,17 @@ and aliases are not supported. Flags and environment variables set nothing.
 
 def effective(config: GlobalStoreConfig) -> dict[str, str]:
     """Every setting's path with its value as a file would spell it, secrets masked."""
-    return {path: text for path, text, _ in _settings(config, "", mask=True)}
+    return {path: text for path, text, _, _ in _settings(config, "", mask=True)}
+
+
+def without_effect(config: GlobalStoreConfig) -> list[str]:
+    """Return the settings that differ from their default although nothing heeds them."""
+    default = effective(GlobalStoreConfig())
+    return [
+        path
+        for path, text, _, has_effect in _settings(config, "", mask=True)
+        if not has_effect and text != default[path]
+    ]
 
 
 def example(changes: Mapping[str, str]) -> str:
@@ -50,14 +60,16 @@ def example(changes: Mapping[str, str]) -> str:
 
 
 def _settings(
-    section: Any, prefix: str, *, mask: bool
-) -> Iterator[tuple[str, str, "attrs.Attribute[Any]"]]:
+    section: Any, prefix: str, *, mask: bool, has_effect: bool = True
+) -> Iterator[tuple[str, str, "attrs.Attribute[Any]", bool]]:
     for field in attrs.fields(attrs.resolve_types(type(section), include_extras=True)):
         path, value = join_path(prefix, field.name), getattr(section, field.name)
+        entry = manual(field)
+        heeded = has_effect and entry.has_effect
         if attrs.has(type(value)):
-            yield from _settings(value, path, mask=mask)
+            yield from _settings(value, path, mask=mask, has_effect=heeded)
         else:
-            yield path, _spelled(value, field, mask and manual(field).secret), field
+            yield path, _spelled(value, field, mask and entry.secret), field, heeded
 
 
 def _spelled(value: Any, field: "attrs.Attribute[Any]", masked: bool) -> str:
@@ -104,18 +116,24 @@ def _kind_name(kind: Any) -> str:
     return ("boolean" if marker is bool else "string") + optional
 
 
-def _section_lines(section: Any, prefix: str, changes: Mapping[str, str]) -> Iterator[str]:
+def _section_lines(
+    section: Any, prefix: str, changes: Mapping[str, str], *, has_effect: bool = True
+) -> Iterator[str]:
     indent = "  " * (prefix.count(".") + 1 if prefix else 0)
     for field in attrs.fields(attrs.resolve_types(type(section), include_extras=True)):
         path, value = join_path(prefix, field.name), getattr(section, field.name)
+        entry = manual(field)
+        heeded = has_effect and entry.has_effect
         if attrs.has(type(value)):
             yield ""
-            yield from _comment(manual(field).text, indent)
+            yield from _comment(entry.text, indent)
             yield f"{indent}{field.name}:"
-            yield from _section_lines(value, path, changes)
+            yield from _section_lines(value, path, changes, has_effect=heeded)
             continue
         default = _spelled(value, field, masked=False)
-        about = f"{manual(field).text} [{_kind_name(field.type)}, default {default}]"
+        about = f"{entry.text} [{_kind_name(field.type)}, default {default}]"
+        if not heeded:
+            about += " Accepted, without effect in this version."
         yield from _comment(about, indent)
         yield f"{indent}{field.name}: {changes.get(path, default)}"
 

@@ -3,7 +3,7 @@
 import pytest
 from config_files import load_document, merged, nested, problems_of
 
-from globalstore.config import GlobalStoreConfig, environment_warnings
+from globalstore.config import GlobalStoreConfig, environment_warnings, without_effect
 from globalstore.config import warnings as warnings_of
 
 POLLS = "worker_policy.group_realization"
@@ -262,3 +262,12 @@ def test_a_launcher_may_choose_the_addresses():
 def test_a_longest_lease_of_no_length_is_an_error(tmp_path, longest):
     [problem] = problems_of(tmp_path, nested("worker_policy.max_lease_ttl", longest))
     assert problem.startswith("worker_policy.max_lease_ttl: expected at least 0.001s")
+
+
+def test_what_nothing_heeds_is_listed_once_somebody_changes_it(tmp_path):
+    paths = ("limits.retention.operations_ttl", "worker_policy.control_reducer.coalesce_window")
+    document = merged(*(nested(path, "1s") for path in paths), nested("backup.keep_last", 3))
+    heeded = nested("worker_policy.control_reducer.shard_count", 4)
+    listed = without_effect(load_document(tmp_path, merged(document, heeded)))
+    assert sorted(listed) == ["backup.keep_last", *paths]
+    assert without_effect(GlobalStoreConfig()) == []

@@ -229,3 +229,13 @@ def test_the_metrics_show_calls_under_their_names(tmp_path: Path) -> None:
         )
     path = "/tensorcast.global_store.v1.ClusterAdminService/HealthCheck"
     assert f'tc_grpc_server_handled_total{{code="OK",method="{path}"}} 1.0' in text
+
+
+def test_settings_that_nothing_heeds_are_named_in_one_line(tmp_path: Path) -> None:
+    policy = {"control_reducer": {"coalesce_window": "1s"}}
+    with running(tmp_path, worker_policy=policy, backup={"keep_last": 3}) as process:
+        line = process.wait_for("without effect").string
+        assert " WARN " in line
+        assert "backup.keep_last" in line
+        assert "worker_policy.control_reducer.coalesce_window" in line
+        assert sum("without effect" in each for each in process.lines) == 1

@@ -14,12 +14,15 @@ class Manual:
         floor: smallest effective value; a smaller one is raised to it.
         zero_is_default: an explicit 0 stands for the default.
         secret: the value appears neither in a log nor in a message.
+        has_effect: False for what the contract accepts but nothing of this version heeds; of a
+            section, for all in it.
     """
 
     text: str
     floor: float | None = None
     zero_is_default: bool = False
     secret: bool = False
+    has_effect: bool = True
 
 
 def setting(
@@ -29,16 +32,19 @@ def setting(
     floor: float | None = None,
     zero_is_default: bool = False,
     secret: bool = False,
+    has_effect: bool = True,
 ) -> Any:
     """A field with a default and a manual entry (see ``Manual``)."""
     return attrs.field(
-        default=default, metadata={Manual: Manual(text, floor, zero_is_default, secret)}
+        default=default, metadata={Manual: Manual(text, floor, zero_is_default, secret, has_effect)}
     )
 
 
-def section(kind: type, text: str) -> Any:
+def section(kind: type, text: str, *, has_effect: bool = True) -> Any:
     """A field that holds the settings of ``kind``, all at their defaults unless given."""
-    return attrs.field(default=attrs.Factory(kind), metadata={Manual: Manual(text)})
+    return attrs.field(
+        default=attrs.Factory(kind), metadata={Manual: Manual(text, has_effect=has_effect)}
+    )
 
 
 def manual(field: "attrs.Attribute[Any]") -> Manual:

@@ -73,6 +73,10 @@ class Observability:
     """Logs and traces."""
 
     logging: Logging = section(Logging, "What is written down, and where.")
-    otel: OTel = section(OTel, "Export of traces; other keys count only when enabled.")
+    otel: OTel = section(
+        OTel, "Export of traces; other keys count only when enabled.", has_effect=False
+    )
     otel_cxx: OTelCxx = section(OTelCxx, "Settings of native daemons; unused here.")
-    tracing: Tracing = section(Tracing, "Trace files for a browser's trace viewer.")
+    tracing: Tracing = section(
+        Tracing, "Trace files for a browser's trace viewer.", has_effect=False
+    )

@@ -40,7 +40,9 @@ class Database:
         "answers are as old as the snapshot.",
     )
     max_snapshot_age: Duration = setting(
-        3600.0, "A read replica whose snapshot is older reports itself not ready."
+        3600.0,
+        "A read replica whose snapshot is older reports itself not ready.",
+        has_effect=False,
     )
     min_free_bytes: UInt64 = setting(
         1 << 30, "Warn when the file system of the database has fewer bytes left than this."
@@ -73,8 +75,9 @@ class Backup:
     interval: Duration = setting(
         900.0,
         "Time between two copies: what a lost volume costs at most. At least 0.1s.",
+        has_effect=False,
     )
-    keep_last: UInt64 = setting(24, "How many of the newest copies are kept.")
+    keep_last: UInt64 = setting(24, "How many of the newest copies are kept.", has_effect=False)
     keep_days: UInt64 = setting(
-        7, "For how many past days the newest copy of the day is kept as well."
+        7, "For how many past days the newest copy of the day is kept as well.", has_effect=False
     )

@@ -26,7 +26,9 @@ class MemoryTiers:
     snapshot_max_rows: UInt32 = setting(
         200, "Reports kept per node; 0: the default.", zero_is_default=True
     )
-    publish_interval: Duration = setting(5.0, "How often daemons should report; a hint to them.")
+    publish_interval: Duration = setting(
+        5.0, "How often daemons should report; a hint to them.", has_effect=False
+    )
 
 
 @attrs.frozen
@@ -46,8 +48,9 @@ class ControlReducer:
     )
     coalesce_window: Duration = setting(
         0.05,
-        "Without effect: every heartbeat is applied by itself, in memory; only what is stored of "
-        "them is gathered.",
+        "How long heartbeats are gathered. Every heartbeat is applied by itself, in memory; only "
+        "what is stored of them is gathered.",
+        has_effect=False,
     )
 
 
@@ -142,7 +145,7 @@ class GroupRealization:
     max_total_parts: UInt32 = setting(1024, "Parts of one transaction; at least 1.", floor=1)
     transaction_ttl_ms: UInt64 = setting(300000, "Milliseconds after which a transaction expires.")
     expiration_scan_interval_ms: UInt64 = setting(
-        30000, "Milliseconds between two looks for expired transactions."
+        30000, "Milliseconds between two looks for expired transactions.", has_effect=False
     )
     max_parts_per_version_set: UInt32 = setting(
         4096, "Parts of one set of versions; at least 1.", floor=1
@@ -157,16 +160,21 @@ class GroupRealization:
         1024, "Callers waiting on one transaction; at least 1.", floor=1
     )
     min_wait_poll_interval_ms: UInt64 = setting(
-        25, "Least milliseconds a client pauses between two polls; not above the greatest."
+        25,
+        "Least milliseconds a client pauses between two polls; not above the greatest.",
+        has_effect=False,
     )
     max_wait_poll_interval_ms: UInt64 = setting(
-        500, "Most milliseconds a client pauses between two polls; at least 1.", floor=1
+        500,
+        "Most milliseconds a client pauses between two polls; at least 1.",
+        floor=1,
+        has_effect=False,
     )
     max_member_reports_per_rpc: UInt32 = setting(
-        1024, "Member reports in one call; at least 1.", floor=1
+        1024, "Member reports in one call; at least 1.", floor=1, has_effect=False
     )
     cleanup_batch_limit: UInt32 = setting(
-        256, "Transactions removed in one pass; at least 1.", floor=1
+        256, "Transactions removed in one pass; at least 1.", floor=1, has_effect=False
     )
 
 
