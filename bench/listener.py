@@ -8,11 +8,11 @@ import argparse
 import asyncio
 import statistics
 import sys
-import time
 from contextlib import ExitStack
+from functools import partial
 
 import grpc.aio
-from measuring import ROOT, Child, child, global_store, spread, table
+from measuring import ROOT, Child, child, driven, global_store, spread, table
 
 METHOD = "/tensorcast.global_store.v1.ClusterAdminService/HealthCheck"
 SERVERS = ("globalstore", "grpcio threads", "grpcio asyncio")
@@ -24,18 +24,7 @@ async def slice_of(server: Child, in_flight: int, seconds: float) -> tuple[float
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         call = channel.unary_unary(METHOD)
         await call(b"")
-        calls = 0
-        began, cpu = time.monotonic(), server.cpu_s()
-        ends = began + seconds
-
-        async def loop() -> None:
-            nonlocal calls
-            while time.monotonic() < ends:
-                await call(b"")
-                calls += 1
-
-        await asyncio.gather(*(loop() for _ in range(in_flight)))
-        return (server.cpu_s() - cpu) * 1e6 / calls, calls / (time.monotonic() - began)
+        return await driven(server, partial(call, b""), in_flight, seconds)
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """What the benchmarks share: servers in processes of their own, their CPU time, and tables."""
 
+import asyncio
 import json
 import os
 import re
@@ -8,7 +9,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,24 @@ def global_store(
         command = [sys.executable, *program, f"--config={path}"]
         with child(command, LISTENING, environment) as server:
             yield server
+
+
+async def driven(
+    server: Child, call: Callable[[], Awaitable[object]], in_flight: int, seconds: float
+) -> tuple[float, float]:
+    """Make calls for a while, so many at a time; return CPU µs per call and calls per second."""
+    calls = 0
+    began, cpu = time.monotonic(), server.cpu_s()
+    ends = began + seconds
+
+    async def loop() -> None:
+        nonlocal calls
+        while time.monotonic() < ends:
+            await call()
+            calls += 1
+
+    await asyncio.gather(*(loop() for _ in range(in_flight)))
+    return (server.cpu_s() - cpu) * 1e6 / calls, calls / (time.monotonic() - began)
 
 
 def spread(values: Sequence[float]) -> str:

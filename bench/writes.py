@@ -10,11 +10,10 @@ import itertools
 import statistics
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import grpc.aio
-from measuring import Child, global_store, spread, table
+from measuring import Child, driven, global_store, spread, table
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -66,7 +65,7 @@ def request(worker_id: str, number: int) -> bytes:
 async def slice_of(
     server: Child, clients: int, seconds: float, numbers: "itertools.count[int]"
 ) -> tuple[float, float]:
-    """Register for a while; return calls per second and CPU microseconds per call."""
+    """Register for a while; return CPU microseconds per call and calls per second."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         worker = wire.RegisterWorkerRequest(
             daemon_id="d1", node_id="n1", node_address="10.0.0.1", grpc_port=50052, p2p_port=50053
@@ -74,18 +73,11 @@ async def slice_of(
         answer = await channel.unary_unary(SERVICE + "RegisterWorker")(worker.SerializeToString())
         worker_id = wire.RegisterWorkerResponse.FromString(answer).worker_id
         register = channel.unary_unary(SERVICE + "RegisterReplica")
-        calls = 0
-        began, cpu = time.monotonic(), server.cpu_s()
-        ends = began + seconds
 
-        async def loop() -> None:
-            nonlocal calls
-            while time.monotonic() < ends:
-                await register(request(worker_id, next(numbers)))
-                calls += 1
+        async def call() -> None:
+            await register(request(worker_id, next(numbers)))
 
-        await asyncio.gather(*(loop() for _ in range(clients)))
-        return calls / (time.monotonic() - began), (server.cpu_s() - cpu) * 1e6 / calls
+        return await driven(server, call, clients, seconds)
 
 
 def main() -> None:
@@ -107,7 +99,7 @@ def main() -> None:
     alone = statistics.median(rate for rate, _ in figures[1])
     rows = []
     for clients in CLIENTS:
-        rate, cpu = zip(*figures[clients], strict=True)
+        cpu, rate = zip(*figures[clients], strict=True)
         times = f"{statistics.median(rate) / alone:.1f} ×"
         rows.append([clients, spread(rate), times, spread(cpu)])
     table(["clients", "RegisterReplica/s", "one at a time", "CPU µs per call"], rows)
