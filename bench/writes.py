@@ -96,7 +96,7 @@ def main() -> None:
                 for clients in CLIENTS:
                     figure = asyncio.run(slice_of(server, clients, arguments.seconds, numbers))
                     figures[clients].append(figure)
-    alone = statistics.median(rate for rate, _ in figures[1])
+    alone = statistics.median(rate for _, rate in figures[1])
     rows = []
     for clients in CLIENTS:
         cpu, rate = zip(*figures[clients], strict=True)
