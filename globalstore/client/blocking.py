@@ -1,7 +1,7 @@
 """A client that makes one call after another and waits for each: what a command needs of gRPC.
 
 The client of daemons stands on trio and purerpc, which take longer to import than a command takes
-to be answered. This one needs a socket and hpack.
+to be answered. This one needs a socket and h2.
 """
 
 import socket
@@ -12,7 +12,11 @@ from urllib.parse import unquote
 
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
-from hpack import Decoder, Encoder, HPACKError
+from h2 import events
+from h2.config import H2Configuration
+from h2.connection import ConnectionState, H2Connection
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
 
 import globalstore
 
@@ -29,30 +33,20 @@ _STATUS_NAMES: Final = (
     "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
 )  # fmt: skip
 
-# Types and flags of HTTP/2 frames, and the settings that are of interest (RFC 9113). The server's
-# module for them is part of a package that imports all of the server's side.
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY = 0, 1, 3, 4, 6, 7
-_WINDOW_UPDATE, _CONTINUATION = 8, 9
-_ACK = _END_STREAM = 0x1
-_END_HEADERS, _PADDED, _HAS_PRIORITY = 0x4, 0x8, 0x20
-_ENABLE_PUSH, _INITIAL_WINDOW = 2, 4
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_FRAME_BYTES_MAX: Final = 16384
-_WINDOW_DEFAULT: Final = 65535
-_HEADER_BYTES: Final = 9
-_header = struct.Struct(">HBBBL")
-_setting = struct.Struct(">HL")
-_long = struct.Struct(">L")
-
 # An answer has a thousand entries at most, a few hundred bytes each.
 ANSWER_BYTES_MAX: Final = 64 << 20
-
-# No answer's headers are longer; ours have some hundred bytes.
-_BLOCK_BYTES_MAX: Final = 64 << 10
 
 # The window that the server gets, for a call and for all of them together: the protocol's greatest,
 # so that nothing has to be granted anew while a command lasts.
 _WINDOW: Final = (1 << 31) - 1
+_WINDOW_DEFAULT: Final = 65535
+
+_READ_BYTES: Final = 1 << 16
+
+# The type of a SETTINGS frame, the fourth byte of it.
+_SETTINGS: Final = b"\x04"
+
+_LEAVING: Final = "the server is leaving"
 
 # No message has been compressed, and its length follows.
 _prefix = struct.Struct(">BL")
@@ -87,24 +81,19 @@ class BlockingConnection:
         self._authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._scheme = "http" if tls is None else "https"
         self._metadata = metadata
-        self._encoder = Encoder()
-        self._decoder = Decoder(max_header_list_size=_BLOCK_BYTES_MAX)
-        self._received = bytearray()
+        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="latin-1"))
         self._heard = False
-        self._next_id = 1
-        # How many bytes may be sent: on the whole connection, and at first in a call.
-        self._window = self._first_window = _WINDOW_DEFAULT
         self._socket = self._connect(host, port)
         try:
             if tls is not None:
                 self._socket.settimeout(self._left_s())
                 self._socket = tls.wrap_socket(self._socket, server_hostname=host)
-            settings = _setting.pack(_ENABLE_PUSH, 0) + _setting.pack(_INITIAL_WINDOW, _WINDOW)
-            self._send(
-                _PREFACE
-                + _frame(_SETTINGS, 0, 0, settings)
-                + _frame(_WINDOW_UPDATE, 0, 0, _long.pack(_WINDOW - _WINDOW_DEFAULT))
+            self._h2.initiate_connection()
+            self._h2.update_settings(
+                {SettingCodes.ENABLE_PUSH: 0, SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW}
             )
+            self._h2.increment_flow_control_window(_WINDOW - _WINDOW_DEFAULT)
+            self._flush()
         except BaseException:
             self._socket.close()
             raise
@@ -117,22 +106,47 @@ class BlockingConnection:
 
     def call(self, method: "MethodDescriptor", request: "Message") -> Any:
         """Make a call and return its answer. Raises CallFailed for an answer that is an error."""
-        stream_id = self._next_id
-        self._next_id += 2
-        path = f"/{method.containing_service.full_name}/{method.name}"
         serialized = request.SerializeToString()
-        self._send(_frame(_HEADERS, _END_HEADERS, stream_id, self._head(path)))
+        path = f"/{method.containing_service.full_name}/{method.name}"
         try:
-            answer = self._converse(stream_id, _prefix.pack(0, len(serialized)) + serialized)
-        except struct.error:
-            raise ConnectionError("a frame that is too short") from None
+            answer = self._converse(path, _prefix.pack(0, len(serialized)) + serialized)
+        except ProtocolError as error:
+            # h2 takes nothing more once the server has said goodbye, not even answers.
+            closed = str(ConnectionState.CLOSED) in str(error)
+            raise ConnectionError(_LEAVING if closed else f"broken HTTP/2: {error}") from None
         try:
             return GetMessageClass(method.output_type).FromString(answer)
         except DecodeError:
             raise ConnectionError(f"the answer is no {method.output_type.name}") from None
 
-    def _head(self, path: str) -> bytes:
-        fields = (
+    def _converse(self, path: str, unsent: bytes) -> bytes:
+        """Send the message of a call as its window allows, and read until the call has ended."""
+        stream_id = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(stream_id, self._head(path))
+        data, trailers = bytearray(), None
+        while True:
+            unsent = self._send_some(stream_id, unsent)
+            for event in self._receive():
+                match event:
+                    case events.ConnectionTerminated():
+                        raise ConnectionError(_LEAVING)
+                    case events.StreamReset(stream_id=of) if of == stream_id:
+                        raise ConnectionError("the server broke the call off")
+                    case events.ResponseReceived():
+                        trailers = _fields(event.headers)
+                    case events.TrailersReceived():
+                        trailers = _fields(event.headers)
+                    case events.DataReceived():
+                        data += event.data
+                        if len(data) > ANSWER_BYTES_MAX:
+                            raise ConnectionError(
+                                f"the answer is longer than {ANSWER_BYTES_MAX} bytes"
+                            )
+                    case events.StreamEnded():
+                        return _message(trailers or {}, bytes(data))
+
+    def _head(self, path: str) -> list[tuple[str, str]]:
+        return [
             (":method", "POST"),
             (":scheme", self._scheme),
             (":path", path),
@@ -141,75 +155,38 @@ class BlockingConnection:
             ("content-type", "application/grpc"),
             ("user-agent", f"globalstore/{globalstore.__version__}"),
             *self._metadata,
-        )
-        # Never indexed, so that the size of the server's table does not matter.
-        return bytes(self._encoder.encode([(*field, True) for field in fields], huffman=False))
+        ]
 
-    def _converse(self, stream_id: int, unsent: bytes) -> bytes:
-        """Send the message of a call as its window allows, and read until the call has ended."""
-        window, data, block = self._first_window, bytearray(), bytearray()
-        ends = False
-        while True:
-            while unsent and (size := min(len(unsent), window, self._window, _FRAME_BYTES_MAX)) > 0:
-                piece, unsent = unsent[:size], unsent[size:]
-                window -= size
-                self._window -= size
-                self._send(_frame(_DATA, 0 if unsent else _END_STREAM, stream_id, piece))
-            kind, flags, of_stream, payload = self._receive()
-            if kind == _SETTINGS and not flags & _ACK:
-                window += self._take_settings(payload)
-            elif kind == _PING and not flags & _ACK:
-                self._send(_frame(_PING, _ACK, 0, payload))
-            elif kind == _WINDOW_UPDATE:
-                if of_stream == stream_id:
-                    window += _long.unpack(payload)[0]
-                elif of_stream == 0:
-                    self._window += _long.unpack(payload)[0]
-            elif kind == _GOAWAY and _long.unpack_from(payload)[0] < stream_id:
-                raise ConnectionError("the server is leaving")
-            elif of_stream != stream_id:
-                continue
-            elif kind == _RST_STREAM:
-                raise ConnectionError("the server broke the call off")
-            elif kind == _DATA:
-                data += _unpadded(flags, payload)
-                if len(data) > ANSWER_BYTES_MAX:
-                    raise ConnectionError(f"the answer is longer than {ANSWER_BYTES_MAX} bytes")
-                if flags & _END_STREAM:
-                    raise ConnectionError("the answer has no status")
-            elif kind in {_HEADERS, _CONTINUATION}:
-                if kind == _HEADERS:
-                    ends = bool(flags & _END_STREAM)
-                    payload = _unpadded(flags, payload)
-                    block = bytearray(payload[5:] if flags & _HAS_PRIORITY else payload)
-                else:
-                    block += payload
-                if len(block) > _BLOCK_BYTES_MAX:
-                    raise ConnectionError("the answer's headers are too long")
-                if flags & _END_HEADERS:
-                    fields = self._fields(bytes(block))
-                    if ends:
-                        return _message(fields, bytes(data))
+    def _send_some(self, stream_id: int, unsent: bytes) -> bytes:
+        """Send what the windows allow; return the rest."""
+        while unsent:
+            size = min(
+                len(unsent),
+                self._h2.local_flow_control_window(stream_id),
+                self._h2.max_outbound_frame_size,
+            )
+            if size <= 0:
+                break
+            piece, unsent = unsent[:size], unsent[size:]
+            self._h2.send_data(stream_id, piece, end_stream=not unsent)
+        self._flush()
+        return unsent
 
-    def _fields(self, block: bytes) -> dict[bytes, bytes]:
-        try:
-            decoded = self._decoder.decode(block, raw=True)
-        except (HPACKError, IndexError) as error:
-            raise ConnectionError(f"the answer's headers: {error}") from None
-        fields = {bytes(name): bytes(value) for name, value in decoded}
-        status = fields.get(b":status", b"200")
-        if status != b"200":
-            raise ConnectionError(f"no gRPC, but HTTP status {status.decode('latin-1')}")
-        return fields
+    def _receive(self) -> list[events.Event]:
+        self._socket.settimeout(self._left_s())
+        data = self._socket.recv(_READ_BYTES)
+        if not data:
+            raise ConnectionError("the connection ended before the answer came")
+        # HTTP/2 begins with SETTINGS; of anything else h2 would wait for a very long frame's end.
+        if not self._heard and data[3:4] not in {b"", _SETTINGS}:
+            raise ConnectionError("no gRPC, but something else")
+        self._heard = True
+        received: list[events.Event] = self._h2.receive_data(data)
+        return received
 
-    def _take_settings(self, payload: bytes) -> int:
-        """Acknowledge the server's settings; return by how much open windows grow."""
-        before = self._first_window
-        for key, value in _setting.iter_unpack(payload[: len(payload) // 6 * 6]):
-            if key == _INITIAL_WINDOW:
-                self._first_window = value
-        self._send(_frame(_SETTINGS, _ACK, 0, b""))
-        return self._first_window - before
+    def _flush(self) -> None:
+        self._socket.settimeout(self._left_s())
+        self._socket.sendall(self._h2.data_to_send())
 
     def _connect(self, host: str, port: int) -> socket.socket:
         """Connect to the first address of the host that can be reached, each in its turn."""
@@ -230,32 +207,6 @@ class BlockingConnection:
             raise late
         raise OSError("All connection attempts failed")
 
-    def _send(self, data: bytes) -> None:
-        self._socket.settimeout(self._left_s())
-        self._socket.sendall(data)
-
-    def _receive(self) -> tuple[int, int, int, bytes]:
-        """Return the next frame: its type, its flags, the number of its call, what it carries."""
-        received = self._received
-        while True:
-            if len(received) >= _HEADER_BYTES:
-                high, low, kind, flags, stream_id = _header.unpack_from(received)
-                end = _HEADER_BYTES + (high << 8 | low)
-                if not self._heard and kind != _SETTINGS:
-                    raise ConnectionError("no gRPC, but something else")
-                if end > _HEADER_BYTES + _FRAME_BYTES_MAX:
-                    raise ConnectionError("a frame that is too long")
-                self._heard = True
-                if len(received) >= end:
-                    payload = bytes(received[_HEADER_BYTES:end])
-                    del received[:end]
-                    return kind, flags, stream_id & 0x7FFFFFFF, payload
-            self._socket.settimeout(self._left_s())
-            data = self._socket.recv(1 << 16)
-            if not data:
-                raise ConnectionError("the connection ended before the answer came")
-            received += data
-
     def _left_s(self) -> float:
         left_s = self._until - time.monotonic()
         if left_s <= 0:
@@ -263,22 +214,27 @@ class BlockingConnection:
         return left_s
 
 
-def _frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
-    size = len(payload)
-    return _header.pack(size >> 8, size & 0xFF, kind, flags, stream_id) + payload
+def _fields(headers: list[tuple[Any, Any]]) -> dict[str, str]:
+    """Return header fields as text. Raises ConnectionError for what is no answer of gRPC."""
+    fields = {_text(name): _text(value) for name, value in headers}
+    status = fields.get(":status", "200")
+    if status != "200":
+        raise ConnectionError(f"no gRPC, but HTTP status {status}")
+    return fields
 
 
-def _unpadded(flags: int, payload: bytes) -> bytes:
-    return payload[1 : len(payload) - payload[0]] if flags & _PADDED and payload else payload
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode("latin-1")
 
 
-def _message(trailers: dict[bytes, bytes], data: bytes) -> bytes:
+def _message(trailers: dict[str, str], data: bytes) -> bytes:
     """Return the message of a call that has ended. Raises CallFailed."""
-    number = trailers.get(b"grpc-status", b"2")
-    code = int(number) if number.isdigit() and int(number) < len(_STATUS_NAMES) else 2
+    number = trailers.get("grpc-status")
+    if number is None:
+        raise ConnectionError("the answer has no status")
+    code = int(number) if number.isdecimal() and int(number) < len(_STATUS_NAMES) else 2
     if code:
-        text = trailers.get(b"grpc-message", b"").decode("latin-1")
-        raise CallFailed(_STATUS_NAMES[code], unquote(text))
+        raise CallFailed(_STATUS_NAMES[code], unquote(trailers.get("grpc-message", "")))
     if len(data) < _prefix.size or data[0] or _prefix.unpack_from(data)[1] != len(data) - 5:
         raise ConnectionError("the answer is not one plain message")
     return data[_prefix.size :]

@@ -14,7 +14,8 @@ DOCUMENT = (ROOT / "docs" / "adding.md").read_text()
 
 # Where a block goes, and the block.
 STEP = re.compile(
-    r"^\*\*`(?P<path>[^`]+)`\*\*, (?P<how>new|at the end|(?:after|instead of) `(?P<line>[^\n]+)`):\n\n"
+    r"^\*\*`(?P<path>[^`]+)`\*\*,"
+    r" (?P<how>new|at the end|(?:after|instead of) `(?P<line>[^\n]+)`):\n\n"
     r"```\w*\n(?P<block>.*?)^```$"
     r"|^```console\n(?P<console>.*?)^```$",
     re.DOTALL | re.MULTILINE,
