@@ -8,7 +8,14 @@ import trio
 from purerpc import Service, StatusCode
 
 from globalstore.rpc.call import Call
-from globalstore.rpc.dispatch import CallObserver, ErrorMap, Interceptor, routes, status_of
+from globalstore.rpc.dispatch import (
+    UNKNOWN_ROUTE,
+    CallObserver,
+    ErrorMap,
+    Interceptor,
+    routes,
+    status_of,
+)
 from globalstore.rpc.headers import RequestHead
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.serving import ListenerOptions, Serving
@@ -100,9 +107,7 @@ class InProcess:
             timeout_seconds=None if timeout_s == math.inf else timeout_s,
             metadata=tuple(metadata),
         )
-        route = self._serving.routes.get(path)
-        if route is None:
-            raise CallEnded(Status(StatusCode.UNIMPLEMENTED, f"no method {path[:200]!r}"))
+        route = self._serving.routes.get(path, UNKNOWN_ROUTE)
         call = Call(self._channel, 1, head, route.method, trio.current_time())
         self._serving.begin(call)
         status = Status(StatusCode.CANCELLED, "the caller has gone")
