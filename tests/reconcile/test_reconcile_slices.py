@@ -8,7 +8,7 @@ import trio
 from reconciling import ADD, APPLIED, NOOP, REMOVE, RETRY_LATER, UPDATE, entry, metric, reconciler
 from serving import configuration, serving
 
-from globalstore.db import slices
+from globalstore.db import Busy, slices
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import workers
 from globalstore.registry.runtime.reconcile import WHOLE_MAX
@@ -164,3 +164,28 @@ async def test_requests_of_one_worker_wait_for_each_other_and_are_no_gap() -> No
                 await trio.lowlevel.checkpoint()
             nursery.start_soon(send, 2)
         assert answers == {1: APPLIED, 2: APPLIED}
+
+
+async def test_a_database_that_is_too_busy_between_the_slices_asks_for_a_repeat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving() as store:
+        daemon = await reconciler(store)
+        held = [entry(f"a{number:05}") for number in range(MANY)]
+        plain = store.components.store.bulk
+        written = 0
+
+        async def busy_after_two(*args: object) -> object:
+            nonlocal written
+            if args[0] is slices.guarded:
+                written += 1
+                if written == 2:
+                    raise Busy("locked by another process")
+            return await plain(*args)
+
+        monkeypatch.setattr(store.components.store, "bulk", busy_after_two)
+        answer = await daemon.send(*held)
+        assert answer.result_kind == RETRY_LATER
+        assert answer.retry_after_ms > 0
+        assert kinds(await daemon.send(*held, request_seq=1))[ADD] > 0
+        assert await store.counts(f"a{MANY - 1:05}") == [(1, 1)]
