@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import trio
-from describing import (
+from artifact_calls import (
     BYTE_ARTIFACT,
     MI2,
     NOT_FOUND,
@@ -19,7 +19,7 @@ from describing import (
     describe,
 )
 from purerpc import RpcFailedError, StatusCode
-from serving import configuration, refused, serving
+from servers import configuration, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

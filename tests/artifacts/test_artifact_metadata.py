@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import trio
-from describing import (
+from artifact_calls import (
     BYTE_ARTIFACT,
     INDEX,
     INDEX_KEY,
@@ -21,7 +21,7 @@ from describing import (
     rows,
 )
 from purerpc import RpcFailedError, StatusCode
-from serving import refused, serving
+from servers import refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rules import multihash

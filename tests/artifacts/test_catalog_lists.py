@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import trio.testing
-from describing import INDEX, MI2, OF_DATA, OF_INDEX, bind, describe, lay
-from keying import ready, revoke, swap, upsert
+from artifact_calls import INDEX, MI2, OF_DATA, OF_INDEX, bind, describe, lay
+from key_calls import ready, revoke, swap, upsert
 from purerpc import StatusCode
-from serving import Serving, refused, serving
+from servers import Serving, refused, serving
 
 from globalstore.gen.globalstore.admin.v1 import admin_grpc
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import trio
-from describing import BYTE_ARTIFACT, MI2, OK, lay, lies
+from artifact_calls import BYTE_ARTIFACT, MI2, OK, lay, lies
 from hypothesis import given
 from hypothesis import strategies as st
 from purerpc import StatusCode
-from serving import configuration, refused, serving
+from servers import configuration, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rules.paths import relative_path

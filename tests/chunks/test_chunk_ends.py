@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from chunking import COLD, HOT, entry, query, report, states, where
-from serving import Serving, configuration, eventually, pass_time, serving
-from socketless import CallFailed, Host
+from chunk_calls import COLD, HOT, entry, query, report, states, where
+from servers import Serving, configuration, eventually, pass_time, serving
+from simulated_host import CallFailed, Host
 
 from globalstore.db import Full, Store, Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -3,9 +3,9 @@
 import pytest
 import trio
 import trio.testing
-from chunking import COLD, COPIED_GPU, HOT, LOCKED_TX, entry, query, report, states, where
+from chunk_calls import COLD, COPIED_GPU, HOT, LOCKED_TX, entry, query, report, states, where
 from purerpc import StatusCode
-from serving import Serving, eventually, pass_time, refused, serving
+from servers import Serving, eventually, pass_time, refused, serving
 
 from globalstore.api.runtime import chunks as handlers
 from globalstore.caches import worker_capacity

@@ -3,9 +3,9 @@
 import pytest
 import trio
 import trio.testing
-from chunking import COLD, COPIED_GPU, EVICTED, HOT, LOCKED_TX, entry, query, report, states
+from chunk_calls import COLD, COPIED_GPU, EVICTED, HOT, LOCKED_TX, entry, query, report, states
 from purerpc import StatusCode
-from serving import refused, serving
+from servers import refused, serving
 
 from globalstore.api.runtime.chunks import UPDATES_MAX
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from process import running
+from server_process import running
 from test_key import INDEX, command, describe, key
 
 from globalstore.rules import multihash

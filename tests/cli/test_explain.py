@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from process import Client, Process, running, write_config
-from serving import claim_request, memory_info, replica_request, worker_request
+from server_process import Client, Process, running, write_config
+from servers import claim_request, memory_info, replica_request, worker_request
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 

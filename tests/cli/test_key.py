@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from process import Process, running
+from server_process import Process, running
 
 from globalstore.cli import main
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 import trio.testing
-from serving import serving
+from servers import serving
 
 from globalstore.daemon import StoreClient, Unreachable
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

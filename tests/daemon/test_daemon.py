@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from serving import Serving, configuration, eventually, pass_time, serving
+from servers import Serving, configuration, eventually, pass_time, serving
 
 from globalstore.daemon import Daemon, Identity, StoreClient, Unreachable, read_artifact
 from globalstore.daemon.bytes_server import BytesServer, TransferFailed, fetch

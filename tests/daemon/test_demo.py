@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from process import PATIENCE_S, running
+from server_process import PATIENCE_S, running
 
 from globalstore.daemon.safetensors import write_sample
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import trio
 import trio.testing
-from serving import configuration, serving
+from servers import configuration, serving
 
 from globalstore.daemon import Daemon, Held, Identity, StoreClient
 

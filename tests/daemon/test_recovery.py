@@ -10,7 +10,7 @@ import purerpc
 import pytest
 import trio
 import trio.testing
-from serving import Serving, configuration, refused, serving, worker_request
+from servers import Serving, configuration, refused, serving, worker_request
 
 from globalstore.config import GlobalStoreConfig
 from globalstore.daemon import Daemon, Held, Identity, OutboxFull, Source, StoreClient, Unreachable

@@ -5,9 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import trio.testing
-from instancing import SIGNALS, beat, capable, ids, instance_request, listed, register, unregister
-from process import Client, running
-from serving import configuration, eventually, pass_time, serving
+from instance_calls import (
+    SIGNALS,
+    beat,
+    capable,
+    ids,
+    instance_request,
+    listed,
+    register,
+    unregister,
+)
+from server_process import Client, running
+from servers import configuration, eventually, pass_time, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -8,10 +8,10 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from instancing import SIGNALS, beat, capable, ids, listed, only, register, unregister
-from process import PATIENCE_S
+from instance_calls import SIGNALS, beat, capable, ids, listed, only, register, unregister
 from purerpc import StatusCode
-from serving import Serving, configuration, eventually, pass_time, refused, serving
+from server_process import PATIENCE_S
+from servers import Serving, configuration, eventually, pass_time, refused, serving
 
 from globalstore.db import Full, Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -5,9 +5,9 @@ import logging
 import pytest
 import trio
 import trio.testing
-from instancing import NODE_AGENT, SIGNALS, beat, listed, only, register, unregister
+from instance_calls import NODE_AGENT, SIGNALS, beat, listed, only, register, unregister
 from purerpc import StatusCode
-from serving import configuration, pass_time, refused, serving
+from servers import configuration, pass_time, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from instancing import NODE_AGENT, SIGNALS, beat, ids, listed, register, unregister
-from serving import Serving, configuration, pass_time, serving
+from instance_calls import NODE_AGENT, SIGNALS, beat, ids, listed, register, unregister
+from servers import Serving, configuration, pass_time, serving
 
 from globalstore.api import turns as cutting
 from globalstore.api.runtime import instances as api

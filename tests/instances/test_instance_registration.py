@@ -3,9 +3,19 @@
 from typing import Any
 
 import pytest
-from instancing import NODE_AGENT, SIGNALS, beat, capable, ids, listed, only, register, unregister
+from instance_calls import (
+    NODE_AGENT,
+    SIGNALS,
+    beat,
+    capable,
+    ids,
+    listed,
+    only,
+    register,
+    unregister,
+)
 from purerpc import StatusCode
-from serving import configuration, refused, serving
+from servers import configuration, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness import instances as scheduling

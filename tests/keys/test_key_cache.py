@@ -5,8 +5,8 @@ from typing import Any
 import attrs
 import trio
 import trio.testing
-from keying import NOT_FOUND, OK, ready, resolve, revoke, swap, target, upsert
-from serving import Serving, serving
+from key_calls import NOT_FOUND, OK, ready, resolve, revoke, swap, target, upsert
+from servers import Serving, serving
 
 from globalstore.caches.keys import KeyCache
 from globalstore.db import DatabaseError, IoFailed

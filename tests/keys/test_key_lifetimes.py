@@ -4,7 +4,7 @@ from pathlib import Path
 
 import trio
 import trio.testing
-from keying import (
+from key_calls import (
     ERROR,
     NOT_FOUND,
     OK,
@@ -18,7 +18,7 @@ from keying import (
     target,
     upsert,
 )
-from serving import Serving, configuration, serving
+from servers import Serving, configuration, serving
 
 from globalstore.db import Store
 from globalstore.registry.catalog import keys

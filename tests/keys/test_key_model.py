@@ -9,9 +9,9 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from keying import ERROR, INDEX, NOT_FOUND, OK
+from key_calls import ERROR, INDEX, NOT_FOUND, OK
 from purerpc import StatusCode
-from socketless import CallFailed, Host, folder_in_memory
+from simulated_host import CallFailed, Host, folder_in_memory
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

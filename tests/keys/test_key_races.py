@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import trio
-from keying import ERROR, OK, history, ready, resolve, revoke, swap, target, upsert
+from key_calls import ERROR, OK, history, ready, resolve, revoke, swap, target, upsert
 from linearizability import Operation, assert_linearizable
-from serving import Serving, serving
+from servers import Serving, serving
 
 from globalstore.client.connection import connection
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services

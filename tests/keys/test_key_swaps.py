@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from keying import (
+from key_calls import (
     ERROR,
     NOT_FOUND,
     OK,
@@ -17,7 +17,7 @@ from keying import (
     upsert,
 )
 from purerpc import StatusCode
-from serving import configuration, refused, serving
+from servers import configuration, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -2,7 +2,7 @@
 
 import pytest
 import trio.testing
-from keying import (
+from key_calls import (
     ERROR,
     NOT_FOUND,
     OK,
@@ -15,7 +15,7 @@ from keying import (
     upsert,
 )
 from purerpc import StatusCode
-from serving import refused, serving
+from servers import refused, serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from process import PATIENCE_S, Client, running
+from server_process import PATIENCE_S, Client, running
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as tier_wire

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from socketless import EPOCH_US, Host
+from simulated_host import EPOCH_US, Host
 
 from globalstore.db import Full
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serving import configuration, serving
+from servers import configuration, serving
 
 from globalstore.db import Store
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -6,9 +6,9 @@ import pytest
 import trio
 import trio.testing
 from purerpc import RpcFailedError, StatusCode
-from serving import configuration, pass_time, refused, serving
-from socketless import EPOCH_US
-from tiering import (
+from servers import configuration, pass_time, refused, serving
+from simulated_host import EPOCH_US
+from tier_calls import (
     ACQUIRED,
     ACTIVE,
     EXPIRED,

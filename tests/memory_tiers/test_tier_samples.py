@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 from purerpc import StatusCode
-from serving import Serving, configuration, refused, serving
-from socketless import EPOCH_US
-from tiering import LAST, publish
+from servers import Serving, configuration, refused, serving
+from simulated_host import EPOCH_US
+from tier_calls import LAST, publish
 
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
 from globalstore.registry import memory_tier_samples

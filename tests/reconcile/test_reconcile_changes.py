@@ -5,8 +5,7 @@ import uuid
 import pytest
 import trio.testing
 from google.protobuf.timestamp_pb2 import Timestamp
-from purerpc import StatusCode
-from reconciling import (
+from inventories import (
     ADD,
     APPLIED,
     NOOP,
@@ -18,7 +17,8 @@ from reconciling import (
     shown,
     transport,
 )
-from serving import KEY, memory_info, pass_time, refused, serving
+from purerpc import StatusCode
+from servers import KEY, memory_info, pass_time, refused, serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -2,8 +2,7 @@
 
 import pytest
 import trio.testing
-from purerpc import StatusCode
-from reconciling import (
+from inventories import (
     ADD,
     APPLIED,
     DELTA,
@@ -19,7 +18,8 @@ from reconciling import (
     reconciler,
     shown,
 )
-from serving import Serving, pass_time, refused, serving
+from purerpc import StatusCode
+from servers import Serving, pass_time, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rules.checksums import EMPTY

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import trio
 import trio.testing
-from reconciling import (
+from inventories import (
     ADD,
     APPLIED,
     DELTA,
@@ -17,7 +17,7 @@ from reconciling import (
     reconciler,
     shown,
 )
-from serving import Serving, configuration, memory_info, pass_time, serving
+from servers import Serving, configuration, memory_info, pass_time, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rules.checksums import EMPTY, Entry, of_replicas

@@ -5,8 +5,8 @@ from random import Random
 import purerpc
 import pytest
 import trio
-from reconciling import ADD, APPLIED, NOOP, REMOVE, RETRY_LATER, UPDATE, entry, metric, reconciler
-from serving import configuration, serving
+from inventories import ADD, APPLIED, NOOP, REMOVE, RETRY_LATER, UPDATE, entry, metric, reconciler
+from servers import configuration, serving
 
 from globalstore.db import Busy, slices
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from purerpc import StatusCode
-from serving import memory_info, refused, replica_request, serving
+from servers import memory_info, refused, replica_request, serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

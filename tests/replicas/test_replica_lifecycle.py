@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from claiming import client_with_deadlines, parked, start, until
+from claims import client_with_deadlines, parked, start, until
 from purerpc import StatusCode
-from serving import (
+from servers import (
     Serving,
     claim_request,
     configuration,
@@ -19,7 +19,7 @@ from serving import (
     serving,
     worker_request,
 )
-from socketless import CallFailed, Host, folder_in_memory
+from simulated_host import CallFailed, Host, folder_in_memory
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

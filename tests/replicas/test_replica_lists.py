@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 from purerpc import StatusCode
-from serving import Serving, memory_info, refused, serving
+from servers import Serving, memory_info, refused, serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 from purerpc import StatusCode
-from serving import KEY, configuration, memory_info, pass_time, refused, replica_request, serving
+from servers import KEY, configuration, memory_info, pass_time, refused, replica_request, serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

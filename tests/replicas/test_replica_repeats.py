@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 from purerpc import StatusCode
-from serving import configuration, memory_info, pass_time, refused, replica_request, serving
+from servers import configuration, memory_info, pass_time, refused, replica_request, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

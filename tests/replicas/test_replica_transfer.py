@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from serving import KEY, Serving, memory_info, serving
+from servers import KEY, Serving, memory_info, serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -8,9 +8,9 @@ import purerpc
 import pytest
 import trio
 from google.protobuf.message import Message
-from keying import ready, upsert
+from key_calls import ready, upsert
 from purerpc import StatusCode
-from serving import Serving, configuration, serving
+from servers import Serving, configuration, serving
 from test_any_input import MESSAGES_PER_CALL, scramble
 
 from globalstore.gen.globalstore.admin.v1 import admin_grpc

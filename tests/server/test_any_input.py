@@ -9,7 +9,7 @@ import trio
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from purerpc import StatusCode
-from serving import Serving, claim_request, replica_request, serving, worker_request
+from servers import Serving, claim_request, replica_request, serving, worker_request
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as tier_wire

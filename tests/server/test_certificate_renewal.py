@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 from rpc.certificates import KeyPair, issue
-from serving import configuration, eventually
+from servers import configuration, eventually
 
 from globalstore.server.certificates import LOOK_S
 from globalstore.server.lifecycle import Server

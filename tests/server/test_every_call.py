@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from process import PATIENCE_S, Client, Process, running
+from server_process import PATIENCE_S, Client, Process, running
 
 from globalstore.gen.grpc.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2

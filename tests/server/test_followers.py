@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from serving import configuration
+from servers import configuration
 
 import globalstore
 from globalstore.db import Runner

@@ -5,7 +5,7 @@ from pathlib import Path
 import trio
 import trio.testing
 from purerpc import StatusCode
-from serving import Serving, configuration, eventually, pass_time, refused, serving
+from servers import Serving, configuration, eventually, pass_time, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

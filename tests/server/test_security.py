@@ -8,9 +8,9 @@ from typing import Any
 
 import grpc
 import pytest
-from process import PATIENCE_S, Client, Process, running, write_config
 from rpc.certificates import KeyPair, issue
-from serving import worker_request
+from server_process import PATIENCE_S, Client, Process, running, write_config
+from servers import worker_request
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.server.grpc_listener import TlsUnusable, certificate_expiry

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from serving import configuration, serving
+from servers import configuration, serving
 
 import globalstore
 from globalstore.client.connection import connection

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from process import PATIENCE_S, Client, Process, running, write_config
+from server_process import PATIENCE_S, Client, Process, running, write_config
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.schema import MIGRATIONS

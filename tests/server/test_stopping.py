@@ -9,8 +9,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from process import PATIENCE_S, Client, Process, running
-from serving import claim_request, replica_request, worker_request
+from server_process import PATIENCE_S, Client, Process, running
+from servers import claim_request, replica_request, worker_request
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -8,8 +8,8 @@ import trio
 from lease_model import Lost, Told
 from linearizability import Operation
 from purerpc import RpcFailedError, StatusCode
-from serving import worker_request
-from socketless import CallFailed
+from servers import worker_request
+from simulated_host import CallFailed
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -4,7 +4,9 @@ import re
 
 import pytest
 import trio.testing
-from leasing import (
+from purerpc import StatusCode
+from servers import pass_time, refused, serving
+from shard_lease_calls import (
     LAST_SHARD,
     acquire,
     facts,
@@ -15,9 +17,7 @@ from leasing import (
     release,
     until_us,
 )
-from purerpc import StatusCode
-from serving import pass_time, refused, serving
-from socketless import EPOCH_US
+from simulated_host import EPOCH_US
 
 from globalstore.api.runtime.shard_leases import LEASES_MAX
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

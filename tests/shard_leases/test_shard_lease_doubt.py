@@ -4,9 +4,9 @@ import threading
 from pathlib import Path
 
 import trio
-from leasing import acquire, get, keep
 from purerpc import StatusCode
-from serving import configuration, refused, serving
+from servers import configuration, refused, serving
+from shard_lease_calls import acquire, get, keep
 
 from globalstore.db import Site, Store
 from globalstore.registry.runtime import shard_leases

@@ -15,8 +15,8 @@ from lease_clients import DAEMONS, Clients, NoAnswer, cut_off_after
 from lease_model import Shard, step
 from linearizability import assert_linearizable
 from purerpc import StatusCode
-from serving import serving
-from socketless import CallFailed, Host, folder_in_memory
+from servers import serving
+from simulated_host import CallFailed, Host, folder_in_memory
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -3,9 +3,9 @@
 import pytest
 import trio
 import trio.testing
-from leasing import acquire, facts, get, keep, release
 from purerpc import StatusCode
-from serving import eventually, pass_time, refused, serving
+from servers import eventually, pass_time, refused, serving
+from shard_lease_calls import acquire, facts, get, keep, release
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

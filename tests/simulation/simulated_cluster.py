@@ -9,7 +9,7 @@ import attrs
 import trio
 import trio.testing
 from simulated_daemons import Daemon
-from socketless import Host, folder_in_memory
+from simulated_host import Host, folder_in_memory
 from witness import Witness
 
 from globalstore.registry import new_ids

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import trio
 from purerpc import StatusCode
-from socketless import CallFailed
+from simulated_host import CallFailed
 from witness import Witness
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 import trio
-from socketless import CallFailed, Host
+from simulated_host import CallFailed, Host
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -11,9 +11,9 @@ import grpc
 import pytest
 import trio
 import trio.testing
-from process import Client, running
 from purerpc import StatusCode
-from serving import (
+from server_process import Client, running
+from servers import (
     KEY,
     Serving,
     configuration,

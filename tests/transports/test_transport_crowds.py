@@ -5,7 +5,7 @@ from collections import Counter
 
 import trio
 import trio.testing
-from serving import claim_request, configuration, pass_time, serving
+from servers import claim_request, configuration, pass_time, serving
 
 from globalstore.api.runtime.transports import _request
 from globalstore.db.limits import WRITE_QUEUE_MAX

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from claiming import LOADS, OK, OUTCOMES, TIMED_OUT, parked, source, start
+from claims import LOADS, OK, OUTCOMES, TIMED_OUT, parked, source, start
 from purerpc import StatusCode
-from serving import configuration, memory_info, pass_time, refused, serving
+from servers import configuration, memory_info, pass_time, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from claiming import OK
-from serving import claim_request, replica_request, worker_request
-from socketless import Host, folder_in_memory
+from claims import OK
+from servers import claim_request, replica_request, worker_request
+from simulated_host import Host, folder_in_memory
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import trio
-from claiming import NOT_FOUND, OK, TIMED_OUT, parked, source, start
+from claims import NOT_FOUND, OK, TIMED_OUT, parked, source, start
 from purerpc import StatusCode
-from serving import Serving, configuration, memory_info, refused, serving
+from servers import Serving, configuration, memory_info, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -12,11 +12,11 @@ from typing import Any
 import grpc
 import pytest
 import trio
-from claiming import OK, TIMED_OUT, another_client
+from claims import OK, TIMED_OUT, another_client
 from google.protobuf.timestamp_pb2 import Timestamp
 from linearizability import Operation, assert_linearizable, impossible_after
-from process import Client, running
-from serving import (
+from server_process import Client, running
+from servers import (
     Serving,
     claim_request,
     configuration,

@@ -6,8 +6,8 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from claiming import LOADS, OK, TIMED_OUT, parked, source, start, until
-from serving import memory_info, serving
+from claims import LOADS, OK, TIMED_OUT, parked, source, start, until
+from servers import memory_info, serving
 
 from globalstore.db import Runner, Store
 from globalstore.registry import new_ids, worker_ids

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from serving import configuration, serving
+from servers import configuration, serving
 
 from globalstore.cli.serve import _without_effect
 from globalstore.rules.scoring import Mode, Scoring, Spread, Weights

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from claiming import (
+from claims import (
     LOADS,
     NOT_FOUND,
     OK,
@@ -22,7 +22,7 @@ from claiming import (
     start,
     until,
 )
-from serving import (
+from servers import (
     Serving,
     claim_request,
     serving,

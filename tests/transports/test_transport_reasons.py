@@ -8,9 +8,9 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from claiming import parked, source, start, until
+from claims import parked, source, start, until
 from purerpc import StatusCode
-from serving import Serving, configuration, memory_info, pass_time, refused, serving
+from servers import Serving, configuration, memory_info, pass_time, refused, serving
 
 from globalstore.gen.globalstore.admin.v1 import admin_grpc
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import trio
-from claiming import (
+from claims import (
     LOADS,
     NOT_FOUND,
     OK,
@@ -16,7 +16,7 @@ from claiming import (
     until,
 )
 from purerpc import StatusCode
-from serving import memory_info, pass_time, refused, serving
+from servers import memory_info, pass_time, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

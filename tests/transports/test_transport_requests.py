@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import trio
-from claiming import LOADS, NOT_FOUND, OK, TIMED_OUT, source, start
+from claims import LOADS, NOT_FOUND, OK, TIMED_OUT, source, start
 from purerpc import StatusCode
-from serving import KEY, claim_request, memory_info, refused, serving
+from servers import KEY, claim_request, memory_info, refused, serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 import pytest
-from serving import configuration, memory_info, serving
+from servers import configuration, memory_info, serving
 
 from globalstore.caches.sources import KnownSources
 from globalstore.db import Runner, Store

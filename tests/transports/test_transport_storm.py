@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import trio
-from claiming import NOT_FOUND, OK, TIMED_OUT, another_client, until
-from serving import Serving, claim_request, memory_info, serving
+from claims import NOT_FOUND, OK, TIMED_OUT, another_client, until
+from servers import Serving, claim_request, memory_info, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -4,7 +4,7 @@ import purerpc
 import pytest
 import trio
 import trio.testing
-from claiming import (
+from claims import (
     LOADS,
     OK,
     TIMED_OUT,
@@ -17,7 +17,7 @@ from claiming import (
     until,
 )
 from purerpc import StatusCode
-from serving import (
+from servers import (
     claim_request,
     configuration,
     memory_info,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from purerpc import StatusCode
-from serving import Serving, refused, serving
+from servers import Serving, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

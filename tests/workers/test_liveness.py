@@ -3,7 +3,7 @@
 import pytest
 import trio
 import trio.testing
-from serving import configuration, pass_time, serving
+from servers import configuration, pass_time, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

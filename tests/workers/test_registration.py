@@ -5,7 +5,7 @@ import re
 import pytest
 import trio
 from purerpc import StatusCode
-from serving import configuration, pass_time, refused, serving
+from servers import configuration, pass_time, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 from purerpc import StatusCode
-from serving import pass_time, refused, serving
+from servers import pass_time, refused, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

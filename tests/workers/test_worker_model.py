@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from socketless import folder_in_memory
+from simulated_host import folder_in_memory
 from worker_programs import Program
 from worker_steps import Step, program
 

@@ -13,8 +13,8 @@ import grpc
 import pytest
 import trio
 import trio.testing
-from process import PATIENCE_S, Client, Process, running
-from serving import (
+from server_process import PATIENCE_S, Client, Process, running
+from servers import (
     Serving,
     claim_request,
     configuration,

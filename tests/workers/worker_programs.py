@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 from purerpc import StatusCode
-from socketless import CallFailed, Host
+from simulated_host import CallFailed, Host
 from worker_contract import Contract
 from worker_facts import Refused, identity
 from worker_messages import request as request_of

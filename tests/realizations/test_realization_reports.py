@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import trio.testing
-from grouping import (
+from purerpc import StatusCode
+from realization_calls import (
     ABORTED,
     EXPIRED,
     EXPLICIT,
@@ -26,8 +27,7 @@ from grouping import (
     show,
     wait,
 )
-from purerpc import StatusCode
-from serving import Serving, configuration, memory_info, refused, serving
+from servers import Serving, configuration, memory_info, refused, serving
 
 from globalstore.config import GlobalStoreConfig
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common

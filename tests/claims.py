@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import purerpc
 import trio
-from serving import Serving, claim_request
+from servers import Serving, claim_request
 
 from globalstore.client.connection import StoreClient, connection
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services

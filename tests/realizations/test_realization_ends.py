@@ -9,7 +9,8 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from grouping import (
+from purerpc import RpcFailedError, StatusCode
+from realization_calls import (
     ABORTED,
     ERROR,
     EXPIRED,
@@ -31,9 +32,8 @@ from grouping import (
     show,
     wait,
 )
-from purerpc import RpcFailedError, StatusCode
-from serving import Serving, configuration, eventually, refused, serving
-from socketless import CallFailed, Host, folder_in_memory
+from servers import Serving, configuration, eventually, refused, serving
+from simulated_host import CallFailed, Host, folder_in_memory
 
 from globalstore.client.connection import connection
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services

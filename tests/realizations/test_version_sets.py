@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import trio
-from grouping import (
+from purerpc import RpcFailedError, StatusCode
+from realization_calls import (
     CANONICAL,
     MANIFEST_HASH,
     OK,
@@ -17,8 +18,7 @@ from grouping import (
     register,
     selection,
 )
-from purerpc import RpcFailedError, StatusCode
-from serving import refused, serving
+from servers import refused, serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -3,7 +3,7 @@
 from typing import Any
 
 import attrs
-from serving import Serving
+from servers import Serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

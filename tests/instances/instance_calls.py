@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serving import Serving
+from servers import Serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

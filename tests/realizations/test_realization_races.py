@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import trio
-from grouping import (
+from purerpc import RpcFailedError, StatusCode
+from realization_calls import (
     ABORTED,
     EXPLICIT,
     PUBLISHED,
@@ -25,8 +26,7 @@ from grouping import (
     show,
     wait,
 )
-from purerpc import RpcFailedError, StatusCode
-from serving import configuration, serving
+from servers import configuration, serving
 
 from globalstore.registry.catalog.realizations import RealizationState
 from globalstore.registry.signals import RealizationEnded

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import trio.testing
-from grouping import (
+from key_calls import ready, revoke, swap, upsert
+from purerpc import StatusCode
+from realization_calls import (
     ABORTED,
     EXPIRED,
     MANIFEST_HASH,
@@ -30,9 +32,7 @@ from grouping import (
     show,
     wait,
 )
-from keying import ready, revoke, swap, upsert
-from purerpc import StatusCode
-from serving import configuration, refused, serving
+from servers import configuration, refused, serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serving import Serving, configuration
+from servers import Serving, configuration
 
 from globalstore.config import GlobalStoreConfig
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serving import KEY, Serving
+from servers import KEY, Serving
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -25,7 +25,7 @@ UPDATE = wire.StateChange.CHANGE_TYPE_UPDATE_REPLICA
 def entry(
     artifact_id: str = "model", node: str = "d1", *, available: bool | None = True, **fields: Any
 ) -> Any:
-    """An inventory entry; its place and keys are those of ``serving.memory_info``."""
+    """An inventory entry; its place and keys are those of ``servers.memory_info``."""
     stats = {
         name: fields.pop(name)
         for name in ("max_concurrency", "current_requests", "registered_ts")

@@ -8,11 +8,11 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from grouping import ABORTED, EXPIRED, PREPARING, PUBLISHED, joining, reporting
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from purerpc import StatusCode
-from socketless import CallFailed, Host, folder_in_memory
+from realization_calls import ABORTED, EXPIRED, PREPARING, PUBLISHED, joining, reporting
+from simulated_host import CallFailed, Host, folder_in_memory
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rules import realizations

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from serving import Serving
+from servers import Serving
 
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
 

@@ -15,7 +15,7 @@ from typing import Any
 import trio
 from google.protobuf.message_factory import GetMessageClass
 from purerpc import StatusCode
-from serving import configuration
+from servers import configuration
 
 from globalstore.api.context import ServerInfo
 from globalstore.config import GlobalStoreConfig
