@@ -1,4 +1,4 @@
-"""A whole server in the test's own event loop, and a client that talks to it over TCP."""
+"""A whole server in the test's own event loop, and stubs that call it from memory or over TCP."""
 
 import json
 import tempfile
@@ -13,20 +13,25 @@ import purerpc
 import pytest
 import trio
 import trio.testing
+from server_in_memory import Memory, Stub
 
 import globalstore.config
 from globalstore.api.context import ServerInfo
 from globalstore.client.connection import connection
+from globalstore.db import Runner
+from globalstore.gen.globalstore.admin.v1 import admin_grpc, admin_pb2
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc
+from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc, memory_tier_pb2
 from globalstore.leases.wall_clock import wall_us
 from globalstore.liveness.stalls import TICK_S
 from globalstore.server.components import Components
 from globalstore.server.lifecycle import Server
 
 KEY = "k" * 40
+
+_SERVICES = wire.DESCRIPTOR.services_by_name
 
 
 def configuration(**sections: Any) -> globalstore.config.GlobalStoreConfig:
@@ -48,7 +53,7 @@ class Serving:
     admin: Any
     catalog: Any
     tiers: Any
-    wall_us: int = 0
+    operators: Any
 
     @property
     def components(self) -> Components:
@@ -169,9 +174,37 @@ def wall_of_trio() -> Callable[[], int]:
 
 @asynccontextmanager
 async def serving(
+    config: globalstore.config.GlobalStoreConfig | None = None,
+    wall: Any = None,
+    runner: Runner = Runner.INLINE,
+) -> AsyncIterator[Serving]:
+    """Run a server that is called from memory; its database is there too unless configured.
+
+    ``runner`` says where the database runs: inline, unless the test is about what happens while
+    that is at work.
+    """
+    server = Server(config or configuration(), wall or wall_of_trio(), runner)
+    memory = Memory(server.components)
+    in_process = memory.in_process
+    async with trio.open_nursery() as nursery:
+        info = await nursery.start(server.serve, memory)
+        yield Serving(
+            server,
+            info,
+            Stub(in_process, _SERVICES["ClusterRuntimeService"]),
+            Stub(in_process, _SERVICES["ClusterAdminService"]),
+            Stub(in_process, _SERVICES["ArtifactCatalogService"]),
+            Stub(in_process, memory_tier_pb2.DESCRIPTOR.services_by_name["MemoryTierService"]),
+            Stub(in_process, admin_pb2.DESCRIPTOR.services_by_name["AdminService"]),
+        )
+        server.stop()
+
+
+@asynccontextmanager
+async def serving_over_tcp(
     config: globalstore.config.GlobalStoreConfig | None = None, wall: Any = None
 ) -> AsyncIterator[Serving]:
-    """Run a server, in memory unless the configuration says otherwise."""
+    """Run a server with sockets, its database in threads: for tests of connections and drains."""
     server = Server(config or configuration(), wall or wall_of_trio())
     async with trio.open_nursery() as nursery:
         info = await nursery.start(server.run)
@@ -183,6 +216,7 @@ async def serving(
                 services.ClusterAdminServiceStub(channel),
                 services.ArtifactCatalogServiceStub(channel),
                 memory_tier_grpc.MemoryTierServiceStub(channel),
+                admin_grpc.AdminServiceStub(channel),
             )
         server.stop()
 

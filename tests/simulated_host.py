@@ -15,15 +15,13 @@ from typing import Any
 import trio
 from google.protobuf.message_factory import GetMessageClass
 from purerpc import StatusCode
+from server_in_memory import Memory
 from servers import configuration
 
-from globalstore.api.context import ServerInfo
 from globalstore.config import GlobalStoreConfig
 from globalstore.db import Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.rpc import CallEnded, DrainReport, InProcess
-from globalstore.server import grpc_listener
-from globalstore.server.components import Components
+from globalstore.rpc import CallEnded
 from globalstore.server.lifecycle import Server
 
 _METHODS = [
@@ -54,32 +52,6 @@ class CallFailed(Exception):
     def __init__(self, code: StatusCode, text: str = "") -> None:
         super().__init__(f"{code.name}: {text}")
         self.code = code
-
-
-class Memory:
-    """Calls that come from memory: what ``Server.serve`` needs where there are no sockets."""
-
-    connections = 0
-
-    def __init__(self, components: Components) -> None:
-        self._components = components
-        self.in_process = InProcess(**grpc_listener.served(components))
-
-    async def answer_probes(self, nursery: trio.Nursery) -> None:
-        """Nobody asks."""
-
-    async def take_calls(self, nursery: trio.Nursery, cluster_id: str) -> ServerInfo:
-        return ServerInfo("memory", 0, "memory", 0, 0, "", "", cluster_id)
-
-    def tasks(self) -> dict[str, Any]:
-        return {}
-
-    def reload(self, config: GlobalStoreConfig) -> None:
-        """Nothing of it can change."""
-
-    async def drain(self, grace_s: float) -> DrainReport:
-        self.in_process.drain()
-        return DrainReport(0, 0, 0)
 
 
 class _Process:

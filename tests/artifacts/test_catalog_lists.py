@@ -9,22 +9,17 @@ from key_calls import ready, revoke, swap, upsert
 from purerpc import StatusCode
 from servers import Serving, refused, serving
 
-from globalstore.gen.globalstore.admin.v1 import admin_grpc
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.registry import catalog_lists
 
 NOW_US = 1_700_000_000_000_000
 
 
-def ask(store: Serving) -> Any:
-    return admin_grpc.AdminServiceStub(store.runtime._client.channel)
-
-
 async def names(store: Serving, **said: Any) -> list[str]:
     """All keys, page by page."""
     found: list[str] = []
     while True:
-        answer = await ask(store).ListKeys(admin.ListKeysRequest(**said))
+        answer = await store.operators.ListKeys(admin.ListKeysRequest(**said))
         found += [key.key for key in answer.keys]
         if not answer.next_after:
             return found
@@ -70,7 +65,7 @@ async def test_all_of_a_key_is_shown(mock_clock: trio.testing.MockClock) -> None
         await swap(store)
         await upsert(store, artifact_id="b", ttl_s=10, replica_uuid="r", daemon_address="h")
         mock_clock.jump(2.5)
-        shown = await ask(store).ShowKey(admin.ShowKeyRequest(key=" k "))
+        shown = await store.operators.ShowKey(admin.ShowKeyRequest(key=" k "))
         expected = admin.KeyRecord(
             key="k",
             artifact_id="b",
@@ -90,7 +85,7 @@ async def test_all_of_a_key_is_shown(mock_clock: trio.testing.MockClock) -> None
         assert [each.HasField("ended_at") for each in shown.generations] == [False, True]
         assert not shown.is_truncated
         mock_clock.jump(7.5)
-        shown = await ask(store).ShowKey(admin.ShowKeyRequest(key="k"))
+        shown = await store.operators.ShowKey(admin.ShowKeyRequest(key="k"))
         assert (shown.key.artifact_id, shown.key.generation) == ("", 1)
 
 
@@ -103,7 +98,7 @@ async def test_only_the_latest_of_many_targets_are_shown(monkeypatch: pytest.Mon
         await ready(store, "a", "b")
         for number in range(4):
             await swap(store, artifact_id="ab"[number % 2])
-        shown = await ask(store).ShowKey(admin.ShowKeyRequest(key="k"))
+        shown = await store.operators.ShowKey(admin.ShowKeyRequest(key="k"))
         assert [each.generation for each in shown.generations] == [3, 2]
         assert shown.is_truncated
 
@@ -111,20 +106,20 @@ async def test_only_the_latest_of_many_targets_are_shown(monkeypatch: pytest.Mon
 async def test_what_is_unknown_is_not_found() -> None:
     async with serving() as store:
         async with refused(StatusCode.NOT_FOUND, "'k'"):
-            await ask(store).ShowKey(admin.ShowKeyRequest(key="k"))
+            await store.operators.ShowKey(admin.ShowKeyRequest(key="k"))
         async with refused(StatusCode.NOT_FOUND, "'a'"):
-            await ask(store).ShowArtifact(admin.ShowArtifactRequest(artifact_id="a"))
+            await store.operators.ShowArtifact(admin.ShowArtifactRequest(artifact_id="a"))
         async with refused(StatusCode.INVALID_ARGUMENT, "key is required"):
-            await ask(store).ShowKey(admin.ShowKeyRequest())
+            await store.operators.ShowKey(admin.ShowKeyRequest())
         async with refused(StatusCode.INVALID_ARGUMENT, "artifact_id is required"):
-            await ask(store).ShowArtifact(admin.ShowArtifactRequest())
+            await store.operators.ShowArtifact(admin.ShowArtifactRequest())
         async with refused(StatusCode.FAILED_PRECONDITION, "daemon-session-local"):
-            await ask(store).ShowArtifact(admin.ShowArtifactRequest(artifact_id="msa1:x"))
+            await store.operators.ShowArtifact(admin.ShowArtifactRequest(artifact_id="msa1:x"))
         for said in ({"prefix": "a\0"}, {"after": "x" * 1025}):
             async with refused(StatusCode.INVALID_ARGUMENT, next(iter(said))):
-                await ask(store).ListKeys(admin.ListKeysRequest(**said))
+                await store.operators.ListKeys(admin.ListKeysRequest(**said))
             async with refused(StatusCode.INVALID_ARGUMENT, next(iter(said))):
-                await ask(store).ListArtifacts(admin.ListArtifactsRequest(**said))
+                await store.operators.ListArtifacts(admin.ListArtifactsRequest(**said))
 
 
 async def test_all_about_an_artifact_is_shown() -> None:
@@ -140,7 +135,9 @@ async def test_all_about_an_artifact_is_shown() -> None:
         await revoke(store, "gone")
         await lay(store, "p/q", artifact_id=MI2, kind=2)
         await lay(store, "p/old", artifact_id=MI2, is_deleted=True)
-        shown = await ask(store).ShowArtifact(admin.ShowArtifactRequest(artifact_id=f" {MI2} "))
+        shown = await store.operators.ShowArtifact(
+            admin.ShowArtifactRequest(artifact_id=f" {MI2} ")
+        )
         artifact = admin.ArtifactRecord(
             artifact_id=MI2,
             id_kind="MI2",
@@ -162,7 +159,9 @@ async def test_all_about_an_artifact_is_shown() -> None:
                 admin.ArtifactPlace(relative_path="p/q", kind="IMPORTED"),
             ],
         )
-        shown = await ask(store).ShowArtifact(admin.ShowArtifactRequest(artifact_id="cgid:one"))
+        shown = await store.operators.ShowArtifact(
+            admin.ShowArtifactRequest(artifact_id="cgid:one")
+        )
         assert shown.artifact == admin.ArtifactRecord(artifact_id="cgid:one")
         assert shown.sealed_to == MI2
 
@@ -176,7 +175,7 @@ async def test_artifacts_are_listed_in_the_order_of_their_bytes(page_size: int) 
         found: list[Any] = []
         after = ""
         while True:
-            answer = await ask(store).ListArtifacts(
+            answer = await store.operators.ListArtifacts(
                 admin.ListArtifactsRequest(after=after, page_size=page_size)
             )
             found += answer.artifacts
@@ -186,5 +185,5 @@ async def test_artifacts_are_listed_in_the_order_of_their_bytes(page_size: int) 
         assert [each.artifact_id for each in found] == sorted(ids, key=str.encode)
         assert {each.replica_count for each in found} == {1}
         assert not any(each.HasField("index_size") for each in found)
-        answer = await ask(store).ListArtifacts(admin.ListArtifactsRequest(prefix="cgid:ab"))
+        answer = await store.operators.ListArtifacts(admin.ListArtifactsRequest(prefix="cgid:ab"))
         assert [each.artifact_id for each in answer.artifacts] == ["cgid:abc", "cgid:abd"]

@@ -6,8 +6,8 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from process import Process, running, write_config
 from rpc.certificates import KeyPair, issue
+from server_process import Process, running, write_config
 
 from globalstore.cli import main
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from process import Process, running, write_config
+from server_process import Process, running, write_config
 
 from globalstore.cli import VERBS
 

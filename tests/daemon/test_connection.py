@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 import trio.testing
-from servers import serving
+from servers import serving_over_tcp
 
 from globalstore.daemon import StoreClient, Unreachable
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -50,7 +50,7 @@ async def test_a_server_that_answers_no_ping_is_left_after_forty_seconds(
 async def test_a_server_that_answers_pings_is_kept(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         client = StoreClient("127.0.0.1", store.info.listen_port, seed=1)
         await nursery.start(client.run)
         for _ in range(3):

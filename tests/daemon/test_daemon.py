@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from servers import Serving, configuration, eventually, pass_time, serving
+from servers import Serving, configuration, eventually, pass_time, serving_over_tcp
 
 from globalstore.daemon import Daemon, Identity, StoreClient, Unreachable, read_artifact
 from globalstore.daemon.bytes_server import BytesServer, TransferFailed, fetch
@@ -31,7 +31,7 @@ async def start(
 async def test_it_registers_and_keeps_itself_alive(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
-    async with serving() as store, trio.open_nursery() as daemons:
+    async with serving_over_tcp() as store, trio.open_nursery() as daemons:
         await start(daemons, store)
         for _ in range(20):
             await pass_time(mock_clock, 5)
@@ -45,7 +45,7 @@ async def test_it_comes_back_with_its_replicas_when_the_store_has_lost_it(
 ) -> None:
     write_sample(tmp_path / "m", 10)
     artifact = read_artifact(tmp_path / "m")
-    async with serving() as store, trio.open_nursery() as daemons:
+    async with serving_over_tcp() as store, trio.open_nursery() as daemons:
         daemon = await start(daemons, store)
         await daemon.offer(artifact, max_concurrency=1)
         worker_id = daemon.worker_id
@@ -66,7 +66,7 @@ async def test_it_registers_again_a_replica_that_the_store_says_it_does_not_have
 ) -> None:
     write_sample(tmp_path / "m", 10)
     artifact = read_artifact(tmp_path / "m")
-    async with serving() as store, trio.open_nursery() as daemons:
+    async with serving_over_tcp() as store, trio.open_nursery() as daemons:
         daemon = await start(daemons, store)
         await daemon.offer(artifact, max_concurrency=1)
         ((replica_id,),) = await store.read("SELECT hex(replica_id) FROM replicas")
@@ -113,7 +113,7 @@ async def test_it_outlives_a_restart_of_the_server(
 
 
 async def test_a_server_of_another_cluster_is_refused() -> None:
-    async with serving(configuration(meta={"cluster_token": "blue"})) as store:
+    async with serving_over_tcp(configuration(meta={"cluster_token": "blue"})) as store:
         with pytest.RaisesGroup(pytest.RaisesExc(Refused, match="another cluster")):
             async with trio.open_nursery() as daemons:
                 await start(daemons, store, cluster_token="green")
@@ -122,7 +122,7 @@ async def test_a_server_of_another_cluster_is_refused() -> None:
 
 async def test_an_address_that_nobody_can_reach_is_refused_for_good() -> None:
     local = Identity("d1", "node-1", "127.0.0.1", 50052, 50053)
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         with pytest.RaisesGroup(pytest.RaisesExc(Refused, match="node_address")):
             async with trio.open_nursery() as daemons:
                 await start(daemons, store, local)

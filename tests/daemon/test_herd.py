@@ -5,7 +5,7 @@ from pathlib import Path
 
 import trio
 import trio.testing
-from servers import configuration, serving
+from servers import configuration, serving_over_tcp
 
 from globalstore.daemon import Daemon, Held, Identity, StoreClient
 
@@ -45,13 +45,13 @@ async def test_a_herd_is_back_soon_after_a_restart_and_nothing_went_wrong(
     for client, daemon in zip(clients, daemons, strict=True):
         nursery.start_soon(client.run)
         nursery.start_soon(daemon.run)
-    async with serving(config) as store:
+    async with serving_over_tcp(config) as store:
         async with trio.open_nursery() as filling:
             for daemon in daemons:
                 filling.start_soon(fill, daemon)
         assert await store.counts(*artifacts) == [(DAEMONS, DAEMONS)] * REPLICAS
     registered = sorted(f"registered as {daemon.worker_id}" for daemon in daemons)
-    async with serving(config) as store:
+    async with serving_over_tcp(config) as store:
         began = trio.current_time()
         while await store.counts(*artifacts) != [(DAEMONS, DAEMONS)] * REPLICAS:
             await trio.lowlevel.checkpoint()

@@ -10,7 +10,7 @@ import purerpc
 import pytest
 import trio
 import trio.testing
-from servers import Serving, configuration, refused, serving, worker_request
+from servers import Serving, configuration, refused, serving_over_tcp, worker_request
 
 from globalstore.config import GlobalStoreConfig
 from globalstore.daemon import Daemon, Held, Identity, OutboxFull, Source, StoreClient, Unreachable
@@ -79,11 +79,11 @@ async def test_after_a_restart_a_snapshot_brings_the_replicas_back_without_a_reg
     tmp_path: Path, nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
     async with site(nursery, mock_clock, port, tmp_path / "store.db") as here:
-        async with serving(here.config) as store:
+        async with serving_over_tcp(here.config) as store:
             await here.daemon.until_in_step()
             await here.daemon.publish(held("a"))
             assert await cursor(store) == (1, 0, 1)
-        async with serving(here.config) as store:
+        async with serving_over_tcp(here.config) as store:
             await counted(store, "a", 1, 1)
             await here.daemon.until_in_step()
             assert await cursor(store) == (1, 1, 2)
@@ -97,12 +97,12 @@ async def test_a_store_that_forgot_everything_is_told_everything_again(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
     async with site(nursery, mock_clock, port) as here:
-        async with serving(here.config):
+        async with serving_over_tcp(here.config):
             await here.daemon.until_in_step()
             await here.daemon.publish(held("a"))
             await here.daemon.publish(held("b"))
             first = here.daemon.worker_id
-        async with serving(here.config) as store:
+        async with serving_over_tcp(here.config) as store:
             await counted(store, "b", 1, 1)
             assert await store.counts("a") == [(1, 1)]
             assert here.daemon.worker_id != first
@@ -112,7 +112,7 @@ async def test_what_happens_during_an_outage_reaches_the_store_after_it(
     tmp_path: Path, nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
     async with site(nursery, mock_clock, port, tmp_path / "store.db") as here:
-        async with serving(here.config):
+        async with serving_over_tcp(here.config):
             await here.daemon.until_in_step()
             await here.daemon.publish(held("a"))
             source = await here.daemon.claim("a", 0)
@@ -120,7 +120,7 @@ async def test_what_happens_during_an_outage_reaches_the_store_after_it(
         nursery.start_soon(here.daemon.complete, source, True)
         nursery.start_soon(here.daemon.publish, held("b"))
         await trio.testing.wait_all_tasks_blocked()
-        async with serving(here.config) as store:
+        async with serving_over_tcp(here.config) as store:
             await counted(store, "b", 1, 1)
             assert await here.daemon.claim("a", 60) is not None, "the slot came free"
 
@@ -141,7 +141,7 @@ async def test_a_daemon_whose_queue_is_full_says_so_at_once_and_holds_nothing_mo
         with pytest.raises(OutboxFull):
             await here.daemon.complete(Source("t", "n", "a", 1, "k"), True)
         assert {each.artifact_id for each in here.daemon.inventory} == {"a", "b"}
-        async with serving(here.config) as store:
+        async with serving_over_tcp(here.config) as store:
             await counted(store, "b", 1, 1)
             assert await store.counts("a", "c") == [(1, 1), (0, 0)]
 
@@ -152,14 +152,14 @@ async def test_a_publication_that_nobody_waits_for_any_more_still_happens(
     async with site(nursery, mock_clock, port) as here:
         with trio.move_on_after(0):
             await here.daemon.publish(held("a"))
-        async with serving(here.config) as store:
+        async with serving_over_tcp(here.config) as store:
             await counted(store, "a", 1, 1)
 
 
 async def test_a_replica_that_the_store_refuses_is_not_held(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
-    async with site(nursery, mock_clock, port) as here, serving(here.config):
+    async with site(nursery, mock_clock, port) as here, serving_over_tcp(here.config):
         await here.daemon.until_in_step()
         async with refused(purerpc.StatusCode.FAILED_PRECONDITION, "daemon-session-local"):
             await here.daemon.publish(held("msa1:x"))
@@ -169,7 +169,7 @@ async def test_a_replica_that_the_store_refuses_is_not_held(
 async def test_what_is_withdrawn_is_removed_at_once(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
-    async with site(nursery, mock_clock, port) as here, serving(here.config) as store:
+    async with site(nursery, mock_clock, port) as here, serving_over_tcp(here.config) as store:
         await here.daemon.until_in_step()
         kept = await here.daemon.publish(held("a"))
         gone = await here.daemon.publish(held("b"))
@@ -182,7 +182,7 @@ async def test_what_is_withdrawn_is_removed_at_once(
 async def test_a_replica_that_only_the_daemon_counts_unavailable_is_corrected(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
-    async with site(nursery, mock_clock, port) as here, serving(here.config) as store:
+    async with site(nursery, mock_clock, port) as here, serving_over_tcp(here.config) as store:
         await here.daemon.until_in_step()
         there = await here.daemon.publish(held("a"))
         here.daemon.inventory.put(attrs.evolve(there, available=False))
@@ -192,7 +192,7 @@ async def test_a_replica_that_only_the_daemon_counts_unavailable_is_corrected(
 async def test_a_lost_answer_costs_nothing(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
-    async with site(nursery, mock_clock, port) as here, serving(here.config) as store:
+    async with site(nursery, mock_clock, port) as here, serving_over_tcp(here.config) as store:
         await here.daemon.until_in_step()
         here.daemon.inventory.put(held("a"))
         # What the daemon is about to send arrives once already, and nobody gets its answer.
@@ -210,7 +210,7 @@ async def test_a_lost_answer_costs_nothing(
 async def test_a_cursor_that_somebody_moved_leads_to_a_new_generation(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
-    async with site(nursery, mock_clock, port) as here, serving(here.config) as store:
+    async with site(nursery, mock_clock, port) as here, serving_over_tcp(here.config) as store:
         await here.daemon.until_in_step()
         await here.daemon.publish(held("a"))
         await store.runtime.RegisterWorker(
@@ -228,7 +228,7 @@ async def test_a_cursor_that_somebody_moved_leads_to_a_new_generation(
 async def test_a_number_that_the_store_has_never_seen_is_asked_for_until_a_new_generation(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
-    async with site(nursery, mock_clock, port) as here, serving(here.config) as store:
+    async with site(nursery, mock_clock, port) as here, serving_over_tcp(here.config) as store:
         await here.daemon.until_in_step()
         # As after the restore of an old backup.
         here.daemon._cursor.accepted = 5
@@ -241,7 +241,7 @@ async def test_a_number_that_the_store_has_never_seen_is_asked_for_until_a_new_g
 async def test_a_daemon_that_leaves_takes_its_replicas_with_it(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         client = StoreClient("127.0.0.1", store.info.listen_port, seed=1)
         await nursery.start(client.run)
         daemon = Daemon(client, IDENTITY)
@@ -262,7 +262,7 @@ async def test_a_daemon_that_leaves_does_not_wait_for_a_store_that_is_away(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
     async with site(nursery, mock_clock, port) as here:
-        async with serving(here.config):
+        async with serving_over_tcp(here.config):
             await here.daemon.until_in_step()
         mock_clock.autojump_threshold = 0.05
         with pytest.raises(Unreachable, match="no connection"):

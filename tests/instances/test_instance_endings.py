@@ -13,7 +13,7 @@ from purerpc import StatusCode
 from server_process import PATIENCE_S
 from servers import Serving, configuration, eventually, pass_time, refused, serving
 
-from globalstore.db import Full, Lane
+from globalstore.db import Full, Lane, Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.instances import Instances
 from globalstore.registry.retention import DAY_S
@@ -232,7 +232,7 @@ class StuckDisk:
 async def test_nobody_hears_that_it_lives_while_its_end_is_being_written(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
-    async with serving(configuration(worker_policy=POLICY)) as store:
+    async with serving(configuration(worker_policy=POLICY), runner=Runner.THREADS) as store:
         await register(store, "dead")
         await pass_time(mock_clock, 6)
         await register(store, "alive")
@@ -255,7 +255,7 @@ async def test_nobody_hears_that_it_lives_while_its_end_is_being_written(
 async def test_a_registration_that_overtakes_the_expiry_lives_and_one_after_it_revives(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
-    async with serving(configuration(worker_policy=POLICY)) as store:
+    async with serving(configuration(worker_policy=POLICY), runner=Runner.THREADS) as store:
         await register(store)
         [before] = store.components.instances.list_now({}, 0).active.values()
         answers: list[Any] = []

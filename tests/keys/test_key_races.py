@@ -8,9 +8,10 @@ import pytest
 import trio
 from key_calls import ERROR, OK, history, ready, resolve, revoke, swap, target, upsert
 from linearizability import Operation, assert_linearizable
-from servers import Serving, serving
+from servers import Serving, serving, serving_over_tcp
 
 from globalstore.client.connection import connection
+from globalstore.db import Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
@@ -40,7 +41,7 @@ async def at_once(calls: Any) -> list[Any]:
     ids="+".join,
 )
 async def test_one_of_many_swaps_with_the_same_guard_wins(guard: dict[str, Any]) -> None:
-    async with serving() as store:
+    async with serving(runner=Runner.THREADS) as store:
         names = [f"a{number}" for number in range(CLIENTS)]
         await ready(store, "start", *names)
         await upsert(store, artifact_id="start")
@@ -55,7 +56,7 @@ async def test_one_of_many_swaps_with_the_same_guard_wins(guard: dict[str, Any])
 
 
 async def test_swaps_without_guards_all_win_in_generations_of_their_own() -> None:
-    async with serving() as store:
+    async with serving(runner=Runner.THREADS) as store:
         names = [f"a{number}" for number in range(CLIENTS)]
         await ready(store, *names)
         answers = await at_once(lambda name=name: swap(store, artifact_id=name) for name in names)
@@ -66,7 +67,7 @@ async def test_swaps_without_guards_all_win_in_generations_of_their_own() -> Non
 
 
 async def test_one_of_many_upserts_of_a_new_key_decides_its_target() -> None:
-    async with serving() as store:
+    async with serving(runner=Runner.THREADS) as store:
         names = [f"a{number}" for number in range(CLIENTS)]
         await ready(store, *names)
         answers = await at_once(lambda name=name: upsert(store, artifact_id=name) for name in names)
@@ -79,7 +80,7 @@ async def test_one_of_many_upserts_of_a_new_key_decides_its_target() -> None:
 
 
 async def test_repeats_of_one_swap_at_once_are_one_swap() -> None:
-    async with serving() as store:
+    async with serving(runner=Runner.THREADS) as store:
         await ready(store, "a", "b")
         await upsert(store)
         answers = await at_once(
@@ -89,7 +90,7 @@ async def test_repeats_of_one_swap_at_once_are_one_swap() -> None:
 
 
 async def test_one_of_many_revocations_finds_the_key() -> None:
-    async with serving() as store:
+    async with serving(runner=Runner.THREADS) as store:
         await ready(store, "a")
         await upsert(store)
         statuses = await at_once([lambda: revoke(store)] * CLIENTS)
@@ -146,7 +147,7 @@ async def _client(store: Serving, rng: random.Random, calls: list[Operation]) ->
 async def test_concurrent_swaps_resolves_and_revocations_are_linearizable() -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         await ready(store, "a", "b", "c")
         for round_number in range(5):
             calls: list[Operation] = []
@@ -161,7 +162,7 @@ async def test_concurrent_swaps_resolves_and_revocations_are_linearizable() -> N
 
 
 async def test_a_resolve_that_begins_after_a_swap_was_answered_sees_it() -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         await ready(store, "a", "b")
         await upsert(store)
         done = trio.Event()

@@ -32,7 +32,7 @@ from realization_calls import (
     show,
     wait,
 )
-from servers import Serving, configuration, eventually, refused, serving
+from servers import Serving, configuration, eventually, refused, serving, serving_over_tcp
 from simulated_host import CallFailed, Host, folder_in_memory
 
 from globalstore.client.connection import connection
@@ -210,10 +210,11 @@ async def test_the_waiters_of_one_realization_are_bounded_and_others_are_free(
             await report(store, first, part_id)
         await eventually(lambda: len(waiting.told) == 2)
         await wait(store, first, 100)
+        nursery.cancel_scope.cancel()
 
 
 async def test_who_goes_away_leaves_room_at_once(nursery: trio.Nursery) -> None:
-    async with serving(on(max_waiters_per_transaction=1)) as store:
+    async with serving_over_tcp(on(max_waiters_per_transaction=1)) as store:
         transaction_id = await begun(store)
         began = trio.current_time()
         async with (

@@ -23,6 +23,9 @@ DAY_S = 86400
 LIFE_S = 30
 PARTS = "01"
 
+# Long enough for the server to do what is due.
+MOMENT_S = 0.001
+
 
 @attrs.define
 class Member:
@@ -261,11 +264,12 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
             host = Host(folder, nursery, worker_policy=policy)
             await host.start()
             for what, *said in steps:
-                if what != "pass":
-                    for epoch in model.slots:
-                        model.slot(epoch)
+                for epoch in model.slots:
+                    model.slot(epoch)
                 if what == "pass":
-                    clock.jump(said[0])
+                    # What is due already ends now, not after the jump.
+                    await trio.sleep(MOMENT_S)
+                    clock.jump(said[0] - MOMENT_S)
                     model.now_s += said[0]
                 elif what == "sweep":
                     await host.running.components.maintenance.run_pass()

@@ -6,7 +6,7 @@ import purerpc
 import pytest
 import trio
 from inventories import ADD, APPLIED, NOOP, REMOVE, RETRY_LATER, UPDATE, entry, metric, reconciler
-from servers import configuration, serving
+from servers import configuration, serving, serving_over_tcp
 
 from globalstore.db import Busy, slices
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -131,12 +131,23 @@ async def test_a_registration_between_the_slices_makes_the_rest_stale(
         assert await store.read("SELECT count(*) FROM replicas") == [(0,)]
 
 
-async def test_a_caller_that_goes_away_leaves_nothing_half_done() -> None:
-    async with serving() as store:
+async def test_a_caller_that_goes_away_leaves_nothing_half_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving_over_tcp() as store:
         daemon = await reconciler(store)
         held = [entry(f"a{number:05}") for number in range(MANY)]
-        with trio.move_on_after(0.15):
+        plain = store.components.store.bulk
+        with trio.CancelScope() as caller:
+
+            async def written_and_gone(*args: object) -> object:
+                done = await plain(*args)
+                caller.cancel()
+                return done
+
+            monkeypatch.setattr(store.components.store, "bulk", written_and_gone)
             await daemon.send(*held)
+        assert caller.cancelled_caught
         daemon.seq = 0
         answer = await daemon.send(*held)
         if answer.result_kind == APPLIED:

@@ -17,6 +17,7 @@ from servers import (
     refused,
     replica_request,
     serving,
+    serving_over_tcp,
     worker_request,
 )
 from simulated_host import CallFailed, Host, folder_in_memory
@@ -311,7 +312,7 @@ async def test_a_drain_ends_at_its_timeout(mock_clock: trio.testing.MockClock) -
 async def test_the_answer_of_a_drain_comes_before_the_callers_own_deadline(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving_over_tcp() as store, trio.open_nursery() as nursery:
         _, replica_id = await one_replica(store)
         await store.claim()
         client = await client_with_deadlines(store, nursery)

@@ -13,7 +13,6 @@ from purerpc import StatusCode
 from servers import Serving, configuration, serving
 from test_any_input import MESSAGES_PER_CALL, scramble
 
-from globalstore.gen.globalstore.admin.v1 import admin_grpc
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -136,7 +135,7 @@ async def check_invariants(store: Serving) -> None:
 async def code_of(store: Serving, method: str, request: Any) -> StatusCode:
     service = store.catalog
     if method in _ASKED:
-        service = admin_grpc.AdminServiceStub(store.runtime._client.channel)
+        service = store.operators
     try:
         await getattr(service, method)(request)
     except purerpc.RpcFailedError as error:

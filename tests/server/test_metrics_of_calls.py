@@ -5,7 +5,15 @@ from pathlib import Path
 import trio
 import trio.testing
 from purerpc import StatusCode
-from servers import Serving, configuration, eventually, pass_time, refused, serving
+from servers import (
+    Serving,
+    configuration,
+    eventually,
+    pass_time,
+    refused,
+    serving,
+    serving_over_tcp,
+)
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -16,7 +24,7 @@ def value(store: Serving, name: str, **labels: str) -> float | None:
 
 
 async def test_replicas_are_counted_as_they_come_and_go(tmp_path: object) -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         worker = await store.register("d1")
         first = await store.replica(worker.worker_id, "m")
         await store.replica(worker.worker_id, "m")
@@ -35,12 +43,12 @@ async def test_replicas_are_counted_as_they_come_and_go(tmp_path: object) -> Non
 
 async def test_gauges_over_tables_are_restored_at_start(tmp_path: object) -> None:
     config = configuration(database={"db_file": f"{tmp_path}/store.db"})
-    async with serving(config) as store:
+    async with serving_over_tcp(config) as store:
         worker = await store.register("d1")
         await store.replica(worker.worker_id, "m")
         await store.replica(worker.worker_id, "n")
         await store.claim("m")
-    async with serving(config) as store:
+    async with serving_over_tcp(config) as store:
         assert value(store, "tc_replicas_total") == 2
         assert value(store, "tc_replicas_per_artifact", artifact_id="m") == 1
         assert value(store, "tc_replicas_per_memtype", memory_type="RAM") == 2
@@ -49,7 +57,7 @@ async def test_gauges_over_tables_are_restored_at_start(tmp_path: object) -> Non
 
 
 async def test_transports_are_counted_by_their_outcome() -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         worker = await store.register("d1")
         await store.replica(worker.worker_id, "m")
         granted = await store.claim("m")
@@ -65,14 +73,14 @@ async def test_transports_are_counted_by_their_outcome() -> None:
 
 
 async def test_requests_for_invented_artifacts_take_no_series() -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         for number in range(50):
             await store.claim(f"invented-{number}")
         assert store.components.metrics.labelled_artifacts() == set()
 
 
 async def test_calls_are_counted_by_code_also_those_not_built_and_made_up() -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         workflow = services.WorkflowOrchestrationServiceStub(store.runtime._client.channel)
         async with refused(StatusCode.UNIMPLEMENTED):
             await workflow.PlanPlacement(wire.PlanPlacementRequest())
@@ -82,7 +90,7 @@ async def test_calls_are_counted_by_code_also_those_not_built_and_made_up() -> N
 
 
 async def test_gauges_are_looked_up_once_a_second(mock_clock: trio.testing.MockClock) -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         worker = await store.register("d1", capability_flags=0b100010)
         await store.replica(worker.worker_id)
         await store.register("d1", capability_flags=0b100010)
@@ -103,7 +111,7 @@ async def test_capabilities_are_counted_as_workers_change_and_go(
         return value(store, "tc_capability_directory_entries", **labels)
 
     config = configuration(worker_policy={"heartbeat_timeout": "10s"})
-    async with serving(config) as store:
+    async with serving_over_tcp(config) as store:
         first = await store.register("d1", capability_flags=0b100010)
         second = await store.register("d2", capability_flags=0b100000)
         await store.register("d1", capability_flags=0b100000)
@@ -120,9 +128,9 @@ async def test_capabilities_are_counted_as_workers_change_and_go(
 
 async def test_capabilities_are_counted_again_after_a_restart(tmp_path: Path) -> None:
     config = configuration(database={"db_file": str(tmp_path / "store.db")})
-    async with serving(config) as store:
+    async with serving_over_tcp(config) as store:
         await store.register("d1", capability_flags=0b10)
-    async with serving(config) as store:
+    async with serving_over_tcp(config) as store:
         labels = {"scope": "worker", "capability": "queue_broker_enabled"}
         assert value(store, "tc_capability_directory_entries", **labels) == 1
 
@@ -131,7 +139,7 @@ async def test_the_series_of_artifacts_without_replicas_go_with_the_next_mainten
     mock_clock: trio.testing.MockClock,
 ) -> None:
     config = configuration(worker_policy={"cleanup_interval": "1s"})
-    async with serving(config) as store:
+    async with serving_over_tcp(config) as store:
         worker = await store.register("d1")
         replica = await store.replica(worker.worker_id, "m")
         await store.claim("m")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from servers import configuration, serving
+from servers import configuration, serving_over_tcp
 
 import globalstore
 from globalstore.client.connection import connection
@@ -69,14 +69,14 @@ async def test_a_server_on_every_interface_tells_the_way_to_this_machine() -> No
 
 async def test_the_other_fields_say_version_ports_and_database(tmp_path: Path) -> None:
     database = tmp_path / "sub" / "склад.db"
-    async with serving(configuration(database={"db_file": str(database)})) as store:
+    async with serving_over_tcp(configuration(database={"db_file": str(database)})) as store:
         info = await store.admin.GetServerInfo(wire.GetServerInfoRequest())
         assert info.db_file == str(database.resolve())
         assert info.version == globalstore.__version__
         assert info.metrics_port == store.info.metrics_port > 0
         first = info.cluster_id
     assert re.fullmatch(r"\d{8}T\d{6}Z_[0-9a-f]{8}", first)
-    async with serving(configuration(database={"db_file": str(database)})) as store:
+    async with serving_over_tcp(configuration(database={"db_file": str(database)})) as store:
         info = await store.admin.GetServerInfo(wire.GetServerInfoRequest())
         assert info.cluster_id == first
 
@@ -84,7 +84,7 @@ async def test_the_other_fields_say_version_ports_and_database(tmp_path: Path) -
 async def test_a_database_in_memory_has_no_file_and_a_new_identity_with_every_start() -> None:
     seen = set()
     for _ in range(2):
-        async with serving() as store:
+        async with serving_over_tcp() as store:
             info = await store.admin.GetServerInfo(wire.GetServerInfoRequest())
             assert info.db_file == ""
             seen.add(info.cluster_id)
@@ -92,7 +92,7 @@ async def test_a_database_in_memory_has_no_file_and_a_new_identity_with_every_st
 
 
 async def test_the_cluster_token_is_for_the_health_check_only() -> None:
-    async with serving(configuration(meta={"cluster_token": "hush"})) as store:
+    async with serving_over_tcp(configuration(meta={"cluster_token": "hush"})) as store:
         info = await store.admin.GetServerInfo(wire.GetServerInfoRequest())
         assert "hush" not in str(info)
         health = await store.admin.HealthCheck(wire.HealthCheckRequest())

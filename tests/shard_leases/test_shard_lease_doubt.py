@@ -8,7 +8,7 @@ from purerpc import StatusCode
 from servers import configuration, refused, serving
 from shard_lease_calls import acquire, get, keep
 
-from globalstore.db import Site, Store
+from globalstore.db import Runner, Site, Store
 from globalstore.registry.runtime import shard_leases
 from globalstore.registry.schema import MIGRATIONS
 
@@ -59,7 +59,7 @@ async def test_a_reader_does_not_decide_what_the_writer_may_have_decided_otherwi
 
 async def test_reads_of_a_lease_that_has_just_ended_write_nothing(tmp_path: Path) -> None:
     config = configuration(database={"db_file": str(tmp_path / "store.db")})
-    async with serving(config) as store:
+    async with serving(config, runner=Runner.THREADS) as store:
         lease = (await acquire(store, ttl_ms=1)).lease
         await trio.sleep(0.01)
         wal = store.components.store.statistics().wal_bytes

@@ -21,7 +21,7 @@ from servers import (
     pass_time,
     refused,
     replica_request,
-    serving,
+    serving_over_tcp,
     worker_request,
 )
 
@@ -71,7 +71,7 @@ async def test_the_start_says_where_it_listens_what_it_keeps_and_how_often_it_cl
     lines: Lines,
 ) -> None:
     config = configuration(worker_policy=POLICY | {"cleanup_interval": "7s"})
-    async with serving(config) as store:
+    async with serving_over_tcp(config) as store:
         info = store.info
     has(lines.only("database", "INFO"), path="in-memory")
     has(lines.only("listening", "INFO"), address="127.0.0.1", port=info.listen_port)
@@ -97,7 +97,7 @@ async def test_the_start_says_where_it_listens_what_it_keeps_and_how_often_it_cl
 async def test_the_life_of_a_worker_is_told_with_who_it_was(
     lines: Lines, mock_clock: trio.testing.MockClock
 ) -> None:
-    async with serving(configuration(worker_policy=POLICY)) as store:
+    async with serving_over_tcp(configuration(worker_policy=POLICY)) as store:
         first = await store.register("d1", capability_flags=2)
         again = await store.register(
             "d1", is_recovery_registration=True, previous_worker_id=first.worker_id
@@ -122,7 +122,7 @@ async def test_the_life_of_a_worker_is_told_with_who_it_was(
 async def test_an_endpoint_that_is_taken_over_or_defended_is_told_with_both_sides(
     lines: Lines,
 ) -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         owner = await store.register("d1")
         answer = await store.register("d2", node_address="d1.example")
         assert answer.status == wire.STATUS_ERROR
@@ -153,7 +153,7 @@ async def test_a_heartbeat_that_is_not_taken_is_told_once_a_minute_and_worker(
     lines: Lines, mock_clock: trio.testing.MockClock
 ) -> None:
     name, nobody = "heartbeat of an unknown worker", str(uuid.uuid4())
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         known = await store.register("d1")
         await beat_twice(store, nobody, state_version=7)
         await beat_twice(store, known.worker_id, daemon_id="impostor")
@@ -170,7 +170,7 @@ async def test_a_heartbeat_that_is_not_taken_is_told_once_a_minute_and_worker(
 
 
 async def test_lists_are_told_at_debug_only(lines: Lines) -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         await store.register("d1")
         lines.events.clear()
         await store.active()
@@ -179,7 +179,7 @@ async def test_lists_are_told_at_debug_only(lines: Lines) -> None:
 
 
 async def test_every_line_of_a_call_names_its_method_and_client(lines: Lines) -> None:
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         await store.register("d1")
         async with refused(StatusCode.INVALID_ARGUMENT):
             await store.beat("w", state_version=0)

@@ -8,6 +8,7 @@ import trio.testing
 from servers import claim_request, configuration, pass_time, serving
 
 from globalstore.api.runtime.transports import _request
+from globalstore.db import Runner
 from globalstore.db.limits import WRITE_QUEUE_MAX
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime.transports import Miss
@@ -17,7 +18,7 @@ ARTIFACTS = 2 * WRITE_QUEUE_MAX
 
 async def test_requests_for_more_artifacts_than_the_database_queues_are_all_answered() -> None:
     answers: Counter[object] = Counter()
-    async with serving() as store:
+    async with serving(runner=Runner.THREADS) as store:
 
         async def ask(artifact_id: str) -> None:
             request = _request(claim_request(artifact_id))
@@ -31,7 +32,7 @@ async def test_requests_for_more_artifacts_than_the_database_queues_are_all_answ
 
 async def test_a_worker_that_comes_back_serves_those_who_wait_for_each_of_its_artifacts() -> None:
     held = 300
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving(runner=Runner.THREADS) as store, trio.open_nursery() as nursery:
         worker = await store.register("d1")
         for number in range(held):
             await store.replica(worker.worker_id, f"model-{number}")
@@ -58,7 +59,7 @@ async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
     mock_clock: trio.testing.MockClock,
 ) -> None:
     config = configuration(worker_policy={"heartbeat_timeout": "3600s"})
-    async with serving(config) as store, trio.open_nursery() as nursery:
+    async with serving(config, runner=Runner.THREADS) as store, trio.open_nursery() as nursery:
         worker = await store.register("d1")
         await store.replica(worker.worker_id, max_concurrency=1)
         held = await store.claim()

@@ -22,7 +22,7 @@ from servers import (
     configuration,
     memory_info,
     replica_request,
-    serving,
+    serving_over_tcp,
     worker_request,
 )
 
@@ -99,7 +99,7 @@ async def test_concurrent_claims_and_completions_are_linearizable(mode: str) -> 
     print("seed", seed)
     config = configuration(worker_policy={"transport_scheduler": {"mode": mode}})
     for round_number in range(4):
-        async with serving(config) as store:
+        async with serving_over_tcp(config) as store:
             worker = await store.register()
             for device, slots in SLOTS.items():
                 info = memory_info(device_id=device)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from servers import configuration, serving
 
-from globalstore.cli.serve import _without_effect
+from globalstore.config import without_effect
 from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
 from globalstore.scheduling.queue_order import Fairness
 from globalstore.scheduling.waiters import Policy
@@ -87,14 +87,14 @@ def test_floors_hold() -> None:
     assert chosen.scoring.spread.candidates_min == 1
 
 
-def test_no_key_of_the_scheduler_is_said_to_be_without_effect() -> None:
+def test_no_key_of_the_scheduler_is_said_to_bewithout_effect() -> None:
     scheduler = {
         "mode": "SOURCE_BALANCE",
         "source_balance_weights": {"diffusion_bonus_weight": 0},
         "group_dispatch": {"completion_bias_weight": 7},
     }
     config = configuration(worker_policy={"transport_scheduler": scheduler})
-    assert not [line for line in _without_effect(config) if "transport_scheduler" in line]
+    assert not [line for line in without_effect(config) if "transport_scheduler" in line]
 
 
 async def test_the_queues_of_a_server_follow_its_configuration() -> None:

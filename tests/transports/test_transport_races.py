@@ -26,10 +26,11 @@ from servers import (
     Serving,
     claim_request,
     serving,
+    serving_over_tcp,
 )
 
 from globalstore.api.runtime.transports import _request
-from globalstore.db import Transaction
+from globalstore.db import Runner, Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.scheduling.waiters import Waiter
 
@@ -55,7 +56,7 @@ async def held_up(store: Serving) -> AsyncIterator[None]:
 
 
 async def test_a_grant_that_commits_after_the_client_has_gone_is_given_back() -> None:
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving_over_tcp() as store, trio.open_nursery() as nursery:
         await source(store)
         held = await store.claim()
         claim = start(nursery, store, request_id="r", apart=True)
@@ -79,7 +80,7 @@ async def test_a_grant_that_commits_after_the_client_has_gone_is_given_back() ->
 async def test_a_caller_that_goes_in_the_instant_of_its_grant_gives_it_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with serving() as store:
+    async with serving(runner=Runner.THREADS) as store:
         await source(store)
         with trio.CancelScope() as scope:
             notify = Waiter.notify
@@ -96,7 +97,7 @@ async def test_a_caller_that_goes_in_the_instant_of_its_grant_gives_it_back(
 
 
 async def test_a_repeat_is_not_answered_with_a_grant_that_is_being_given_back() -> None:
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving(runner=Runner.THREADS) as store, trio.open_nursery() as nursery:
         await source(store)
         returned = store.components.queues._returning["r"] = trio.Event()
         claim = start(nursery, store, request_id="r")
@@ -112,7 +113,7 @@ async def test_a_repeat_is_not_answered_with_a_grant_that_is_being_given_back() 
 async def test_a_deadline_that_passes_while_a_grant_is_made_gets_the_grant(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving(runner=Runner.THREADS) as store, trio.open_nursery() as nursery:
         await source(store)
         await store.claim()
         claim = start(nursery, store, request_id="r", wait_s=0.2)
@@ -133,7 +134,7 @@ async def test_a_deadline_that_passes_while_a_grant_is_made_gets_the_grant(
 async def test_a_deadline_that_passes_while_a_pass_finds_nothing_ends_the_wait_after_it(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving(runner=Runner.THREADS) as store, trio.open_nursery() as nursery:
         await source(store)
         await store.claim()
         claim = start(nursery, store, request_id="r", wait_s=0.2)
@@ -154,7 +155,7 @@ async def test_no_timed_out_request_owns_a_transport_and_no_slot_is_lost(
 ) -> None:
     print("seed", seed)
     rng = random.Random(seed)
-    async with serving() as store:
+    async with serving(runner=Runner.THREADS) as store:
         await source(store)
         counts = {OK: 0, TIMED_OUT: 0}
         for _ in range(12):
@@ -190,7 +191,7 @@ async def test_no_timed_out_request_owns_a_transport_and_no_slot_is_lost(
 
 async def test_a_thousand_waiters_are_served_one_after_the_other_as_slots_come_free() -> None:
     count, slots = 1100, 50
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving_over_tcp() as store, trio.open_nursery() as nursery:
         await source(store, slots=slots)
         held = [(await store.claim()).transport_id for _ in range(slots)]
         served: list[int] = []
@@ -228,7 +229,7 @@ async def _keep_client(
 
 async def test_a_thousand_waiters_learn_at_once_that_there_is_nothing_left() -> None:
     count = 1000
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving_over_tcp() as store, trio.open_nursery() as nursery:
         worker = await store.register("d1")
         replica = await store.replica(worker.worker_id)
         await store.claim()

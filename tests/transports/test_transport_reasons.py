@@ -10,9 +10,16 @@ import trio
 import trio.testing
 from claims import parked, source, start, until
 from purerpc import StatusCode
-from servers import Serving, configuration, memory_info, pass_time, refused, serving
+from servers import (
+    Serving,
+    configuration,
+    memory_info,
+    pass_time,
+    refused,
+    serving,
+    serving_over_tcp,
+)
 
-from globalstore.gen.globalstore.admin.v1 import admin_grpc
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.telemetry.shares import SourceShares
@@ -36,8 +43,8 @@ def filtered(store: Serving) -> dict[str, float]:
 
 
 async def explain(store: Serving, artifact_id: str = "model", **fields: Any) -> Any:
-    stub = admin_grpc.AdminServiceStub(store.runtime._client.channel)
-    return await stub.ExplainSources(admin.ExplainSourcesRequest(artifact_id=artifact_id, **fields))
+    request = admin.ExplainSourcesRequest(artifact_id=artifact_id, **fields)
+    return await store.operators.ExplainSources(request)
 
 
 async def mark(store: Serving, replica_id: str) -> None:
@@ -221,7 +228,7 @@ async def test_each_step_of_a_waiting_request_is_an_event(
     mock_clock: trio.testing.MockClock,
 ) -> None:
     config = configuration(worker_policy={"transport_scheduler": {"max_waiters": 3}})
-    async with serving(config) as store, trio.open_nursery() as nursery:
+    async with serving_over_tcp(config) as store, trio.open_nursery() as nursery:
 
         def events() -> dict[str, float]:
             counter = store.components.metrics.transports.dispatch_events

@@ -16,7 +16,7 @@ from claims import (
     until,
 )
 from purerpc import StatusCode
-from servers import memory_info, pass_time, refused, serving
+from servers import memory_info, pass_time, refused, serving, serving_over_tcp
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
@@ -155,7 +155,7 @@ async def test_of_two_joined_calls_the_longer_wait_rules(
 
 
 async def test_a_joined_call_that_goes_away_takes_nothing_from_the_other() -> None:
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving_over_tcp() as store, trio.open_nursery() as nursery:
         await source(store)
         held = await store.claim()
         goes = start(nursery, store, request_id="r", apart=True)
@@ -223,7 +223,7 @@ async def test_an_id_whose_wait_ran_out_starts_a_new_attempt() -> None:
 
 
 async def test_an_id_whose_caller_went_away_while_waiting_starts_a_new_attempt() -> None:
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving_over_tcp() as store, trio.open_nursery() as nursery:
         await source(store)
         held = await store.claim()
         claim = start(nursery, store, request_id="r", apart=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 from claims import NOT_FOUND, OK, TIMED_OUT, another_client, until
-from servers import Serving, claim_request, memory_info, serving
+from servers import Serving, claim_request, memory_info, serving_over_tcp
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
@@ -83,7 +83,7 @@ class Client:
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_a_storm_of_clients_loses_no_slot_and_grants_none_twice(seed: int) -> None:
     print("seed", seed)
-    async with serving() as store:
+    async with serving_over_tcp() as store:
         worker = await store.register("d1")
         for device in range(3):
             info = memory_info(device_id=device)

@@ -24,6 +24,7 @@ from servers import (
     pass_time,
     refused,
     serving,
+    serving_over_tcp,
 )
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -158,7 +159,7 @@ async def test_a_wait_ends_at_its_own_time_in_whole_milliseconds(
 async def test_the_answer_comes_a_little_before_the_callers_own_deadline(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving_over_tcp() as store, trio.open_nursery() as nursery:
         await source(store)
         await store.claim()
         client = await client_with_deadlines(store, nursery)
@@ -188,7 +189,7 @@ async def test_the_answer_comes_a_little_before_the_callers_own_deadline(
 async def test_a_deadline_shorter_than_the_margin_is_one_immediate_attempt(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving_over_tcp() as store, trio.open_nursery() as nursery:
         await source(store)
         await store.claim()
         client = await client_with_deadlines(store, nursery)
@@ -204,7 +205,7 @@ async def test_a_deadline_shorter_than_the_margin_is_one_immediate_attempt(
 
 
 async def test_a_lost_connection_withdraws_its_waiters_and_frees_all_they_held() -> None:
-    async with serving() as store, trio.open_nursery() as nursery:
+    async with serving_over_tcp() as store, trio.open_nursery() as nursery:
         await source(store)
         held = await store.claim()
         group = wire.TransportSchedulingGroup(

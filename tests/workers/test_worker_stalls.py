@@ -25,6 +25,7 @@ from servers import (
     worker_request,
 )
 
+from globalstore.db import Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.workers import Heartbeat
 
@@ -138,7 +139,7 @@ async def test_while_the_disk_is_stuck_heartbeats_are_answered_and_nobody_health
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     config = configuration(worker_policy=POLICY, database={"db_file": str(tmp_path / "store.db")})
-    async with serving(config) as store:
+    async with serving(config, runner=Runner.THREADS) as store:
         healthy = await store.register("healthy")
         dead = await store.register("dead")
         await store.replica(healthy.worker_id, max_concurrency=9)
@@ -161,7 +162,7 @@ async def test_a_worker_that_dies_while_the_disk_is_stuck_is_not_routed_to_and_e
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, tmp_path: Path
 ) -> None:
     config = configuration(worker_policy=POLICY, database={"db_file": str(tmp_path / "store.db")})
-    async with serving(config) as store:
+    async with serving(config, runner=Runner.THREADS) as store:
         worker = await store.register("d1")
         await store.replica(worker.worker_id)
         async with StuckDisk(store, nursery):
