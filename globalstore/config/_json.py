@@ -15,10 +15,9 @@ _WORDS: Final[dict[str, Value]] = {"true": True, "false": False, "null": None}
 
 
 def parse_json(text: str) -> tuple[Node, list[Problem]]:
-    """The value in ``text`` and the problems that do not stop reading it (duplicate keys).
+    """Return the value in ``text`` and the problems that do not stop the reader (duplicate keys).
 
-    Raises:
-        DocumentError: a syntax error, or nesting beyond ``DEPTH_MAX``.
+    Raises DocumentError for a syntax error, or nesting beyond ``DEPTH_MAX``.
     """
     reader = _Reader(text)
     root = reader.value("", 0)

@@ -21,10 +21,9 @@ _NOT_FINITE = re.compile(r"([-+]?\.(?:inf|Inf|INF))|(\.(?:nan|NaN|NAN))")
 
 
 def parse_yaml(text: str) -> tuple[Node, list[Problem]]:
-    """The one document in ``text`` and the problems that do not stop reading it.
+    """Return the one document in ``text`` and the problems that do not stop the reader.
 
-    Raises:
-        DocumentError: a syntax error, a second document, or nesting beyond ``DEPTH_MAX``.
+    Raises DocumentError for a syntax error, a second document, or nesting beyond ``DEPTH_MAX``.
     """
     builder = _Builder()
     try:

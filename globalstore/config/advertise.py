@@ -27,12 +27,10 @@ class AddressSource(enum.Enum):
 
 @attrs.frozen
 class AdvertisedAddress:
-    """What clients are told to dial.
+    """The address that clients are told to dial.
 
-    Attributes:
-        host: address or name, without brackets.
-        port: TCP port.
-        source: which rule gave the host; with ``FALLBACK`` a warning is due.
+    ``host`` is an address or a name, without brackets. ``source`` is the rule that gave it; with
+    ``FALLBACK`` a warning is due.
     """
 
     host: str
@@ -76,15 +74,11 @@ def advertised_address(
     route: Callable[[], str | None] = route_address,
     host_name: Callable[[], str | None] = host_name_address,
 ) -> AdvertisedAddress:
-    """Decide what clients are told to dial; the first rule that gives an address counts.
+    """Return the address that clients are told to dial; the first rule that gives one counts.
 
-    Call it at start, before the event loop has work: a name look-up may block.
-
-    Args:
-        server: the settings; ``advertise`` goes before ``listen``.
-        bound_port: the port the listener really has.
-        route: asks for the address of outgoing traffic.
-        host_name: asks for the address of the host's name.
+    Call it at start, before the event loop has work: a name look-up may block. Of the settings
+    ``advertise`` goes before ``listen``. ``bound_port`` is the port that the listener really has.
+    ``route`` looks up the address of outgoing traffic, ``host_name`` that of the host's name.
     """
     port = server.advertise.port or bound_port
     listen = server.listen.host.strip("[] ")

@@ -198,13 +198,9 @@ def warnings(config: GlobalStoreConfig) -> list[str]:
 
 
 def environment_warnings(environ: Mapping[str, str]) -> list[str]:
-    """One warning if variables are set that earlier versions took as settings, else none.
+    """Return a warning if variables are set that earlier versions took as settings, else nothing.
 
-    Args:
-        environ: the environment of the process.
-
-    Returns:
-        At most one line, which names each variable and the key to use instead, never a value.
+    It is one line that names each variable and the key to use instead, never a value.
     """
     present = [name for name in _FORMER_VARIABLES if name in environ]
     if not present:

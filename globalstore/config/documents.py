@@ -17,16 +17,9 @@ FILE_BYTES_MAX: Final = 1 << 20
 def read_document(path: Path) -> tuple[Node, list[Problem]]:
     """Read a file as YAML (``.yaml``, ``.yml``) or JSON (any other name).
 
-    Args:
-        path: the file.
-
-    Returns:
-        The root mapping (empty for an empty file), and the problems that did not stop the
-        reader: duplicate keys, tags, anchors, aliases.
-
-    Raises:
-        DocumentError: the file cannot be read, is not UTF-8, has a syntax error or is not a
-            mapping.
+    Returns the root mapping, empty for an empty file, and the problems that did not stop the
+    reader: duplicate keys, tags, anchors, aliases. Raises DocumentError for a file that cannot be
+    read, is not UTF-8, has a syntax error or is not a mapping.
     """
     text = _read_text(path)
     if not text.strip():

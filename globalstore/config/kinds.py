@@ -29,10 +29,9 @@ class Whole:
     highest: int
 
     def read(self, node: Node, secret: bool) -> int:
-        """The number in ``node``: an integer, an integral float, or a string of decimal digits.
+        """Return the number in ``node``: an integer, an integral float, or a string of digits.
 
-        Raises:
-            Fault: for anything else, and for a number out of range.
+        Raises Fault for anything else, and for a number out of range.
         """
         value = _integral(node.value)
         if isinstance(value, bool) or not isinstance(value, int):
@@ -53,10 +52,9 @@ class Real:
     highest: float
 
     def read(self, node: Node, secret: bool) -> float:
-        """The number in ``node``: an integer, a float, or one of these as a string.
+        """Return the number in ``node``: an integer, a float, or one of these as a string.
 
-        Raises:
-            Fault: for anything else, for NaN and infinity, and for a number out of range.
+        Raises Fault for anything else, for NaN and infinity, and for a number out of range.
         """
         value = node.value
         if isinstance(value, str) and _DECIMAL_NUMBER.fullmatch(value):
@@ -78,11 +76,10 @@ class Seconds:
     """A span of time, written ``30s``."""
 
     def read(self, node: Node, secret: bool) -> float:
-        """Seconds: the part below a millisecond is dropped, a negative span is 0.
+        """Return seconds: the part below a millisecond is dropped, a negative span is 0.
 
-        Raises:
-            Fault: for anything but a string of decimal seconds with the suffix ``s``, naming the
-                spelling that would be right where the intention is plain.
+        Raises Fault for anything but a string of decimal seconds with the suffix ``s``; it names
+        the right spelling where the intention is plain.
         """
         value = node.value
         if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
@@ -140,8 +137,8 @@ def format_duration(seconds: float) -> str:
     return f"{Decimal(round(seconds * 1000)) / 1000:f}s"
 
 
+# Seconds, a multiple of 0.001.
 Duration: TypeAlias = Annotated[float, Seconds()]
-"""Seconds, a multiple of 0.001."""
 
 UInt32: TypeAlias = Annotated[int, Whole("uint32", 0, 2**32 - 1)]
 UInt64: TypeAlias = Annotated[int, Whole("uint64", 0, 2**64 - 1)]
@@ -152,8 +149,8 @@ Port: TypeAlias = Annotated[int, Whole("a port", 0, 65535)]
 Weight: TypeAlias = Annotated[float, Real(0.0, math.inf)]
 Ratio: TypeAlias = Annotated[float, Real(0.0, 1.0)]
 
+# Names with their values, ordered by name: an immutable map of strings.
 Headers = NewType("Headers", tuple[tuple[str, str], ...])
-"""Names with their values, ordered by name: an immutable map of strings."""
 
 
 class LogLevel(enum.IntEnum):
@@ -208,10 +205,9 @@ def enum_short_name(member: enum.IntEnum) -> str:
 
 
 def read_enum(node: Node, kind: type[enum.IntEnum]) -> enum.IntEnum:
-    """The member that ``node`` names by full name, name without prefix, alias, or number.
+    """Return the member that ``node`` names by full name, name without prefix, alias, or number.
 
-    Raises:
-        Fault: when none fits, listing the names.
+    Raises Fault when none fits, listing the names.
     """
     value = _integral(node.value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -228,22 +224,14 @@ def read_enum(node: Node, kind: type[enum.IntEnum]) -> enum.IntEnum:
 
 
 def read_bool(node: Node, secret: bool) -> bool:
-    """True or false, nothing else.
-
-    Raises:
-        Fault: for anything else.
-    """
+    """Return true or false; raises Fault for anything else."""
     if isinstance(node.value, bool):
         return node.value
     raise Fault(f"expected true or false, found {node.shown(secret)}")
 
 
 def read_string(node: Node, secret: bool) -> str:
-    """A string, nothing else.
-
-    Raises:
-        Fault: for anything else.
-    """
+    """Return a string; raises Fault for anything else."""
     if isinstance(node.value, str):
         return node.value
     quoting = (

@@ -35,16 +35,10 @@ RETIRED: Final[Mapping[str, str]] = {
 
 
 def load(path: str | Path) -> GlobalStoreConfig:
-    """Read and check a configuration file.
+    """Read and check a configuration file; what it leaves out has its default.
 
-    Args:
-        path: the file; ``~`` is expanded. ``.yaml`` and ``.yml`` are YAML, any other is JSON.
-
-    Returns:
-        The configuration, with defaults for whatever the file leaves out.
-
-    Raises:
-        ConfigError: with every problem found, each with path and line.
+    ``~`` is expanded. ``.yaml`` and ``.yml`` are YAML, any other name is JSON. Raises ConfigError
+    with every problem found, each with path and line.
     """
     source = str(path)
     try:

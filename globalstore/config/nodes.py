@@ -17,10 +17,8 @@ Value: TypeAlias = "bool | int | float | str | list[Node] | dict[str, Node] | No
 class Problem:
     """One thing that is wrong with a configuration.
 
-    Attributes:
-        path: dotted path of the key, "" for the file itself.
-        message: what was found and what was expected.
-        line: line in the file, counted from 1; None where no line can be named.
+    ``path`` is the dotted path of the key, "" for the file itself. ``message`` says what was found
+    and what was expected. ``line`` counts from 1; None where no line can be named.
     """
 
     path: str
@@ -35,9 +33,8 @@ class Problem:
 class ConfigError(Exception):
     """A configuration that cannot be used.
 
-    Attributes:
-        source: the file, as it was named.
-        problems: everything that is wrong, in the order of the file.
+    ``source`` is the file as it was named, ``problems`` everything that is wrong, in the order of
+    the file.
     """
 
     # More than a screenful helps nobody and a hostile file could fill the log.

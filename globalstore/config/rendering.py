@@ -46,13 +46,9 @@ def without_effect(config: GlobalStoreConfig) -> list[str]:
 
 
 def example(changes: Mapping[str, str]) -> str:
-    """A complete file with every setting explained.
+    """Return a complete file, as YAML, with every setting explained.
 
-    Args:
-        changes: path → text of the settings that differ from their default.
-
-    Returns:
-        YAML that loads to the defaults except for ``changes``.
+    It loads to the defaults except for ``changes``: the text of some settings by their path.
     """
     lines = [f"# {line}".rstrip() for line in _PREAMBLE.splitlines()]
     lines.extend(_section_lines(GlobalStoreConfig(), "", changes))

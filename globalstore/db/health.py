@@ -16,10 +16,10 @@ class Observers:
     """Functions that are told what the threads did; called on those threads, they must not block
     and must not raise."""
 
+    # Number of operations of a group, and seconds from BEGIN to COMMIT.
     group_committed: Callable[[int, float], None] | None = None
-    """Number of operations of a group, and seconds from BEGIN to COMMIT."""
+    # Seconds that a checkpoint took.
     checkpointed: Callable[[float], None] | None = None
-    """Seconds that a checkpoint took."""
 
 
 @attrs.frozen
@@ -32,11 +32,11 @@ class Statistics:
     waiting_reads: int
     groups: int
     operations: int
+    # Operations of the largest group so far.
     operations_most: int
-    """Operations of the largest group so far."""
     queries: int
+    # Time that the writer has spent on groups and checkpoints.
     busy_seconds: float
-    """Time that the writer has spent on groups and checkpoints."""
     checkpoints: int
     checkpoint_seconds: float
     wal_bytes: int

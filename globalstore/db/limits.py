@@ -2,75 +2,75 @@
 
 from typing import Final
 
+# ``PRAGMA application_id`` of our files: the letters TCGS, by which they are told from others.
 APPLICATION_ID: Final = 0x54434753
-"""``PRAGMA application_id`` of our files: the letters TCGS, by which they are told from others."""
 
+# Operations that share one COMMIT. From 64 on the fsync is a small part of the cost of each; above
+# 256 the first operation of a group waits for strangers longer than it gains.
 GROUP_OPERATIONS_MAX: Final = 256
-"""Operations that share one COMMIT. From 64 on the fsync is a small part of the cost of each; above
-256 the first operation of a group waits for strangers longer than it gains."""
 
+# Places of a group that the control lane may take while normal operations wait: three quarters, so
+# that a flood of heartbeats slows registrations and does not stop them.
 CONTROL_OPERATIONS_MAX: Final = 192
-"""Places of a group that the control lane may take while normal operations wait: three quarters,
-so that a flood of heartbeats slows registrations and does not stop them."""
 
+# Groups that may pass a waiting bulk operation. Four groups take ten or twenty milliseconds, about
+# as long as a bulk chunk, so that under load each side has half of the writer's time.
 BULK_PATIENCE_GROUPS: Final = 4
-"""Groups that may pass a waiting bulk operation. Four groups take ten or twenty milliseconds, about
-as long as a bulk chunk, so that under load each side has half of the writer's time."""
 
+# Operations waiting for the writer: sixteen full groups, about the longest that a caller with a
+# deadline of a second would still wait for.
 WRITE_QUEUE_MAX: Final = 4096
-"""Operations waiting for the writer: sixteen full groups, about the longest that a caller with a
-deadline of a second would still wait for."""
 
+# Places of the write queue that only the control lane may fill: leases must be given back and
+# heartbeats stored while registrations are being refused.
 CONTROL_QUEUE_RESERVE: Final = 256
-"""Places of the write queue that only the control lane may fill: leases must be given back and
-heartbeats stored while registrations are being refused."""
 
+# Bulk operations waiting: each holds up to a thousand rows in its arguments.
 BULK_QUEUE_MAX: Final = 64
-"""Bulk operations waiting: each holds up to a thousand rows in its arguments."""
 
+# Rows of one chunk of a long job: some 10 ms of the writer, so that others get in between.
 BULK_CHUNK_ROWS_MAX: Final = 1000
-"""Rows of one chunk of a long job: some 10 ms of the writer, so that others get in between."""
 
+# Queries waiting for a reader, as for the writer.
 READ_QUEUE_MAX: Final = 4096
-"""Queries waiting for a reader, as for the writer."""
 
+# Queries that share one snapshot: enough to make BEGIN and COMMIT free, short enough that a
+# snapshot does not hold the write-ahead log back.
 READ_BATCH_MAX: Final = 64
-"""Queries that share one snapshot: enough to make BEGIN and COMMIT free, short enough that a
-snapshot does not hold the write-ahead log back."""
 
+# Prepared statements kept per connection: more than the program has texts, so that none is parsed
+# twice.
 CACHED_STATEMENTS: Final = 1024
-"""Prepared statements kept per connection: more than the program has texts, so that none is
-parsed twice."""
 
+# Wait for a lock that only a foreign tool on our file can hold; longer than any of its short reads,
+# shorter than a client's patience.
 BUSY_TIMEOUT_MS: Final = 5000
-"""Wait for a lock that only a foreign tool on our file can hold; longer than any of its short
-reads, shorter than a client's patience."""
 
+# Pages of new log (4 MiB) after which the writer checkpoints between two groups: some milliseconds
+# of copying each time.
 CHECKPOINT_FRAMES: Final = 1000
-"""Pages of new log (4 MiB) after which the writer checkpoints between two groups: some
-milliseconds of copying each time."""
 
+# Wait for readers to leave the log when it has grown past its soft limit: no step of maintenance
+# holds the writer longer.
 CHECKPOINT_WAIT_MS: Final = 50
-"""Wait for readers to leave the log when it has grown past its soft limit: no step of
-maintenance holds the writer longer."""
 
+# Seconds between two looks at the free space while writing: a full fast disk writes a few GiB in
+# that time, which is the size of the default warning threshold.
 FREE_BYTES_CHECK_S: Final = 10.0
-"""Seconds between two looks at the free space while writing: a full fast disk writes a few GiB in
-that time, which is the size of the default warning threshold."""
 
+# Pages given back per step of incremental vacuum: 1 MiB, a few milliseconds.
 VACUUM_PAGES: Final = 256
-"""Pages given back per step of incremental vacuum: 1 MiB, a few milliseconds."""
 
+# Steps of incremental vacuum per maintenance: 256 MiB; the rest waits for the next one.
 VACUUM_STEPS_MAX: Final = 256
-"""Steps of incremental vacuum per maintenance: 256 MiB; the rest waits for the next one."""
 
+# Rows that PRAGMA optimize looks at per index: keeps it below a few milliseconds at any size.
 ANALYSIS_LIMIT: Final = 400
-"""Rows that PRAGMA optimize looks at per index: keeps it below a few milliseconds at any size."""
 
+# Wait for the holder of the lock file to write its process id, which it does at once after locking;
+# a refused start has two seconds in all.
 LOCK_PID_WAIT_S: Final = 1.0
-"""Wait for the holder of the lock file to write its process id, which it does at once after
-locking; a refused start has two seconds in all."""
 
+# Free space that shared memory must have to carry an in-memory database: containers often have a 64
+# MiB one, which would be full at once.
 MEMORY_FREE_BYTES_MIN: Final = 1 << 30
-"""Free space that shared memory must have to carry an in-memory database: containers often have a
-64 MiB one, which would be full at once."""

@@ -31,11 +31,7 @@ class HttpApp:
     """
 
     def __init__(self, registry: CollectorRegistry, state: HealthState) -> None:
-        """
-        Args:
-            registry: what ``/metrics`` shows.
-            state: what the probes show.
-        """
+        """Show the metrics of ``registry`` at ``/metrics``, and ``state`` to the probes."""
         self._exposition = Exposition(registry)
         self._state = state
 

@@ -18,16 +18,15 @@ class Conditions:
         return bool(self._reasons)
 
     def set(self, name: str, reason: str) -> None:
-        """From now on this holds.
+        """Let a reason hold from now on.
 
-        Args:
-            name: what it is about, such as "startup", "draining", "disk"; a closed set.
-            reason: for an operator; replaces an earlier one of the same name.
+        ``name`` says what it is about, such as "startup", "draining", "disk"; a closed set.
+        ``reason`` is for an operator, and replaces an earlier one of the same name.
         """
         self._reasons[name] = reason
 
     def clear(self, name: str) -> None:
-        """It no longer holds; nothing happens if it did not."""
+        """Let the reason of that name hold no longer; nothing happens if it did not."""
         self._reasons.pop(name, None)
 
     @property
@@ -45,18 +44,16 @@ class HealthState:
     """The health of the server, changed and read on the event loop only.
 
     A new one is not ready: ``not_ready.clear("startup")`` when all listeners serve.
-
-    Attributes:
-        not_ready: why no work should be sent here: starting, draining, a stale snapshot.
-        failing: what does not work although the server runs: a database that cannot be read or
-            written, a background task that keeps failing.
-        degraded: what works only in part, such as writes on a full disk.
-        lag_seconds: how late the event loop was of late.
     """
 
+    # Why no work should be sent here: starting, draining, a stale snapshot.
     not_ready: Conditions = attrs.Factory(_starting)
+    # What does not work although the server runs: a database that cannot be read or written, a
+    # background task that keeps failing.
     failing: Conditions = attrs.Factory(Conditions)
+    # What works only in part, such as writes on a full disk.
     degraded: Conditions = attrs.Factory(Conditions)
+    # How late the event loop was of late.
     lag_seconds: float = 0.0
 
     @property

@@ -126,14 +126,10 @@ async def serve_http(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the HTTP app until cancelled.
+    """Serve ``app`` on listening sockets until cancelled, and close them then.
 
-    Args:
-        app: what answers.
-        sockets: listening sockets; they are closed when this ends.
-        task_status: told when connections are being accepted.
-
-    When cancelled, all connections end at once: cancel it last, so that probes see the drain.
+    Started means that connections are being accepted. When cancelled, all connections end at once:
+    cancel it last, so that probes see the drain.
     """
     server = _HttpServer(app)
     listeners = [trio.SocketListener(sock) for sock in sockets]

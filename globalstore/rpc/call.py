@@ -78,16 +78,16 @@ class Call:
         self.stream_id = stream_id
         self.head = head
         self.method = method
-        #: trio time at which the head arrived
+        # Trio's time at which the head arrived.
         self.received_at = received_at
-        #: trio time at which the client stops waiting; infinite if it named none
+        # Trio's time at which the client stops waiting; infinite if it named none.
         self.deadline = (
             math.inf if head.timeout_seconds is None else received_at + head.timeout_seconds
         )
         self.scope = trio.CancelScope(deadline=self.deadline)
-        #: sent before the first message; of no effect later
+        # Sent before the first message; of no effect later.
         self.initial_metadata: list[tuple[str, str | bytes]] = []
-        #: sent with the status
+        # Sent with the status.
         self.trailing_metadata: list[tuple[str, str | bytes]] = []
         # The serialized answer of a method that answers once.
         self.reply: bytes | None = None

@@ -17,12 +17,12 @@ from globalstore.rpc.status import Abort, Status, declared, sole_cause
 
 log = logging.getLogger("globalstore.rpc")
 
-#: Serves one call: reads its messages, sends messages or sets its reply, raises to refuse.
+# Serves one call: reads its messages, sends messages or sets its reply, raises to refuse.
 Handler = Callable[[Call], Awaitable[None]]
 ErrorMap = Callable[[Exception], Status | None]
 
 
-#: Wraps the handler of a method; composed once, the first interceptor outermost.
+# Wraps the handler of a method; composed once, the first interceptor outermost.
 Interceptor = Callable[[Method, Handler], Handler]
 
 
@@ -36,7 +36,7 @@ class CallObserver(Protocol):
         """The call has ended; ``seconds`` since its head arrived."""
 
 
-#: Makes the serialized answer to a serialized request, or None.
+# Makes the serialized answer to a serialized request, or None.
 FastPath = Callable[[bytes, Call], bytes | None]
 
 

@@ -47,7 +47,7 @@ class DrainReport:
 
     in_flight: int
     cancelled: int
-    #: calls whose handlers did not even end when cancelled; their tasks still run
+    # Calls whose handlers did not even end when cancelled; their tasks still run.
     abandoned: int
 
 

@@ -12,7 +12,7 @@ class Method:
     service: str
     name: str
     cardinality: Cardinality = Cardinality.UNARY_UNARY
-    #: False for the one method that stands for every path no service has
+    # False for the one method that stands for every path that no service has.
     known: bool = True
 
     @property
@@ -21,5 +21,5 @@ class Method:
         return self.cardinality in (Cardinality.STREAM_UNARY, Cardinality.STREAM_STREAM)
 
 
-#: Stands for made-up paths, so that clients cannot mint names for metrics and logs.
+# Stands for made-up paths, so that clients cannot mint names for metrics and logs.
 UNKNOWN = Method(path="unknown", service="unknown", name="unknown", known=False)

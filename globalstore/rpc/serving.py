@@ -23,19 +23,19 @@ class ListenerOptions:
     """Where and how to listen. Times in seconds; infinite means never."""
 
     host: str = "127.0.0.1"
-    #: 0 picks a free port
+    # 0 picks a free port.
     port: int = 0
-    #: None serves plaintext
+    # None serves plaintext.
     ssl_context: ssl.SSLContext | None = None
     tcp_nodelay: bool = True
     so_reuseport: bool = False
-    #: a client silent for so long is pinged
+    # A client that has sent nothing for so long is pinged,
     keepalive_time: float = math.inf
-    #: and dropped if it does not answer within
+    # and dropped when it does not answer within this time.
     keepalive_timeout: float = 20.0
-    #: a connection without calls is ended after
+    # A connection without calls is ended after this time.
     max_connection_idle: float = math.inf
-    #: every connection is ended, gently, after
+    # Every connection is ended after this time, once its calls have ended.
     max_connection_age: float = math.inf
 
 

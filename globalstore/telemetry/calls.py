@@ -74,17 +74,14 @@ class CallMetrics:
         return f"<CallMetrics [inflight: {self._inflight}, peak: {self._peak}]>"
 
     def started(self, call: ObservedCall) -> None:
-        """A call has arrived."""
+        """Count a call that has arrived."""
         self._inflight += 1
         self._peak = max(self._peak, self._inflight)
 
     def finished(self, call: ObservedCall, code: _Code, seconds: float) -> None:
-        """A call has ended.
+        """Count a call that has ended, ``seconds`` after it arrived.
 
-        Args:
-            call: the one that ``started`` saw.
-            code: its status. Its name becomes the label, UNKNOWN that of a call that died.
-            seconds: since it arrived.
+        The name of its status becomes the label; a call whose handler died is counted as UNKNOWN.
         """
         self._inflight -= 1
         method = UNKNOWN_METHOD if call.method is None else call.method.path

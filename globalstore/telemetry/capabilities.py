@@ -23,11 +23,10 @@ class CapabilityDirectory:
     """Counts the active entries of one scope by capability; a change costs what it changes."""
 
     def __init__(self, entries: Gauge, scope: str, capabilities: Mapping[str, int]) -> None:
-        """
-        Args:
-            entries: ``tc_capability_directory_entries``.
-            scope: worker or instance.
-            capabilities: the bits that are counted, by name; others are passed over.
+        """Count in ``entries``, which is ``tc_capability_directory_entries``.
+
+        ``scope`` is worker or instance. ``capabilities`` are the bits that are counted, by name;
+        others are passed over.
         """
         self._series = [(bit, entries.labels(scope, name)) for name, bit in capabilities.items()]
 

@@ -29,11 +29,10 @@ class ArtifactSeries(Generic[M]):
     """
 
     def __init__(self, metric: M, name: str, lines_per_series: int = 1) -> None:
-        """
-        Args:
-            metric: its first label must be ``artifact_id``.
-            name: the sample name, as scraped.
-            lines_per_series: samples of one label set: buckets, sum and count of a histogram.
+        """Bound a metric that is scraped under ``name``.
+
+        ``lines_per_series`` counts the samples of one label set: buckets, sum and count of a
+        histogram.
         """
         self._metric = metric
         self._name = name
@@ -46,24 +45,23 @@ class ArtifactSeries(Generic[M]):
         return f"<ArtifactSeries {self._name} [artifacts: {len(self._live)}, {self._bytes} B]>"
 
     def __contains__(self, artifact_id: str) -> bool:
-        """Whether the artifact has series of its own."""
+        """Tell whether the artifact has series of its own."""
         return artifact_id in self._live
 
     def __iter__(self) -> Iterator[str]:
-        """The artifacts that have series of their own."""
+        """Return the artifacts that have series of their own."""
         return iter(self._live)
 
     def of(self, artifact_id: str, *rest: str) -> M:
-        """The series of an artifact, or the shared one when there is no room.
+        """Return the series of an artifact, or the shared one when there is no room.
 
-        Args:
-            artifact_id: any text; the id "other" itself is counted as other.
-            rest: values of the metric's further labels; they must come from a closed set.
+        ``artifact_id`` is any text; the id "other" itself is counted as other. ``rest`` are the
+        values of the metric's further labels, which must come from a closed set.
         """
         return self.own(artifact_id, *rest) or self.other(*rest)
 
     def own(self, artifact_id: str, *rest: str) -> M | None:
-        """The series of an artifact alone, or None when there is no room for one."""
+        """Return the series of an artifact alone, or None when there is no room for one."""
         mine = self._live.get(artifact_id)
         if mine is not None and (child := mine.get(rest)) is not None:
             return child
@@ -80,7 +78,7 @@ class ArtifactSeries(Generic[M]):
         return child
 
     def other(self, *rest: str) -> M:
-        """The series that artifacts without room share."""
+        """Return the series that artifacts without room share."""
         child = self._other.get(rest)
         if child is None:
             child = self._other[rest] = self._metric.labels(OTHER, *rest)

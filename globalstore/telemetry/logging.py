@@ -31,12 +31,10 @@ _call_fields: contextvars.ContextVar[dict[str, object]] = contextvars.ContextVar
 
 
 class call_context:  # noqa: N801 (used like a function, as contextlib's are)
-    """Within it every event carries these fields; inner ones are added to outer ones.
+    """A context in which every event carries these fields, such as method, worker_id, request_id.
 
-    Costs one small dictionary, whether anything is logged or not.
-
-    Args:
-        fields: such as method, worker_id, request_id.
+    The fields of an inner one are added to those of the outer one. It costs one small dictionary,
+    whether anything is logged or not.
     """
 
     __slots__ = ("_fields", "_token")
@@ -67,7 +65,7 @@ def add_call_fields(**fields: object) -> None:
 
 
 def call_fields() -> dict[str, object]:
-    """The fields that the current call adds to its events; a copy."""
+    """Return a copy of the fields that the current call adds to its events."""
     return dict(_call_fields.get())
 
 
@@ -87,11 +85,10 @@ class RateLimit:
         keys_max: int = LIMITED_KEYS_MAX,
         clock: Callable[[], float] = _monotonic,
     ) -> None:
-        """
-        Args:
-            seconds: period in which a key passes once.
-            keys_max: keys remembered; beyond it the one that passed longest ago is forgotten.
-            clock: monotonic time in seconds.
+        """Let each key through once in ``seconds``.
+
+        Beyond ``keys_max`` keys the one that passed longest ago is forgotten. ``clock`` is
+        monotonic time in seconds.
         """
         self._seconds = seconds
         self._keys_max = keys_max
@@ -102,7 +99,7 @@ class RateLimit:
         return len(self._passed)
 
     def suppressed(self, key: str) -> int | None:
-        """How often ``key`` was held back since it last passed, or None: hold it back now."""
+        """Return how often ``key`` was held back since it last passed, or None: hold it back now."""
         now = self._clock()
         found = self._passed.get(key)
         if found is not None and 0 <= now - found[0] < self._seconds:
@@ -129,48 +126,45 @@ class Logger:
         return f"<Logger {self._logger.name} {self._fields}>"
 
     def bind(self, **fields: object) -> "Logger":
-        """A logger that adds these fields to each of its events."""
+        """Return a logger that adds these fields to each of its events."""
         return Logger(self._logger, self._fields | fields, self._limit)
 
     def is_enabled_for(self, level: int) -> bool:
-        """Whether events of this level (``logging.DEBUG`` …) are written at all."""
+        """Tell whether events of this level (``logging.DEBUG`` …) are written at all."""
         return self._logger.isEnabledFor(level)
 
     def debug(self, message: str, /, **fields: object) -> None:
-        """Each call and other detail."""
+        """Write a call or another detail."""
         if self._logger.isEnabledFor(logging.DEBUG):
             self._write(logging.DEBUG, message, fields)
 
     def info(self, message: str, /, **fields: object) -> None:
-        """A change of state."""
+        """Write a change of state."""
         if self._logger.isEnabledFor(logging.INFO):
             self._write(logging.INFO, message, fields)
 
     def warning(self, message: str, /, **fields: object) -> None:
-        """Something that works and yet needs a look."""
+        """Write something that works and yet needs a look."""
         if self._logger.isEnabledFor(logging.WARNING):
             self._write(logging.WARNING, message, fields)
 
     def error(self, message: str, /, **fields: object) -> None:
-        """Something that does not work."""
+        """Write something that does not work."""
         if self._logger.isEnabledFor(logging.ERROR):
             self._write(logging.ERROR, message, fields)
 
     def exception(
         self, message: str, /, error: BaseException | None = None, **fields: object
     ) -> None:
-        """An error with a traceback.
+        """Write an error with the traceback of ``error``, by default the exception being handled.
 
-        Args:
-            message: what could not be done.
-            error: the exception, by default the one being handled.
-            fields: as ever.
+        ``message`` says what could not be done.
         """
         if self._logger.isEnabledFor(logging.ERROR):
             self._write(logging.ERROR, message, fields, error or sys.exception())
 
     def vlog(self, step: int, message: str, /, **fields: object) -> None:
-        """Detail below DEBUG; ``step`` counts from 1, greater is rarer needed."""
+        """Write detail below DEBUG; ``step`` counts from 1, a greater one is needed more rarely."""
         level = max(1, logging.DEBUG - max(1, step))
         if self._logger.isEnabledFor(level):
             self._write(level, message, fields)
@@ -178,13 +172,10 @@ class Logger:
     def limited(
         self, key: str, message: str, /, *, level: int = logging.WARNING, **fields: object
     ) -> None:
-        """An event that is written at most once per key and minute.
+        """Write an event at most once per key and minute.
 
-        Args:
-            key: what counts as the same event, such as "heartbeat of w-1"; per logger name.
-            message: the event.
-            level: ``logging.WARNING`` unless it is worse or better.
-            fields: as ever; ``suppressed`` is added when some were held back before.
+        ``key`` is what counts as the same event, such as "heartbeat of w-1", for each name of a
+        logger. The field ``suppressed`` is added when some were held back before.
         """
         if not self._logger.isEnabledFor(level):
             return
@@ -211,9 +202,5 @@ _limits: dict[str, RateLimit] = {}
 
 
 def get_logger(name: str) -> Logger:
-    """The logger of a noun.
-
-    Args:
-        name: dotted, below ``globalstore``: ``globalstore.workers``.
-    """
+    """Return the logger of a noun; its name is dotted, such as ``globalstore.workers``."""
     return Logger(logging.getLogger(name), {}, _limits.setdefault(name, RateLimit()))

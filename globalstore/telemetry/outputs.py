@@ -51,10 +51,9 @@ _Lines: TypeAlias = dict[_Form, str]
 
 
 def level_number(name: str) -> int:
-    """The number of DEBUG, INFO, WARN (or WARNING) or ERROR.
+    """Return the number of DEBUG, INFO, WARN (or WARNING) or ERROR.
 
-    Raises:
-        ValueError: for any other name.
+    Raises ValueError for any other name.
     """
     try:
         return _LEVELS[name.upper()]
@@ -63,14 +62,14 @@ def level_number(name: str) -> int:
 
 
 def level_name(number: int) -> str:
-    """The name a line shows: DEBUG, INFO, WARN, ERROR, and V1, V2 … for steps below DEBUG."""
+    """Return the name a line shows: DEBUG, INFO, WARN, ERROR, and V1, V2 … for steps below DEBUG."""
     if number < DEBUG:
         return f"V{DEBUG - number}"
     return LEVEL_NAMES.get(number, "ERROR" if number > logging.ERROR else "INFO")
 
 
 def as_line(record: logging.LogRecord) -> str:
-    """The event as one line of text, without the line end."""
+    """Return the event as one line of text, without the line end."""
     parts = [
         _time(record.created),
         level_name(record.levelno),
@@ -84,7 +83,7 @@ def as_line(record: logging.LogRecord) -> str:
 
 
 def as_json(record: logging.LogRecord) -> str:
-    """The event as one JSON object on one line, without the line end."""
+    """Return the event as one JSON object on one line, without the line end."""
     event: dict[str, object] = {
         "time": _time(record.created),
         "level": level_name(record.levelno),
@@ -172,13 +171,9 @@ class Outputs(logging.Handler):
     def __init__(self, descriptor: int, file: str, sink_file: str) -> None:
         """Open the files and start the writing thread.
 
-        Args:
-            descriptor: open file descriptor for text lines, 2 for standard error.
-            file: path for text lines as well, "" for none.
-            sink_file: path for JSON lines, "" for none.
-
-        Raises:
-            OSError: a file cannot be opened for appending.
+        Text lines go to ``descriptor``, 2 for standard error, and also to ``file``; JSON lines go
+        to ``sink_file``; "" means no such file. Raises OSError when one cannot be opened for
+        appending.
         """
         super().__init__()
         self._files = [_File(as_line, descriptor)]
@@ -318,14 +313,10 @@ class LogWriter:
         return f"<LogWriter [{level_name(logging.getLogger(ROOT).level)}, {self._outputs!r}]>"
 
     def set_level(self, level: str, vlog_level: int = 0) -> None:
-        """Write events from this level upwards from now on.
+        """Write events from this level upwards from now on: DEBUG, INFO, WARN or ERROR.
 
-        Args:
-            level: DEBUG, INFO, WARN or ERROR.
-            vlog_level: with DEBUG, how many steps of further detail; negative means none.
-
-        Raises:
-            ValueError: an unknown level.
+        With DEBUG, ``vlog_level`` is the number of steps of further detail; negative means none.
+        Raises ValueError for an unknown level.
         """
         number = level_number(level)
         if number == DEBUG:
@@ -356,17 +347,13 @@ def configure(
 ) -> LogWriter:
     """Send the events of every logger of the process to standard error and to files.
 
-    Args:
-        level: DEBUG, INFO, WARN or ERROR: what our own loggers write. Libraries are heard from
-            WARN upwards.
-        file: path for the same lines as well, "" for none.
-        sink_file: path for one JSON object per event, "" for none.
-        vlog_level: with DEBUG, steps of further detail.
-        descriptor: where text lines go, 2 for standard error.
+    ``level`` (DEBUG, INFO, WARN or ERROR) is for our own loggers; libraries write from WARN
+    upwards. With DEBUG, ``vlog_level`` is the number of steps of further detail. Text lines go to
+    ``descriptor``, 2 for standard error, and also to ``file``; ``sink_file`` gets one JSON object
+    per event; "" means no such file.
 
-    Raises:
-        OSError: a file cannot be opened for appending; nothing is changed then.
-        ValueError: an unknown level; nothing is changed then.
+    Raises OSError when a file cannot be opened for appending, ValueError for an unknown level;
+    nothing is changed then.
     """
     level_number(level)
     outputs = Outputs(descriptor, file, sink_file)

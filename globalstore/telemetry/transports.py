@@ -68,12 +68,10 @@ class TransportMetrics:
         self._wait.of(artifact_id).observe(seconds)
 
     def filtered(self, artifact_id: str, reason: str, count: int = 1) -> None:
-        """Replicas were passed over.
+        """Count replicas of an artifact that were passed over.
 
-        Args:
-            artifact_id: the artifact asked for.
-            reason: not_live, not_accepting, unavailable, saturated, presence_only, expired, capped.
-            count: how many.
+        ``reason`` is not_live, not_accepting, unavailable, saturated, presence_only, expired or
+        capped.
         """
         self._filtered.of(artifact_id, reason).inc(count)
 
@@ -82,13 +80,11 @@ class TransportMetrics:
         self._without_source.of(artifact_id).inc()
 
     def granted(self, artifact_id: str, source: int, first_use_s: float | None) -> None:
-        """A transport was granted on a source.
+        """Count a transport that was granted on a source.
 
-        Args:
-            artifact_id: the artifact.
-            source: a number of the source's own. Shares are kept for artifacts that have series of
-                their own; the others show no concentration.
-            first_use_s: seconds since the source was created, if this is its first transport.
+        ``source`` is a number of the source's own. Shares are kept for artifacts that have series
+        of their own; the others show no concentration. ``first_use_s`` are the seconds since the
+        source was created, if this is its first transport.
         """
         if first_use_s is not None:
             self._diffusion_first_hit.of(artifact_id).observe(first_use_s)

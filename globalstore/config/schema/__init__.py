@@ -55,15 +55,10 @@ class GlobalStoreConfig:
         port: int | None = None,
         metrics_port: int | None = None,
     ) -> Self:
-        """This configuration with addresses a launcher chose; None keeps, negative becomes 0.
+        """Return this configuration with the addresses that a launcher chose.
 
-        Args:
-            host: address to bind.
-            port: gRPC port.
-            metrics_port: HTTP port.
-
-        Raises:
-            ValueError: a port above 65535.
+        ``metrics_port`` is the HTTP port. None keeps what the file says; a negative port becomes 0,
+        which lets the system choose one. Raises ValueError for a port above 65535.
         """
         server = self.server
         listen = server.listen

@@ -9,13 +9,10 @@ import attrs
 class Manual:
     """What the schema knows of a setting beyond its type.
 
-    Attributes:
-        text: meaning, unit and trade-off, for whoever writes the file.
-        floor: smallest effective value; a smaller one is raised to it.
-        zero_is_default: an explicit 0 stands for the default.
-        secret: the value appears neither in a log nor in a message.
-        has_effect: False for what the contract accepts but nothing of this version heeds; of a
-            section, for all in it.
+    ``text`` gives meaning, unit and trade-off for the author of a file. A value below ``floor`` is
+    raised to it. With ``zero_is_default`` an explicit 0 stands for the default. The value of a
+    ``secret`` appears neither in a log nor in a message. ``has_effect`` is False for a setting that
+    the contract accepts and nothing of this version heeds; of a section, for all in it.
     """
 
     text: str
