@@ -220,5 +220,5 @@ def line_up(path: Path, waiters: int, seconds: float) -> Line:
 def run_operations(
     path: Path, mode: Mode, sources: int, count: int
 ) -> tuple[list[float], list[float]]:
-    """As ``operations``, for callers outside trio."""
+    """Run ``operations``, for callers outside trio."""
     return trio.run(operations, path, mode, sources, count)

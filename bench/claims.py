@@ -43,6 +43,7 @@ _MAX_CONCURRENCY = 4
 
 
 def percentile(values: list[float], share: float) -> float:
+    """Return the value below which ``share`` of the values are."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
@@ -99,6 +100,7 @@ def taken_over(server: Child, stack: ExitStack) -> Sources:
 
 
 def quantile_ms(loads: list[Load], quantile: float) -> float:
+    """Return the median over loads of a quantile of the latency of claims, in ms."""
     return median(load.quantile_us(CLAIM, quantile) for load in loads) / 1000
 
 

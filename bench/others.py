@@ -25,6 +25,7 @@ PAUSES = {"WorkerHeartbeat": 0.005, "RegisterReplica": 0.01, "BatchGetReplicaCou
 
 
 def stub(channel: Any, method: str) -> Any:
+    """Return a callable for a method of the service."""
     return channel.unary_unary(
         SERVICE + method,
         request_serializer=lambda message: message.SerializeToString(),
@@ -33,12 +34,14 @@ def stub(channel: Any, method: str) -> Any:
 
 
 def registration(name: str) -> wire.RegisterWorkerRequest:
+    """Return the request by which a worker of this name registers."""
     return wire.RegisterWorkerRequest(
         daemon_id=name, node_id=name, node_address=f"{name}.bench", grpc_port=1, p2p_port=2
     )
 
 
 def memory_info(name: str, **more: Any) -> common.MemoryInfo:
+    """Return the description of a replica that lies on this node."""
     return common.MemoryInfo(
         node_id=name,
         node_address=f"{name}.bench",

@@ -14,6 +14,7 @@ SERVICE = "tensorcast.global_store.v1.ClusterAdminService"
 
 
 def handler(behavior: Any) -> grpc.GenericRpcHandler:
+    """Return the handler of HealthCheck that answers by ``behavior``."""
     method = grpc.unary_unary_rpc_method_handler(
         behavior,
         request_deserializer=wire.HealthCheckRequest.FromString,
@@ -23,10 +24,12 @@ def handler(behavior: Any) -> grpc.GenericRpcHandler:
 
 
 def answer() -> wire.HealthCheckResponse:
+    """Return the answer to HealthCheck."""
     return wire.HealthCheckResponse(status=wire.STATUS_OK, cluster_token="")
 
 
 def serve_threads() -> None:
+    """Serve with grpcio's threads."""
     server = grpc.server(ThreadPoolExecutor(10))
     server.add_generic_rpc_handlers((handler(lambda request, context: answer()),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -36,6 +39,8 @@ def serve_threads() -> None:
 
 
 async def serve_asyncio() -> None:
+    """Serve with grpcio on asyncio."""
+
     async def check(request: wire.HealthCheckRequest, context: Any) -> wire.HealthCheckResponse:
         return answer()
 

@@ -93,5 +93,5 @@ async def populate(path: Path, count: int) -> None:
 
 
 def populated(path: Path, count: int) -> None:
-    """The same, for callers outside trio."""
+    """Run ``populate``, for callers outside trio."""
     trio.run(populate, path, count)

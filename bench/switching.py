@@ -47,9 +47,11 @@ class Figure:
     cpu_us: float
 
     def heartbeat_ms(self, quantile: float) -> float:
+        """Return a quantile of the latency of heartbeats, in ms."""
         return self.load.quantile_us("WorkerHeartbeat", quantile) / 1000
 
     def per_second(self, method: str) -> float:
+        """Return how many calls of a method were answered in a second."""
         return len(self.load.latencies[method]) / self.load.seconds
 
 

@@ -64,10 +64,11 @@ class Load:
 
     @property
     def per_second(self) -> float:
+        """Return how many calls were answered in a second."""
         return self.calls / self.seconds
 
     def quantile_us(self, method: str, quantile: float) -> float:
-        """Latency in µs below which ``quantile`` of the calls of a method were."""
+        """Return the latency in µs below which ``quantile`` of the calls of a method were."""
         values = sorted(self.latencies[method])
         return values[min(len(values) - 1, int(len(values) * quantile))] * 1e6
 
@@ -187,7 +188,7 @@ class LoadClient:
     """Connections to one server, each with slots of its own. Use as ``with``."""
 
     def __init__(self, port: int, slots: Iterable[Iterable[Slot]]) -> None:
-        """``slots`` has, for every connection to open, the slots that share it."""
+        """Prepare one connection for each element of ``slots``: the slots that share it."""
         self._open: list[_Open] = []
         self._poll = select.epoll()
         self._connections: dict[int, _Connection] = {}

@@ -46,6 +46,7 @@ def slow_fsync(folder: Path, milliseconds: float) -> dict[str, str]:
 
 
 def request(worker_id: str, number: int) -> bytes:
+    """Return an encoded RegisterReplica of the artifact with this number."""
     return wire.RegisterReplicaRequest(
         artifact_id=f"model-{number}",
         worker_id=worker_id,

@@ -43,7 +43,7 @@ HELD_BYTES_MAX = 16_384 + 65_536 + 50_000 + 20 * 45_000
 
 
 def conversation(dice: random.Random) -> list[bytes]:
-    """The frames of a valid client, its preface first."""
+    """Return the frames of a valid client, its preface first."""
     client = h2.connection.H2Connection(
         h2.config.H2Configuration(client_side=True, header_encoding=None)
     )
@@ -138,7 +138,7 @@ def mutate(dice: random.Random, pieces: list[bytes]) -> bytes:
 
 
 def check_output(data: bytes) -> None:
-    """What the engine wrote must be whole frames of types a server sends."""
+    """Check that the engine wrote whole frames of types a server sends."""
     while data:
         size = int.from_bytes(data[:3], "big")
         assert len(data) >= 9 + size, "half a frame was written"
@@ -148,7 +148,7 @@ def check_output(data: bytes) -> None:
 
 
 def play(seed: int) -> Counter[str]:
-    """One round. Returns what events came, by name; raises AssertionError for a finding."""
+    """Play one round and return what events came, by name; raises AssertionError for a finding."""
     dice = random.Random(seed)
     memory = InboundMemory(LIMITS.inbound_bytes_max)
     engine = Engine(LIMITS, memory, 0.0)

@@ -18,6 +18,7 @@ class Encoded:
         self._body = message.SerializeToString()
 
     def SerializeToString(self) -> bytes:
+        """Return the bytes of the answer; named as messages have it."""
         return self._body
 
 

@@ -90,7 +90,7 @@ class KeyCache:
         return look.found
 
     def changed(self, signal: KeyChanged) -> None:
-        """A commit has changed a key: nothing that was read before it is kept."""
+        """Take in that a commit has changed a key: nothing that was read before it is kept."""
         key = signal.key
         self._present.discard(key)
         self._absent.discard(key)

@@ -89,7 +89,7 @@ class KnownSources:
     # What happened.
 
     def listed(self, signal: SourcesListed) -> None:
-        """The sources of an artifact and view were read."""
+        """Take in the sources of an artifact and view as they were read."""
         space, shortlist = signal.space, signal.shortlist
         self._drop(space)
         if not shortlist.candidates:
@@ -106,11 +106,11 @@ class KnownSources:
         self._loads |= shortlist.loads
 
     def source_freed(self, signal: SourceFreed) -> None:
-        """What is known of an artifact's and view's sources may not be all there is any more."""
+        """Take in that an artifact and view may have sources that are not known."""
         self._drop((signal.artifact_id, signal.view_id))
 
     def sources_freed(self, signal: SourcesFreed) -> None:
-        """As ``source_freed``, for any number of artifacts and views."""
+        """Do as ``source_freed`` for any number of artifacts and views."""
         spaces = signal.spaces
         if len(spaces) > len(self._lists):
             spaces = spaces.intersection(self._lists)
@@ -129,18 +129,18 @@ class KnownSources:
                 del self._loads[worker_key]
 
     def replicas_changed(self, signal: WorkerReplicasChanged) -> None:
-        """What a worker holds, and so what it may be loaded with, changed."""
+        """Take in that what a worker holds changed, and so what it may be loaded with."""
         for space in list(self._spaces.get(signal.worker_key, ())):
             self._drop(space)
 
     def worker_routable(self, _: object = None) -> None:
-        """Some worker became a possible source of anything it holds."""
+        """Take in that some worker became a possible source of anything it holds."""
         self._lists.clear()
         self._spaces.clear()
         self._loads.clear()
 
     def granted(self, signal: TransportGranted) -> None:
-        """A source serves one transport more."""
+        """Take in that a source serves one transport more."""
         self._load(signal.worker_key, 1)
         known = self._lists.get(signal.space)
         if known is not None:
@@ -155,7 +155,7 @@ class KnownSources:
             self._groups[signal.group] = progress.with_grant(signal.replica_id)
 
     def ended(self, signal: TransportEnded) -> None:
-        """A transport ended; its source, if that is still there, serves one less."""
+        """Take in that a transport ended; its source, if that is still there, serves one less."""
         if signal.worker_key is not None and signal.replica_seq is not None:
             self._load(signal.worker_key, -1)
             self._freed(signal.space, signal.replica_seq)
@@ -179,12 +179,12 @@ class KnownSources:
             self._loads[worker_key] = WorkerLoad.of(worker.load + change, worker.limit)
 
     def group_counted(self, signal: GroupCounted) -> None:
-        """How far a group is was read."""
+        """Take in how far a scheduling group is."""
         self._groups[signal.group] = signal.progress
         self._groups.move_to_end(signal.group)
         while len(self._groups) > _GROUPS_MAX:
             self._groups.popitem(last=False)
 
     def transports_forgotten(self, _: TransportsForgotten) -> None:
-        """Transports were forgotten: what was counted of groups may include them."""
+        """Take in that transports were deleted: what was counted of groups may include them."""
         self._groups.clear()

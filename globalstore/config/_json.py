@@ -56,7 +56,7 @@ class _Reader:
         raise self.error("expected a value")
 
     def peek(self) -> str:
-        """The next character that is not white space, "" at the end."""
+        """Return the next character that is not white space, "" at the end."""
         match = _SPACE.match(self.text, self.position)
         assert match is not None
         self.position = match.end()

@@ -134,7 +134,7 @@ class _Builder:
 
 
 def _plain_value(text: str) -> Value:
-    """An unquoted word by the core schema: ``yes`` and ``1:30`` are text, not surprises."""
+    """Return the value of an unquoted word by the core schema: ``yes`` and ``1:30`` are text."""
     if text in _NULLS:
         return None
     if text in _BOOLS:

@@ -42,14 +42,17 @@ class AdvertisedAddress:
 
 
 def host_port(host: str, port: int) -> str:
-    """``host:port``, an IPv6 host in brackets; "" when either is unknown (empty or 0)."""
+    """Return ``host:port``, an IPv6 host in brackets; "" when either is unknown (empty or 0)."""
     if not host or not port:
         return ""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def route_address() -> str | None:
-    """The IPv4 address this host would use for outside traffic; sends nothing. None: no route."""
+    """Return the IPv4 address that this host would use for outside traffic, or None: no route.
+
+    Nothing is sent.
+    """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(_OUTSIDE)
@@ -59,7 +62,10 @@ def route_address() -> str | None:
 
 
 def host_name_address() -> str | None:
-    """The address the host's own name stands for; may block on a name server. None: unknown."""
+    """Return the address that the host's own name stands for, or None if it is unknown.
+
+    May block on a name server.
+    """
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
     except OSError:
@@ -96,7 +102,7 @@ def advertised_address(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` names this machine only: a loopback address or ``localhost``."""
+    """Tell whether ``host`` names this machine only: a loopback address or ``localhost``."""
     address = _address(host)
     if address is None:
         name = host.strip().rstrip(".").lower()
@@ -105,7 +111,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_unspecified(host: str) -> bool:
-    """Whether ``host`` means every interface: ``0.0.0.0``, ``::``, ``*``."""
+    """Tell whether ``host`` means every interface: ``0.0.0.0``, ``::``, ``*``."""
     address = _address(host)
     return host.strip() == "*" if address is None else address.is_unspecified
 

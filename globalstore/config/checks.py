@@ -45,7 +45,7 @@ class Contradiction:
 
 
 def contradictions(config: GlobalStoreConfig) -> Iterator[Contradiction]:
-    """Every rule between settings that ``config`` breaks."""
+    """Yield every rule between settings that ``config`` breaks."""
     yield from _ordered(config)
     yield from _intervals(config)
     yield from _addresses(config)
@@ -172,7 +172,7 @@ def _is_ratio(text: str) -> bool:
 
 
 def warnings(config: GlobalStoreConfig) -> list[str]:
-    """What is allowed and yet likely a mistake, one line each."""
+    """Return what is allowed and yet likely a mistake, one line each."""
     found = []
     policy, server = config.worker_policy, config.server
     if policy.default_heartbeat_interval >= policy.heartbeat_timeout:

@@ -114,7 +114,7 @@ _MILLISECONDS_MAX: Final = 315_576_000_000 * 1000
 
 
 def _integral(value: Value) -> Value:
-    """``value``, as an integer if it is an integral float or a string of decimal digits."""
+    """Return ``value``, as an integer if it is an integral float or a string of decimal digits."""
     if isinstance(value, str):
         return int(value) if _DECIMAL_DIGITS.fullmatch(value) else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -133,7 +133,7 @@ def _duration_advice(value: object) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """``seconds`` as the file spells it: ``30s``, ``0.05s``."""
+    """Return ``seconds`` as the file spells it: ``30s``, ``0.05s``."""
     return f"{Decimal(round(seconds * 1000)) / 1000:f}s"
 
 
@@ -200,7 +200,7 @@ _ENUM_ALIASES: Final[dict[type[enum.IntEnum], dict[str, str]]] = {LogLevel: {"WA
 
 
 def enum_short_name(member: enum.IntEnum) -> str:
-    """The name without the common prefix: ``INFO``."""
+    """Return the name without the common prefix: ``INFO``."""
     return member.name.removeprefix(ENUM_PREFIXES[type(member)])
 
 

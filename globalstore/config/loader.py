@@ -82,7 +82,7 @@ class _Place:
 
 
 def camel_case(name: str) -> str:
-    """The lowerCamelCase spelling of a snake_case key."""
+    """Return the lowerCamelCase spelling of a snake_case key."""
     first, *others = name.split("_")
     return first + "".join(word.capitalize() for word in others)
 
@@ -118,7 +118,7 @@ def _structure_section(place: _Place, kind: Any) -> Any:
 
 
 def _in_effect(field: "attrs.Attribute[Any]", value: Any) -> Any:
-    """``value`` after the field's floor and its meaning of 0."""
+    """Return ``value`` after the field's floor and its meaning of 0."""
     entry = manual(field)
     stands_for_default = entry.zero_is_default or isinstance(value, enum.IntEnum)
     if stands_for_default and value == 0:
@@ -141,7 +141,7 @@ def _unknown_key(key: str, section: str, valid: list[str]) -> str:
 
 
 def schema_paths(kind: type = GlobalStoreConfig, prefix: str = "") -> list[str]:
-    """The dotted path of every section and setting, parents before children."""
+    """Return the dotted path of every section and setting, parents before children."""
     paths = []
     for field in attrs.fields(attrs.resolve_types(kind, include_extras=True)):
         path = join_path(prefix, field.name)

@@ -60,7 +60,7 @@ class Node:
     line: int
 
     def shown(self, secret: bool) -> str:
-        """The value for a message: shortened, printable, and withheld when it is a secret."""
+        """Return the value for a message: shortened, printable, withheld when it is a secret."""
         value = self.value
         if value is None:
             return "nothing"
@@ -76,13 +76,13 @@ class Node:
 
 
 def shown_text(text: str) -> str:
-    """``text`` on one line and no longer than a message can bear."""
+    """Return ``text`` on one line and no longer than a message can bear."""
     line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
     return line if len(line) <= _SHOWN_CHARS_MAX else line[: _SHOWN_CHARS_MAX - 1] + "…"
 
 
 def join_path(path: str, key: str) -> str:
-    """The dotted path of ``key`` inside ``path``."""
+    """Return the dotted path of ``key`` inside ``path``."""
     return f"{path}.{shown_text(key)}" if path else shown_text(key)
 
 

@@ -31,7 +31,7 @@ and aliases are not supported. Flags and environment variables set nothing.
 
 
 def effective(config: GlobalStoreConfig) -> dict[str, str]:
-    """Every setting's path with its value as a file would spell it, secrets masked."""
+    """Return every setting's path with its value as a file would spell it, secrets masked."""
     return {path: text for path, text, _, _ in _settings(config, "", mask=True)}
 
 
@@ -84,7 +84,7 @@ def _spelled(value: Any, field: "attrs.Attribute[Any]", masked: bool) -> str:
 
 
 def _annotation(kind: Any) -> object:
-    """What the type says of its kind: the marker of an annotated type, else the type itself."""
+    """Return the marker of an annotated type, else the type itself."""
     if get_origin(kind) is Annotated:
         return get_args(kind)[1]
     if get_origin(kind) is Union:

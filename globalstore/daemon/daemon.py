@@ -152,7 +152,7 @@ class Daemon:
             self._resumed = trio.Event()
 
     async def _check_server(self) -> None:
-        """After a connection was made: is this still the cluster we belong to?"""
+        """Check, after a connection was made, that this is still the cluster we belong to."""
         connection = self._client.connections
         if connection == self._checked_connection:
             return
@@ -373,10 +373,10 @@ class Daemon:
         await self._outbox.deliver("CompleteReplicaTransport", lambda: request)
 
     async def leave(self, patience_s: float = _LEAVE_PATIENCE_S) -> None:
-        """Drain and unregister: no new readers, nothing held, gone. ``run`` then returns.
+        """Drain, unregister and end ``run``: no new readers, nothing held.
 
-        Transports in progress run to their end. Raises Unreachable when the store did not answer
-        in time and purerpc's RpcFailedError when it refused; the worker then stays, without new
+        Transports in progress run to their end. Raises Unreachable when the store did not answer in
+        time and purerpc's RpcFailedError when it refused; the worker then stays, without new
         readers.
         """
         with trio.move_on_after(patience_s) as patience:

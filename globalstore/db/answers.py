@@ -50,7 +50,7 @@ class Answers:
         self._engines = engines
 
     def deliver(self, tickets: list[Ticket], events: list[Any]) -> None:
-        """Called where a batch ran: answer its tickets on the event loop, in one wake-up."""
+        """Answer the tickets of a batch on the event loop, in one wake-up; called where it ran."""
         if self._runner is Runner.INLINE:
             self._resolve(tickets, events)
             return

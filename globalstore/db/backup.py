@@ -80,7 +80,7 @@ def _verify(connection: sqlite3.Connection, schema: int, rows: dict[str, int] | 
 
 
 def count_rows(connection: sqlite3.Connection) -> dict[str, int]:
-    """The number of rows of every table."""
+    """Return the number of rows of every table."""
     return {
         table: connection.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0]
         for table in _tables(connection)

@@ -7,7 +7,7 @@ from globalstore.db import limits
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
-    """A connection to an existing file, without hidden transactions.
+    """Return a connection to an existing file, without hidden transactions.
 
     ``mode`` is ``ro`` or ``rw``, with further URI parameters after an ampersand.
     """
@@ -24,10 +24,10 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def prepare_writer(connection: sqlite3.Connection, cache_bytes: int, *, durable: bool) -> None:
-    """Settings of the read-write connection.
+    """Give the read-write connection its settings.
 
-    ``durable`` is false only for a database without a name: nothing of it can be read after a
-    power cut, so nothing of it needs to be on a disk.
+    ``durable`` is false only for a database without a name: nothing of it can be read after a power
+    cut, so nothing of it needs to be on a disk.
     """
     _prepare(connection, cache_bytes)
     # FULL, not NORMAL: of a log that is synced only at checkpoints a power cut takes the last
@@ -37,7 +37,7 @@ def prepare_writer(connection: sqlite3.Connection, cache_bytes: int, *, durable:
 
 
 def prepare_reader(connection: sqlite3.Connection, cache_bytes: int) -> None:
-    """Settings of a read-only connection."""
+    """Give a read-only connection its settings."""
     _prepare(connection, cache_bytes)
     connection.execute("PRAGMA query_only=ON")
 

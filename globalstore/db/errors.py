@@ -114,7 +114,7 @@ _KINDS: dict[int, type[DatabaseError]] = {
 
 
 def mapped(error: Exception) -> Exception:
-    """The error of this module that says the same as an error of sqlite3.
+    """Return the error of this module that says the same as an error of sqlite3.
 
     Errors without an SQLite code (a closed cursor, a wrong number of parameters, an integer beyond
     64 bits) are mistakes of the calling code, and come back as they are.

@@ -72,13 +72,13 @@ class Health:
             _log.error("database damaged, writes are refused from now on: error=%s", error)
 
     def note_full(self) -> None:
-        """A write found no space."""
+        """Note that a write found no space."""
         if not self.full:
             self.full = True
             _log.error("disk full, writes are refused until there is space; reads go on")
 
     def note_written(self) -> None:
-        """A write found space."""
+        """Note that a write found space."""
         if self.full:
             self.full = False
             _log.warning("disk has space again, writes go on")
@@ -91,6 +91,6 @@ class Health:
 
 
 def free_bytes(directory: str) -> int:
-    """Bytes that an unprivileged process may still write below ``directory``."""
+    """Return how many bytes an unprivileged process may still write below ``directory``."""
     facts = os.statvfs(directory)
     return facts.f_bavail * facts.f_frsize

@@ -44,7 +44,7 @@ class Migration:
 
 
 def checked(migrations: Sequence[Migration]) -> tuple[Migration, ...]:
-    """The migrations, numbered from 1 without gaps; raises ValueError if they are not."""
+    """Return the migrations, numbered from 1 without gaps; raises ValueError if they are not."""
     for number, migration in enumerate(migrations, start=1):
         if migration.number != number:
             raise ValueError(

@@ -17,7 +17,7 @@ _NETWORK: Final = frozenset(
 
 
 def prepare(path: Path) -> Path:
-    """The real path of a database file, in a directory that exists and may hold one.
+    """Return the real path of a database file, in a directory that exists and may hold one.
 
     Expands ``~``, follows links, creates missing directories with mode 0700 whatever the umask.
     Raises DatabaseFilesystem for a network file system or a directory that cannot be made.
@@ -42,7 +42,7 @@ def prepare(path: Path) -> Path:
 
 
 def unusable(path: Path, error: OSError) -> DatabaseFilesystem:
-    """The refusal for a path on which the operating system refused something."""
+    """Return the refusal for a path on which the operating system refused something."""
     return DatabaseFilesystem(
         f"cannot use {path}: {error.strerror or error} ({error.filename or path}); give this user"
         " write access to the directory, or set database.db_file to another path"
@@ -50,7 +50,7 @@ def unusable(path: Path, error: OSError) -> DatabaseFilesystem:
 
 
 def filesystem(path: Path, mounts: str | None = None) -> str | None:
-    """The type of the file system that holds ``path``, or None if the system does not tell.
+    """Return the type of the file system that holds ``path``, or None if the system does not tell.
 
     ``mounts`` is the text of ``/proc/self/mountinfo``; the innermost, latest mount counts.
     """

@@ -33,7 +33,7 @@ class TicketQueue:
         return self._refusal is not None
 
     def depth(self, lane: Lane) -> int:
-        """How many tickets wait in a lane."""
+        """Return how many tickets wait in a lane."""
         return len(self._lanes[lane])
 
     def put(self, ticket: Ticket) -> None:
@@ -55,7 +55,7 @@ class TicketQueue:
             waker()
 
     def take(self, waker: Waker) -> list[Ticket]:
-        """The tickets to run next, now RUNNING.
+        """Take the tickets to run next and return them, now RUNNING.
 
         An empty list means that nothing waits: ``waker`` will be called exactly once, when
         something does or the queue is closed. A closed, empty queue does not call it.

@@ -38,11 +38,11 @@ Observer = Callable[[Site], None]
 
 
 def unobserved(_site: Site) -> None:
-    """The observer of every store outside the tests."""
+    """Do nothing: the observer of every store outside the tests."""
 
 
 def fail_at(site: Site, occurrence: int = 1, exit_code: int = 137) -> Observer:
-    """An observer that ends the process, without any clean-up, at a site.
+    """Return an observer that ends the process, without any clean-up, at a site.
 
     ``occurrence`` counts the passes of ``site`` from 1; ``exit_code`` is what the parent sees.
     """

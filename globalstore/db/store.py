@@ -110,7 +110,7 @@ class Store:
         return await self._submit(self._writes, operation, args, lane)
 
     async def bulk(self, operation: Callable[[Transaction, *Arguments], R], *args: *Arguments) -> R:
-        """Like ``write``, for more than some 200 rows: alone in its transaction, after the others.
+        """Do as ``write`` for more than some 200 rows: alone in a transaction, after the others.
 
         Rows should come sorted by key.
         """

@@ -43,5 +43,5 @@ class Ticket:
 
 
 def name_of(operation: Callable[..., Any]) -> str:
-    """The name of an operation for the log."""
+    """Return the name of an operation for the log."""
     return getattr(operation, "__qualname__", None) or repr(operation)

@@ -29,7 +29,7 @@ class Snapshot:
         self.broken: Exception | None = None
 
     def one(self, sql: str, parameters: Parameters = ()) -> Row | None:
-        """The first row of the result, or None. Works for ``… RETURNING`` too."""
+        """Return the first row of the result, or None. Works for ``… RETURNING`` too."""
         try:
             row: Row | None = self._execute(sql, parameters).fetchone()
         except sqlite3.Error as error:
@@ -37,7 +37,7 @@ class Snapshot:
         return row
 
     def all(self, sql: str, parameters: Parameters = ()) -> list[Row]:
-        """All rows of the result. The caller's SQL bounds how many that are."""
+        """Return all rows of the result. The caller's SQL bounds how many that are."""
         try:
             return self._execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
@@ -119,5 +119,6 @@ class Transaction(Snapshot):
         self.events.append(event)
 
     def restore(self) -> None:
+        """Undo what the operation changed, and forget the events it emitted."""
         super().restore()
         self.events = []

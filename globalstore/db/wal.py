@@ -39,11 +39,11 @@ class Log:
         os.close(self._descriptor)
 
     def file_bytes(self) -> int:
-        """Size of the file, which keeps its greatest extent until it is truncated."""
+        """Return the size of the file, which keeps its greatest extent until it is truncated."""
         return os.fstat(self._descriptor).st_size
 
     def frames(self) -> tuple[int, int]:
-        """Number of pages in the log since it last started over, and the size of each in bytes.
+        """Return the number of pages since the log last started over, and the bytes of a page.
 
         ``generation`` is another one after the log has started over.
         """

@@ -167,7 +167,7 @@ class Writer:
     def _commit_failed(
         self, group: list[Ticket], cause: sqlite3.Error | MemoryError
     ) -> list[list[Ticket]]:
-        """Nothing of the group is applied, or nobody knows.
+        """Answer a group of which nothing is applied, or nobody knows.
 
         A full disk is certain: the frame that makes a commit valid is the last one written. A
         broken constraint or a lock leaves the transaction open to be rolled back. Everything else

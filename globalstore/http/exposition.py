@@ -34,7 +34,7 @@ class Exposition:
         return f"<Exposition [renderings: {self._begun}, waiting: {waiting}]>"
 
     async def render(self) -> bytes:
-        """The values as they are now or a little later.
+        """Return the values as they are now or a little later.
 
         When cancelled, a rendering that has begun ends in its thread and is thrown away.
         """
@@ -51,7 +51,7 @@ class Exposition:
 
 
 def exposition_text(registry: CollectorRegistry) -> bytes:
-    """The registry in the text format 0.0.4.
+    """Return the registry in the text format 0.0.4.
 
     Byte for byte what the metrics library writes for counters, gauges and histograms, in half the
     time: a scrape of thousands of series competes with the event loop for the interpreter.

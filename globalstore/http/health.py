@@ -76,7 +76,7 @@ class Verdict:
 
 
 def health(state: HealthState) -> Verdict:
-    """Whether the server does its work, in full or in part."""
+    """Tell whether the server does its work, in full or in part."""
     broken = "; ".join(filter(None, (state.not_ready.reason, state.failing.reason)))
     if broken:
         return Verdict(503, "unavailable", broken)
@@ -86,14 +86,17 @@ def health(state: HealthState) -> Verdict:
 
 
 def readiness(state: HealthState) -> Verdict:
-    """Whether work may be sent here."""
+    """Tell whether work may be sent here."""
     if state.ready:
         return Verdict(200, "ready")
     return Verdict(503, "not ready", state.not_ready.reason)
 
 
 def liveness(state: HealthState) -> Verdict:
-    """Whether the event loop turns; says nothing of the database, which no restart would mend."""
+    """Tell whether the event loop turns.
+
+    That says nothing of the database, which no restart would mend.
+    """
     if state.lag_seconds <= LAG_SECONDS_MAX:
         return Verdict(200, "alive")
     return Verdict(503, "stalled", f"the event loop was {state.lag_seconds:.1f} s late")

@@ -67,18 +67,18 @@ class LeaseExpiry:
         self._alarm.sooner()
 
     def granted(self, signal: LeaseGranted) -> None:
-        """A lease has a deadline."""
+        """Take in that a lease has a deadline."""
         if self._kinds[signal.kind].patient:
             self._stalls.check()  # or an earlier stall would be added to a deadline that begins now
         if self._deadlines[signal.kind].set(signal.key, signal.expires_at_us):
             self._alarm.sooner()
 
     def ended(self, signal: LeaseEnded) -> None:
-        """A lease has no deadline any more."""
+        """Take in that a lease has no deadline any more."""
         self._deadlines[signal.kind].discard(signal.key)
 
     def expired(self, signal: LeasesExpired) -> None:
-        """The database has told what became of leases at their deadlines."""
+        """Take in what the database has decided of leases at their deadlines."""
         deadlines = self._deadlines[signal.kind]
         for key in signal.ended:
             deadlines.discard(key)

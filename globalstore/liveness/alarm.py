@@ -16,7 +16,7 @@ class Alarm:
         self._sooner = trio.Event()
 
     def sooner(self) -> None:
-        """The next deadline is an earlier one now, or may be."""
+        """Take in that the next deadline is an earlier one now, or may be."""
         self._sooner.set()
 
     async def wait(self) -> None:

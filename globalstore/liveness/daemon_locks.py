@@ -26,13 +26,13 @@ class Observer(Protocol):
     """What is told of the locks; for metrics."""
 
     def waiting(self, shard: int, count: int) -> None:
-        """So many changes wait in a shard now."""
+        """Take in how many changes wait in a shard now."""
 
     def entered(self, seconds: float) -> None:
-        """A change has waited so long for its turn."""
+        """Take in how long a change has waited for its turn."""
 
     def intent(self, shard: int, kind: str, result: str) -> None:
-        """A change was submitted, overloaded, succeeded or failed."""
+        """Take in that a change was submitted, overloaded, succeeded or failed."""
 
 
 @attrs.define(eq=False)

@@ -44,31 +44,31 @@ class Heartbeats:
     # Who came, spoke and went.
 
     def restored(self, key: int) -> None:
-        """A member of an earlier server is active, but was not heard by this one."""
+        """Take in an active member of an earlier server, which this one has not heard."""
         now = trio.current_time()
         self._stored_at[key] = now
         self._set_expiry(key, now)
 
     def registered(self, key: int) -> None:
-        """A member registered; that counts as a heartbeat, and is stored."""
+        """Take in that a member registered; that counts as a heartbeat, and is stored."""
         self.heard(key)
         self._stored_at[key] = trio.current_time()
         self._unwritten.pop(key, None)
         self._decide(key)
 
     def heard(self, key: int) -> None:
-        """A member spoke: its lifetime begins anew."""
+        """Take in a heartbeat of a member: its lifetime begins anew."""
         self.check_stall()  # or the stall would be added to a deadline that begins now
         self._set_expiry(key, trio.current_time())
 
     def changed(self, key: int, *, news: bool) -> None:
-        """What is known of a member changed; it is to be stored, unless it is no ``news``."""
+        """Take in that a member changed; without ``news`` that is stored only now and then."""
         if news or trio.current_time() - self._stored_at[key] >= self.timeout_s * _STORED_EVERY:
             self._unwritten[key] = None
             self._some_unwritten.set()
 
     def ended(self, key: int) -> None:
-        """A member became inactive."""
+        """Take in that a member became inactive."""
         del self._stored_at[key]
         self._unwritten.pop(key, None)
         self._expire_at.discard(key)

@@ -31,6 +31,7 @@ class LiveInstance:
 
     @property
     def key(self) -> int:
+        """The key of its row."""
         return self.state.instance_key
 
 
@@ -130,7 +131,7 @@ class Instances:
             self.heartbeats.restored(state.instance_key)
 
     def registered(self, signal: InstanceRegistered) -> None:
-        """An instance registered; that counts as a heartbeat."""
+        """Take in that an instance registered; that counts as a heartbeat."""
         state = signal.instance
         before = self._live.get(state.instance_key)
         if before is not None:
@@ -141,7 +142,7 @@ class Instances:
         self._put(LiveInstance(state, self._hear()))
 
     def ended(self, signal: InstanceEnded) -> None:
-        """An instance became inactive."""
+        """Take in that an instance became inactive."""
         instance = self._live.pop(signal.instance_key, None)
         if instance is None:
             return

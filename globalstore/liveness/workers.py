@@ -140,7 +140,7 @@ class Workers:
             self.heartbeats.restored(worker.key)
 
     def registered(self, signal: WorkerRegistered) -> None:
-        """A worker registered; that counts as a heartbeat."""
+        """Take in that a worker registered; that counts as a heartbeat."""
         worker = LiveWorker.of(signal.worker)
         before = self._by_key.get(worker.key)
         if before is not None:
@@ -156,7 +156,7 @@ class Workers:
         self._routable_changed(gained=True)
 
     def ended(self, signal: WorkerEnded) -> None:
-        """A worker became inactive."""
+        """Take in that a worker became inactive."""
         worker = self._by_key.pop(signal.worker_key, None)
         if worker is None:
             return
@@ -171,13 +171,13 @@ class Workers:
         self.heartbeats.ended(worker.key)
 
     def replicas_changed(self, signal: WorkerReplicasChanged) -> None:
-        """What a worker holds, or its availability, changed."""
+        """Take in that what a worker holds, or its availability, changed."""
         worker = self._by_key.get(signal.worker_key)
         if worker is not None:
             worker.replicas_revision += 1
 
     def reconciled(self, signal: WorkerReconciled) -> None:
-        """An inventory of a worker was accepted."""
+        """Take in that an inventory of a worker was accepted."""
         worker = self._by_key.get(signal.worker_key)
         if worker is None:
             return

@@ -25,6 +25,7 @@ class Schedule:
 
     @property
     def period_s(self) -> float:
+        """Seconds from one pass to the next."""
         return max(1.0, self.cleanup_interval_s)
 
 

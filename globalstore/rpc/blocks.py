@@ -59,7 +59,7 @@ class BlockDecoder:
         self._memo.clear()
 
     def recall(self, block: bytes) -> RequestHead | None:
-        """The head that these very bytes stand for now, if they are remembered."""
+        """Return the head that these very bytes stand for now, if they are remembered."""
         return self._memo.get(block)
 
     def decode(self, block: bytes) -> tuple[Fields, bool]:
@@ -91,7 +91,7 @@ class BlockDecoder:
 
 
 def _length(size: int) -> bytes:
-    """A string length in HPACK's 7-bit prefix form, not Huffman-coded."""
+    """Return a string length in HPACK's 7-bit prefix form, not Huffman-coded."""
     if size < 127:
         return bytes((size,))
     out = bytearray((127,))
@@ -104,12 +104,12 @@ def _length(size: int) -> bytes:
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """One field as a literal without indexing: means the same in every table state."""
+    """Return a field as a literal without indexing, which means the same in every table state."""
     return b"\x00" + _length(len(name)) + name + _length(len(value)) + value
 
 
 def metadata_block(metadata: Metadata) -> bytes:
-    """Custom metadata as literals; values of ``-bin`` names in base64.
+    """Return custom metadata as literals; values of ``-bin`` names in base64.
 
     Raises ValueError for a name or value that a header may not hold.
     """
@@ -138,7 +138,7 @@ TRAILERS_OK = literal(b"grpc-status", b"0")
 
 
 def trailers_block(code: int, message: str, metadata: Metadata) -> bytes:
-    """The trailers that end a call."""
+    """Return the trailers that end a call."""
     block = literal(b"grpc-status", b"%d" % code)
     if message:
         block += literal(b"grpc-message", percent_encode(message))
@@ -146,6 +146,6 @@ def trailers_block(code: int, message: str, metadata: Metadata) -> bytes:
 
 
 def http_status_block(status: int) -> bytes:
-    """The answer to a request that is not gRPC; ``:status`` is name 8 of the static table."""
+    """Return the answer to a request that is not gRPC; ``:status`` is name 8 of HPACK's table."""
     block = b"\x08" + _length(3) + b"%d" % status
     return block + literal(b"allow", b"POST") if status == 405 else block

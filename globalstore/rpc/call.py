@@ -34,7 +34,7 @@ class CallChannel(Protocol):
         """Wait until the call may send again."""
 
     def consumed(self, call: "Call", size: int) -> None:
-        """The handler has read a message of ``size`` bytes."""
+        """Take in that the handler has read a message of ``size`` bytes."""
 
 
 class Call:
@@ -138,7 +138,7 @@ class Call:
         return max(0.0, self.deadline - trio.current_time())
 
     def metadata_value(self, name: str) -> str | bytes | None:
-        """The first value under ``name``, or None."""
+        """Return the first value under ``name``, or None."""
         for key, value in self.head.metadata:
             if key == name:
                 return value
@@ -169,7 +169,7 @@ class Call:
             self._waits -= 1
 
     def drain(self) -> None:
-        """The listener begins to drain: end the call if it only waits."""
+        """End the call if it only waits: the listener begins to drain."""
         if self._waits:
             self.cancel(Status(StatusCode.UNAVAILABLE, DRAINING))
 
@@ -190,7 +190,7 @@ class Call:
         return len(self._messages)
 
     def end_request(self) -> None:
-        """The client has sent all it will send."""
+        """Take in that the client has sent all it will send."""
         self.request_ended = True
         self.arrival.set()
 
@@ -203,7 +203,7 @@ class Call:
         return None if compressed else payload
 
     async def receive(self) -> bytes | None:
-        """The next message, serialized; None after the last.
+        """Wait for the next message and return it, serialized; None after the last.
 
         Cancellation loses no message.
         """
@@ -221,7 +221,7 @@ class Call:
         return b"".join(pieces)
 
     def take(self) -> tuple[bytes, bool]:
-        """The next of the messages that wait, and whether it is compressed."""
+        """Take the next of the messages that wait; return it and whether it is compressed."""
         payload, compressed = self._messages.popleft()
         self._channel.consumed(self, len(payload))
         return payload, compressed

@@ -52,7 +52,7 @@ class Transport(Protocol):
     """A byte stream: a socket, or TLS over one."""
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """Bytes that arrived; empty at the end."""
+        """Return bytes that arrived; empty at the end."""
 
     async def send_all(self, data: bytes) -> None:
         """Send all of ``data``."""
@@ -189,7 +189,7 @@ class Connection:
             await self._room.wait()
 
     def _interrupt(self) -> None:
-        """The engine has an event although nothing was read: shared memory ran out."""
+        """Take up an event of the engine although nothing was read: shared memory ran out."""
         if not self._receiving:
             self._handle(self._engine.events())
             self._output.set()
@@ -329,7 +329,7 @@ class Connection:
             call.abort(StatusCode.DEADLINE_EXCEEDED, "the request did not arrive in time")
 
     async def _flushed(self, call: Call) -> None:
-        """Stay until the client took the answer; one that never does is reset."""
+        """Wait until the client took the answer; one that never does is reset."""
         with trio.move_on_after(self._limits.stall_seconds):
             while self._engine.stream_queued_bytes(call.stream_id):
                 self._senders.add(call)
@@ -397,7 +397,7 @@ class Connection:
             self._senders.discard(call)
 
     def consumed(self, call: Call, size: int) -> None:
-        """The handler has read a message of ``size`` bytes: the client may send as much more."""
+        """Take in that the handler has read ``size`` bytes: the client may send as much more."""
         engine = self._engine
         engine.credit(call.stream_id, size)
         if engine.ready_bytes:

@@ -60,7 +60,7 @@ class ControlHalf(SendingHalf):
             )
 
     def _reset_for_fault(self, stream: Stream, code: ErrorCodes) -> None:
-        """A fault of one stream ends that stream and nothing else."""
+        """End a stream for its fault, and nothing else."""
         self.reset(stream.id, code)
         self._spend_reset()
         self._events.append(StreamReset(stream.id, code))

@@ -30,10 +30,10 @@ class CallObserver(Protocol):
     """Sees every call, also those refused before a handler. Must not raise."""
 
     def started(self, call: Call) -> None:
-        """A call's head has arrived."""
+        """Take in that a call's head has arrived."""
 
     def finished(self, call: Call, code: StatusCode, seconds: float) -> None:
-        """The call has ended; ``seconds`` since its head arrived."""
+        """Take in that a call has ended, ``seconds`` after its head arrived."""
 
 
 # Makes the serialized answer to a serialized request, or None.
@@ -171,10 +171,10 @@ def _parser(message_type: Any) -> Callable[[bytes | None], Any]:
 
 
 def status_of(call: Call, error: Exception, map_error: ErrorMap | None) -> Status:
-    """The status a handler's error ends its call with.
+    """Return the status with which a handler's error ends its call.
 
-    What neither the error itself nor ``map_error`` names is INTERNAL: the client gets
-    a reference number, the log the traceback under the same number.
+    What neither the error itself nor ``map_error`` names is INTERNAL: the client gets a reference
+    number, the log the traceback under the same number.
     """
     cause = sole_cause(error)
     status = declared(cause)
@@ -188,7 +188,7 @@ def status_of(call: Call, error: Exception, map_error: ErrorMap | None) -> Statu
 
 
 def internal(call: Call, error: Exception) -> Status:
-    """INTERNAL for an error nobody expected: logged under the number that the client gets."""
+    """Return INTERNAL for an error nobody expected, logged under the number its client gets."""
     reference = secrets.token_hex(4)
     call.died = True
     log.error(

@@ -36,7 +36,7 @@ class Engine(ControlHalf):
     """
 
     def __init__(self, limits: Limits, memory: InboundMemory, now: float) -> None:
-        """``memory`` is shared by the connections of a listener; ``now`` in seconds."""
+        """Make the engine of one connection; its listener shares ``memory``; ``now`` in seconds."""
         super().__init__(limits, memory, now)
         self._decoder = BlockDecoder(limits.header_list_bytes_fatal)
         self._buffer = b""
@@ -107,7 +107,7 @@ class Engine(ControlHalf):
         return self.events()
 
     def events(self) -> list[Event]:
-        """Events that came about outside ``receive``, and not yet returned."""
+        """Return the events that came about outside ``receive`` and were not returned yet."""
         events, self._events = self._events, []
         return events
 
@@ -390,7 +390,7 @@ class Engine(ControlHalf):
         self._events.append(RequestMalformed(stream_id, status.value, reason))
 
     def _late_frame(self, stream_id: int) -> None:
-        """DATA for no open stream: its bytes were credited, and it cost the client a token."""
+        """Take DATA for no open stream: its bytes were credited, and it cost the client a token."""
         if stream_id > self.highest_stream_id or not stream_id & 1:
             raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "DATA on a stream never opened")
         self._spend()

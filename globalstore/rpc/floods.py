@@ -7,7 +7,7 @@ class Allowance:
     __slots__ = ("_cap", "_per_second", "_since", "_tokens")
 
     def __init__(self, cap: int, per_second: float, now: float) -> None:
-        """``cap`` is both the start and the most that can be saved up."""
+        """Begin with ``cap`` tokens, which is also the most that can be saved up."""
         self._cap = cap
         self._per_second = per_second
         self._tokens = float(cap)

@@ -38,38 +38,38 @@ class ConnectionFault(Exception):
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    """One frame."""
+    """Return a frame."""
     length = len(payload)
     return _header(length >> 8, length & 0xFF, kind, flags, stream_id) + payload
 
 
 def settings(values: Iterable[tuple[int, int]]) -> bytes:
-    """A SETTINGS frame."""
+    """Return a SETTINGS frame."""
     return frame(SETTINGS, 0, 0, b"".join(_setting(key, value) for key, value in values))
 
 
 def window_update(stream_id: int, increment: int) -> bytes:
-    """A WINDOW_UPDATE frame for a stream, or for the connection if ``stream_id`` is 0."""
+    """Return a WINDOW_UPDATE frame for a stream, or for the connection if ``stream_id`` is 0."""
     return frame(WINDOW_UPDATE, 0, stream_id, _long(increment))
 
 
 def rst_stream(stream_id: int, code: int) -> bytes:
-    """A RST_STREAM frame."""
+    """Return an RST_STREAM frame."""
     return frame(RST_STREAM, 0, stream_id, _long(code))
 
 
 def ping(payload: bytes, *, ack: bool = False) -> bytes:
-    """A PING frame with its eight bytes of payload."""
+    """Return a PING frame with its eight bytes of payload."""
     return frame(PING, ACK if ack else 0, 0, payload)
 
 
 def goaway(last_stream_id: int, code: int, reason: str = "") -> bytes:
-    """A GOAWAY frame; the reason travels as its debug data."""
+    """Return a GOAWAY frame; the reason travels as its debug data."""
     return frame(GOAWAY, 0, 0, _long(last_stream_id) + _long(code) + reason.encode()[:200])
 
 
 def header_frames(stream_id: int, block: bytes, frame_bytes_max: int, *, end: bool) -> list[bytes]:
-    """A header block as HEADERS and, if it is long, CONTINUATION frames."""
+    """Return a header block as HEADERS and, if it is long, CONTINUATION frames."""
     flags = END_STREAM if end else 0
     if len(block) <= frame_bytes_max:
         return [frame(HEADERS, flags | END_HEADERS, stream_id, block)]
@@ -82,7 +82,7 @@ def header_frames(stream_id: int, block: bytes, frame_bytes_max: int, *, end: bo
 
 
 def without_padding(flags: int, payload: bytes) -> bytes:
-    """The content of a DATA or HEADERS frame whose padding, if any, is taken off.
+    """Return the content of a DATA or HEADERS frame whose padding, if any, is taken off.
 
     Raises ConnectionFault if the padding is longer than the frame.
     """

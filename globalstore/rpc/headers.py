@@ -52,7 +52,7 @@ class RequestHead:
 
 
 def list_bytes(fields: Fields) -> int:
-    """Size of a header list as RFC 9113 §6.5.2 counts it."""
+    """Return the size of a header list as RFC 9113 §6.5.2 counts it."""
     return sum(len(name) + len(value) for name, value in fields) + FIELD_OVERHEAD_BYTES * len(
         fields
     )

@@ -44,7 +44,7 @@ class _Channel:
     peer: str = _PEER
 
     def consumed(self, call: Call, size: int) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is no window to give back."""
 
     def write(self, call: Call, payload: bytes) -> bool:
         raise NotImplementedError("streams of answers need a connection")

@@ -116,7 +116,7 @@ class Listener:
         return self._serving.draining
 
     def statistics(self) -> Statistics:
-        """Connections, calls and bytes held now."""
+        """Return the connections, calls and bytes held now."""
         return Statistics(
             connections=self._open,
             calls_in_flight=len(self._serving.in_flight),

@@ -48,7 +48,7 @@ class SendingHalf:
         return self._out_bytes
 
     def stream_queued_bytes(self, stream_id: int) -> int:
-        """Bytes of one call that no frame carries yet; 0 if the call is over."""
+        """Return how many bytes of a call no frame carries yet; 0 if the call is over."""
         stream = self.streams.get(stream_id)
         return stream.outgoing_bytes if stream is not None else 0
 
@@ -235,7 +235,7 @@ class SendingHalf:
         self._closed(stream)
 
     def _closed(self, stream: Stream) -> None:
-        """Our side has ended the stream; if the client has not, ask it to stop."""
+        """Take in that our side has ended the stream; if the client has not, ask it to stop."""
         if not stream.ended:
             self._control(frames.rst_stream(stream.id, ErrorCodes.NO_ERROR))
             self._remember_reset(stream.id)

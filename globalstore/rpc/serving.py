@@ -78,11 +78,11 @@ class Serving:
         self._calls = nursery
 
     def route(self, call: Call) -> Route:
-        """The route of a call, which for a made-up path refuses it."""
+        """Return the route of a call; that of a made-up path refuses it."""
         return self.routes.get(call.path, UNKNOWN_ROUTE)
 
     def begin(self, call: Call) -> None:
-        """A call's head has arrived."""
+        """Take in that a call's head has arrived."""
         self.in_flight.add(call)
         for observer in self._observers:
             try:
@@ -91,7 +91,7 @@ class Serving:
                 log.exception("observer failed method=%s", call.method.path)
 
     def refusal(self, call: Call) -> Status | None:
-        """Why the call must not reach its handler, or None."""
+        """Return why the call must not reach its handler, or None."""
         if not call.method.known:
             return Status(StatusCode.UNIMPLEMENTED, f"no method {call.path[:200]!r} on this server")
         if self._authorize is not None:
@@ -102,7 +102,7 @@ class Serving:
         return None
 
     def finish(self, call: Call, code: StatusCode) -> None:
-        """The call has ended with ``code``."""
+        """Take in that a call has ended with ``code``."""
         self.in_flight.discard(call)
         if self._observers:
             seconds = trio.current_time() - call.received_at

@@ -25,7 +25,7 @@ class PortBusy(OSError):
 
 
 def display_address(address: tuple[object, ...]) -> str:
-    """``host:port`` for people, IPv6 hosts in brackets."""
+    """Return ``host:port`` for people, IPv6 hosts in brackets."""
     host = str(address[0]).removeprefix("::ffff:")
     return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
 

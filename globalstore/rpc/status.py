@@ -42,7 +42,7 @@ def abort(code: StatusCode, message: str, trailers: Iterable[tuple[str, str | by
 
 
 def declared(error: BaseException) -> Status | None:
-    """The status that ``error`` itself names, or None if it names none."""
+    """Return the status that ``error`` itself names, or None if it names none."""
     if isinstance(error, Abort):
         return error.status
     if isinstance(error, RpcFailedError):
@@ -63,7 +63,7 @@ _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
 
 def percent_encode(message: str) -> bytes:
-    """``message`` as ``grpc-message`` wants it: UTF-8, all but printable ASCII as ``%XX``."""
+    """Return ``message`` as ``grpc-message`` has it: UTF-8, ``%XX`` for all but printable ASCII."""
     raw = message[:MESSAGE_CHARACTERS_MAX].encode("utf-8", "replace")
     if raw.isascii() and raw.isalnum():
         return raw

@@ -11,11 +11,11 @@ log = logging.getLogger("globalstore.rpc")
 def server_context(
     cert_file: str, key_file: str, client_ca_file: str | None = None
 ) -> ssl.SSLContext:
-    """A context for gRPC: TLS 1.2 or later, ALPN ``h2``.
+    """Return a context for gRPC: TLS 1.2 or later, ALPN ``h2``.
 
-    ``cert_file`` and ``key_file`` are PEM files of one key pair. With ``client_ca_file``
-    clients must show a certificate that it vouches for. Raises OSError or ssl.SSLError
-    if a file is missing, unreadable or does not fit.
+    ``cert_file`` and ``key_file`` are PEM files of one key pair. With ``client_ca_file`` clients
+    must show a certificate that it vouches for. Raises OSError or ssl.SSLError if a file is
+    missing, unreadable or does not fit.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -41,7 +41,7 @@ class TlsTransport:
         self._stream = stream
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        """Bytes that arrived, decrypted; empty at the end."""
+        """Return bytes that arrived, decrypted; empty at the end."""
         return bytes(await self._stream.receive_some(max_bytes))
 
     async def send_all(self, data: bytes) -> None:

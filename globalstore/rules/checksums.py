@@ -31,12 +31,14 @@ class Entry:
     available: bool
 
     def text(self) -> str:
+        """Return the text of the entry that the checksum is made of."""
         return (
             f"{self.artifact_id}:{self.view_id}:{self.node_id}:{self.node_address}:"
             f"{self.node_port}:{self.device}:{self.label}:{int(self.available)};"
         )
 
     def order(self) -> tuple[bytes, bytes, str, int, bytes, bytes, int, bool]:
+        """Return what entries are sorted by."""
         return (
             self.artifact_id.encode(),
             self.view_id.encode(),

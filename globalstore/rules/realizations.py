@@ -72,6 +72,7 @@ class Manifest:
 
     @property
     def version_set_id(self) -> str:
+        """The id by which clients name the set."""
         return VERSION_SET_PREFIX + self.manifest_hash.hex()
 
 

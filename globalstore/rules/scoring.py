@@ -105,6 +105,7 @@ class WorkerLoad(NamedTuple):
 
     @classmethod
     def of(cls, load: int, limit: int) -> "WorkerLoad":
+        """Return the load of a worker with ``load`` transports of at most ``limit``."""
         return cls(load / max(1, limit), load, limit)
 
 
@@ -237,7 +238,7 @@ class Choice:
         self._now_us = now_us
 
     def __len__(self) -> int:
-        """How many sources are eligible."""
+        """Return how many sources are eligible."""
         routable, now_us = self._routable, self._now_us
         # As ``_is_eligible``, in the fewest steps.
         return len(

@@ -27,6 +27,7 @@ class Tensor:
 
     @property
     def length(self) -> int:
+        """Size in bytes."""
         return self.end - self.begin
 
 

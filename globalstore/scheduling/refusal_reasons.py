@@ -51,7 +51,7 @@ class Refusals:
         return f"<Refusals [to explain: {self._refused.total()}]>"
 
     def note(self, space: Space) -> None:
-        """A request for an artifact and view was refused although there are replicas of it."""
+        """Note that a request for an artifact and view was refused although it has replicas."""
         if space in self._refused or len(self._refused) < _SPACES_MAX:
             self._refused[space] += 1
             self._some.set()

@@ -51,13 +51,13 @@ class TransportExpiry:
         self._alarm.sooner()
 
     def granted(self, signal: TransportGranted) -> None:
-        """A transport began."""
+        """Take in that a transport began."""
         self._stalls.check()  # or an earlier stall would be added to a deadline that begins now
         if self._deadlines.set(signal.transport_key, trio.current_time() + self.ttl_s):
             self._alarm.sooner()
 
     def ended(self, signal: TransportEnded) -> None:
-        """A transport ended, in whatever way."""
+        """Take in that a transport ended, in whatever way."""
         self._deadlines.discard(signal.transport_key)
 
     def postpone(self, seconds: float) -> None:

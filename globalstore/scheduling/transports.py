@@ -209,21 +209,21 @@ class SourceQueues:
     # What happened elsewhere.
 
     def source_freed(self, signal: SourceFreed) -> None:
-        """A waiter for this artifact and view may find a source now, or that there is none."""
+        """Take in that a waiter for a space may find a source now, or that there is none."""
         self._kick_space((signal.artifact_id, signal.view_id))
 
     def sources_freed(self, signal: SourcesFreed) -> None:
-        """As ``source_freed``, for any number of artifacts and views."""
+        """Do as ``source_freed`` for any number of spaces."""
         if self._queues:
             for space in signal.spaces:
                 self._kick_space(space)
 
     def transport_ended(self, signal: TransportEnded) -> None:
-        """A transport ended: its source may serve a waiter now."""
+        """Take in that a transport ended: its source may serve a waiter now."""
         self._kick_space(signal.space)
 
     def worker_reconciled(self, signal: WorkerReconciled) -> None:
-        """A worker's inventory was accepted.
+        """Take in that an inventory of a worker was accepted.
 
         If that changed something, sources may have come of rows that nobody wrote, by a change of
         the confirmation number.
@@ -232,12 +232,14 @@ class SourceQueues:
             self.worker_routable()
 
     def worker_routable(self) -> None:
-        """Some worker became a possible source of anything it holds."""
+        """Take in that some worker became a possible source of anything it holds."""
         for queue in self._queues.values():
             self._kick(queue)
 
     def worker_ended(self, signal: WorkerEnded) -> None:
-        """A worker became inactive: if it is lost, what it waits for ends as timed out."""
+        """Take in that a worker became inactive; if it is lost, what it waits for ends as timed
+        out.
+        """
         if not signal.lost:
             return
         for waiter in list(self._by_requester.get(signal.worker_id, ())):
@@ -394,7 +396,7 @@ class SourceQueues:
         self._on_event("stopped" if why is Withdrawn.STOPPING else "timed_out")
 
     def _abandoned(self, waiter: Waiter) -> None:
-        """Nobody is left to hear the answer: give back what was granted."""
+        """Give back what was granted to a caller that has gone."""
         if waiter.answer is None:
             if not waiter.deciding:
                 self._forget(waiter)

@@ -41,6 +41,7 @@ class Waiter:
     changed: trio.Event = attrs.Factory(trio.Event)
 
     def notify(self) -> None:
+        """Wake every caller of this request, to look at what changed."""
         self.changed.set()
         self.changed = trio.Event()
 

@@ -22,27 +22,27 @@ class CommitCounts:
         self._metrics = metrics
 
     def replica_stored(self, signal: ReplicaStored) -> None:
-        """A replica was registered, anew or again."""
+        """Count a replica that was registered, anew or again."""
         replicas = self._metrics.replicas
         replicas.registered(signal.artifact_id, signal.memory_type)
         if signal.created:
             replicas.changed(signal.artifact_id, signal.memory_type, 1, edge=signal.first)
 
     def replica_removed(self, signal: ReplicaRemoved) -> None:
-        """A replica is gone."""
+        """Count a replica that is gone."""
         replicas = self._metrics.replicas
         replicas.unregistered(signal.artifact_id, signal.memory_type)
         replicas.changed(signal.artifact_id, signal.memory_type, -1, edge=signal.last)
 
     def replicas_counted(self, signal: ReplicasCounted) -> None:
-        """An inventory changed how many replicas there are."""
+        """Count the replicas that an inventory added or removed."""
         self._metrics.replicas.reconciled(
             (artifact_id, _TIER_NAMES[tier], change, stored, edge)
             for artifact_id, tier, change, stored, edge in signal.counts
         )
 
     def transport_granted(self, signal: TransportGranted) -> None:
-        """A transport is in progress."""
+        """Count a transport that is in progress."""
         transports, artifact_id = self._metrics.transports, signal.space[0]
         age_s = max(0, signal.at_us - signal.created_us) / 1_000_000 if signal.is_first else None
         transports.granted(artifact_id, signal.replica_seq, age_s)
@@ -51,15 +51,15 @@ class CommitCounts:
         transports.active.inc()
 
     def transport_ended(self, _: TransportEnded) -> None:
-        """A transport is not in progress any more."""
+        """Count a transport that is not in progress any more."""
         self._metrics.transports.active.dec()
 
     def realization_rows_written(self, signal: RealizationRowsWritten) -> None:
-        """An operation on realizations wrote rows."""
+        """Count the rows that an operation on realizations wrote."""
         self._metrics.realizations.wrote(signal.operation, signal.table, signal.rows)
 
     def memory_tier_sampled(self, signal: MemoryTierSampled) -> None:
-        """A node said how it divides its memory."""
+        """Show how a node divides its memory."""
         sample = signal.sample
         self._metrics.memory_tiers.sampled(
             sample.node_id,

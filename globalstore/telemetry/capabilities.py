@@ -31,7 +31,7 @@ class CapabilityDirectory:
         self._series = [(bit, entries.labels(scope, name)) for name, bit in capabilities.items()]
 
     def changed(self, before: int, after: int) -> None:
-        """The flags of one entry changed; 0 stands for an entry that is not there."""
+        """Count the changed flags of one entry; 0 stands for an entry that is not there."""
         for bit, series in self._series:
             if (before ^ after) & bit:
                 series.inc(1 if after & bit else -1)

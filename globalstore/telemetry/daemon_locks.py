@@ -33,9 +33,9 @@ class DaemonLockMetrics:
         self.entered: Callable[[float], None] = self._latency.observe
 
     def waiting(self, shard: int, count: int) -> None:
-        """So many changes wait in a shard now."""
+        """Show how many changes wait in a shard now."""
         self._depth.labels(shard).set(count)
 
     def intent(self, shard: int, kind: str, result: str) -> None:
-        """A change was submitted, overloaded, succeeded or failed."""
+        """Count a change that was submitted, overloaded, succeeded or failed."""
         self._intents.labels(shard, kind, result).inc()

@@ -99,7 +99,7 @@ class RateLimit:
         return len(self._passed)
 
     def suppressed(self, key: str) -> int | None:
-        """Return how often ``key`` was held back since it last passed, or None: hold it back now."""
+        """Return how often ``key`` was held back since it last passed; None: hold it back now."""
         now = self._clock()
         found = self._passed.get(key)
         if found is not None and 0 <= now - found[0] < self._seconds:

@@ -62,7 +62,7 @@ def level_number(name: str) -> int:
 
 
 def level_name(number: int) -> str:
-    """Return the name a line shows: DEBUG, INFO, WARN, ERROR, and V1, V2 … for steps below DEBUG."""
+    """Return the name that a line shows: DEBUG, INFO, WARN, ERROR; V1, V2 … below DEBUG."""
     if number < DEBUG:
         return f"V{DEBUG - number}"
     return LEVEL_NAMES.get(number, "ERROR" if number > logging.ERROR else "INFO")

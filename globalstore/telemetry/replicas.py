@@ -33,7 +33,7 @@ class ReplicaMetrics:
         )
 
     def changed(self, artifact_id: str, memory_type: str, change: int, *, edge: bool) -> None:
-        """The number of an artifact's replicas of one memory type changed by ``change``.
+        """Change the number of an artifact's replicas of one memory type by ``change``.
 
         ``edge`` says that the artifact had none at all before, or has none after. Gauges are kept
         by what changes, never by counting rows. An artifact that found no room when its first
@@ -42,7 +42,7 @@ class ReplicaMetrics:
         self._add([(artifact_id, memory_type, change, 0, edge)], {})
 
     def reconciled(self, counts: Iterable[tuple[str, str, int, int, bool]]) -> None:
-        """An inventory changed how many replicas some artifacts have.
+        """Take in how an inventory changed the number of replicas of some artifacts.
 
         Each of ``counts`` is (artifact_id, memory_type, change, stored, edge): there are ``change``
         more of them now, and ``stored`` of them were created or updated; for ``edge`` see
@@ -104,9 +104,9 @@ class ReplicaMetrics:
             self._by_artifact.other().set(other)
 
     def registered(self, artifact_id: str, memory_type: str) -> None:
-        """A replica was created or updated; ``memory_type`` is GPU, RAM or DISK."""
+        """Count a replica that was created or updated; ``memory_type`` is GPU, RAM or DISK."""
         self._registered.of(artifact_id, memory_type).inc()
 
     def unregistered(self, artifact_id: str, memory_type: str) -> None:
-        """A replica was deleted; ``memory_type`` is GPU, RAM or DISK."""
+        """Count a replica that was deleted; ``memory_type`` is GPU, RAM or DISK."""
         self._unregistered.of(artifact_id, memory_type).inc()

@@ -24,17 +24,19 @@ _ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def is_secret(key: str) -> bool:
-    """Whether a value under this name must never be written: tokens, passwords, memory keys."""
+    """Tell whether a value under this name must never be written: a token, password, memory key."""
     return _SECRET.search(key) is not None
 
 
 def clipped(text: str, limit: int = VALUE_CHARS_MAX) -> str:
-    """``text``, or its beginning with the number of characters that are missing."""
+    """Return ``text``, or its beginning with the number of characters that are missing."""
     return text if len(text) <= limit else f"{text[:limit]}…(+{len(text) - limit})"
 
 
 def printable(text: str) -> str:
-    """``text`` with everything that could end a line or steer a terminal written as an escape."""
+    """Return ``text`` with everything that could end a line or steer a terminal written as an
+    escape.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escape(c) for c in text)
@@ -50,7 +52,7 @@ def _escape(character: str) -> str:
 
 
 def plain(value: object) -> Any:
-    """``value`` as JSON can hold it, secrets inside mappings masked, long text clipped."""
+    """Return ``value`` as JSON can hold it, secrets inside mappings masked, long text clipped."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, enum.Enum):
@@ -77,12 +79,12 @@ def plain(value: object) -> Any:
 
 
 def _first(items: Iterable[Any], limit: int = 32) -> list[Any]:
-    """The first few items: enough to recognise a list by, whatever its length."""
+    """Return the first few items: enough to recognise a list by, whatever its length."""
     return [item for item, _ in zip(items, range(limit), strict=False)]
 
 
 def pair(key: str, value: object) -> str:
-    """``key=value``, quoted where a reader could otherwise mistake its end."""
+    """Return ``key=value``, quoted where a reader could otherwise mistake its end."""
     if is_secret(key):
         return f"{key}={MASK}"
     simple = plain(value)
@@ -94,7 +96,7 @@ def pair(key: str, value: object) -> str:
 
 
 def quoted(text: str) -> str:
-    """``text`` as one word: bare if it is one, else in double quotes with escapes."""
+    """Return ``text`` as one word: bare if it is one, else in double quotes with escapes."""
     if _BARE.fullmatch(text) and text.isprintable():
         return text
     return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'

@@ -60,11 +60,11 @@ class TransportMetrics:
         )
 
     def requested(self, artifact_id: str, status: str) -> None:
-        """A request for a source ended: success, timeout, not_found, rejected or error."""
+        """Count a request that ended: success, timeout, not_found, rejected or error."""
         self._requests.of(artifact_id, status).inc()
 
     def waited(self, artifact_id: str, seconds: float) -> None:
-        """A request for a source has ended after waiting so long."""
+        """Take in how long a request for a source has waited."""
         self._wait.of(artifact_id).observe(seconds)
 
     def filtered(self, artifact_id: str, reason: str, count: int = 1) -> None:
@@ -76,7 +76,7 @@ class TransportMetrics:
         self._filtered.of(artifact_id, reason).inc(count)
 
     def no_exportable(self, artifact_id: str) -> None:
-        """A request was refused because no source could ever serve it."""
+        """Count a request that was refused because no source could ever serve it."""
         self._without_source.of(artifact_id).inc()
 
     def granted(self, artifact_id: str, source: int, first_use_s: float | None) -> None:

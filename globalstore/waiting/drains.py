@@ -43,18 +43,18 @@ class Drains:
         return self._watchers.watching(space, DrainWaiter(seq))
 
     def transport_ended(self, signal: TransportEnded) -> None:
-        """A transport ended."""
+        """Take in that a transport ended."""
         for waiter in self._watchers.of(signal.space):
             if waiter.seq == signal.replica_seq:
                 waiter.went = signal.worker_key == NOBODY and signal.load == 0
                 waiter.changed.set()
 
     def source_freed(self, signal: SourceFreed) -> None:
-        """A replica of an artifact and view came, went or changed."""
+        """Take in that a replica of an artifact and view came, went or changed."""
         for waiter in self._watchers.of((signal.artifact_id, signal.view_id)):
             waiter.changed.set()
 
     def sources_freed(self, signal: SourcesFreed) -> None:
-        """As ``source_freed``, for any number of artifacts and views."""
+        """Do as ``source_freed`` for any number of artifacts and views."""
         for waiter in self._watchers.of_any(signal.spaces):
             waiter.changed.set()

@@ -51,7 +51,7 @@ class RealizationWaiters:
         return self._watchers.watching(fingerprint, RealizationWaiter())
 
     def ended(self, signal: RealizationEnded) -> None:
-        """A commit has ended a realization: wake everybody who waits for it."""
+        """Take in that a commit has ended a realization: wake everybody who waits for it."""
         for waiter in self._watchers.of(signal.fingerprint):
             waiter.state = signal.state
             waiter.ended.set()

@@ -20,7 +20,7 @@ class AccessLog:
     """Logs each call with its code and duration, at DEBUG."""
 
     def started(self, call: Call) -> None:
-        """Nothing is known yet that is worth a line."""
+        """Do nothing: what is worth a line is known at the end."""
 
     def finished(self, call: Call, code: StatusCode, seconds: float) -> None:
         """Write the line of a call that has ended."""

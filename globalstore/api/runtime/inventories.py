@@ -37,6 +37,7 @@ class Inventory:
 
     @property
     def is_empty_snapshot(self) -> bool:
+        """Whether it says that the worker holds nothing at all."""
         return self.complete and not self._said
 
     async def entries(self) -> list[ReportedReplica]:

@@ -18,7 +18,7 @@ V1_ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 def reflection_services(
     service_names: Iterable[str], pool: descriptor_pool.DescriptorPool | None = None
 ) -> list[Service]:
-    """The two reflection services, listing ``service_names`` and themselves.
+    """Return the two reflection services, listing ``service_names`` and themselves.
 
     Descriptions come from ``pool``, by default the one generated code registers with.
     """

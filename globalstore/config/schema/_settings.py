@@ -31,21 +31,21 @@ def setting(
     secret: bool = False,
     has_effect: bool = True,
 ) -> Any:
-    """A field with a default and a manual entry (see ``Manual``)."""
+    """Return a field with a default and a manual entry (see ``Manual``)."""
     return attrs.field(
         default=default, metadata={Manual: Manual(text, floor, zero_is_default, secret, has_effect)}
     )
 
 
 def section(kind: type, text: str, *, has_effect: bool = True) -> Any:
-    """A field that holds the settings of ``kind``, all at their defaults unless given."""
+    """Return a field that holds the settings of ``kind``, all at their defaults unless given."""
     return attrs.field(
         default=attrs.Factory(kind), metadata={Manual: Manual(text, has_effect=has_effect)}
     )
 
 
 def manual(field: "attrs.Attribute[Any]") -> Manual:
-    """The manual entry of a field made by ``setting`` or ``section``."""
+    """Return the manual entry of a field made by ``setting`` or ``section``."""
     entry = field.metadata[Manual]
     assert isinstance(entry, Manual)
     return entry

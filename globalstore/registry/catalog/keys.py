@@ -82,6 +82,7 @@ class Swap:
 
     @property
     def guarded(self) -> bool:
+        """Whether the swap names what the key must point at."""
         return bool(self.expected_artifact_id) or self.expected_generation is not None
 
 

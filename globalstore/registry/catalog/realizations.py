@@ -49,6 +49,7 @@ class RealizationState(enum.IntEnum):
 
     @property
     def is_final(self) -> bool:
+        """Whether no other state can follow."""
         return self >= RealizationState.PUBLISHED
 
 
@@ -92,6 +93,7 @@ class Realization:
 
     @property
     def transaction_id(self) -> str:
+        """The id by which clients name the realization."""
         return TRANSACTION_PREFIX + self.fingerprint.hex()
 
     def is_due(self, lease_us: int) -> bool:

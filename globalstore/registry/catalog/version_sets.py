@@ -39,6 +39,7 @@ class VersionSet:
 
     @property
     def version_set_id(self) -> str:
+        """The id by which clients name the set."""
         return VERSION_SET_PREFIX + self.manifest_hash.hex()
 
 

@@ -69,6 +69,7 @@ class Changes:
         return len(self.added) + len(self.removed) + len(self.updated)
 
     def extend(self, more: "Changes") -> None:
+        """Add the changes of another slice."""
         self.added += more.added
         self.removed += more.removed
         self.updated += more.updated

@@ -253,6 +253,7 @@ class ReplicaDescription(NamedTuple):
 
     @property
     def transfer(self) -> TransferColumns:
+        """The columns that say how the bytes can be transferred."""
         return TransferColumns(
             self.export_state, self.export_generation, self.transfer_size, self.transfer_json
         )

@@ -71,6 +71,7 @@ class Examined(NamedTuple):
 
     @property
     def memory_type(self) -> str:
+        """The name of its memory tier."""
         return MemoryTier(self.memory_tier).name
 
     @property
@@ -91,6 +92,7 @@ class Examined(NamedTuple):
 
     @property
     def worker(self) -> WorkerLoad:
+        """The load of its worker."""
         return WorkerLoad.of(self.worker_load, self.worker_limit)
 
 

@@ -28,6 +28,7 @@ class RequestGroup:
 
     @property
     def key(self) -> GroupKey:
+        """What identifies the group."""
         return self.kind, self.group_id, self.epoch
 
 
@@ -52,6 +53,7 @@ class TransportRequest:
 
     @property
     def space(self) -> Space:
+        """The artifact and the view that are wanted."""
         return self.artifact_id, self.view_id
 
 
