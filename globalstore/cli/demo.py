@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from globalstore.client.connection import Unreachable
+from globalstore.client.store import Unreachable
 from globalstore.daemon import (
     Artifact,
     Daemon,

@@ -6,7 +6,7 @@ waits for the store. ``safetensors`` turns a model file into an artifact and ``b
 its bytes between daemons. All of it knows the wire contract and nothing of the server's inside.
 """
 
-from globalstore.client.connection import StoreClient, Unreachable
+from globalstore.client.store import StoreClient, Unreachable
 from globalstore.daemon.daemon import Daemon, Refused, Source
 from globalstore.daemon.identity import Identity
 from globalstore.daemon.inventory import Held, Inventory

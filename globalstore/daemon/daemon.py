@@ -9,7 +9,7 @@ import attrs
 import purerpc
 import trio
 
-from globalstore.client.connection import StoreClient, Unreachable
+from globalstore.client.store import StoreClient, Unreachable
 from globalstore.daemon.cursor import Cursor, Then
 from globalstore.daemon.identity import Identity
 from globalstore.daemon.inventory import Held, Inventory

@@ -7,7 +7,7 @@ import attrs
 import purerpc
 import trio
 
-from globalstore.client.connection import StoreClient, Unreachable
+from globalstore.client.store import StoreClient, Unreachable
 from globalstore.rpc import StatusCode
 
 # Messages that wait: some minutes of a busy daemon's registrations and completions. They are kept
