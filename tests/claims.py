@@ -9,7 +9,8 @@ import purerpc
 import trio
 from servers import Serving, claim_request
 
-from globalstore.client.store import StoreClient, connection
+from globalstore.client.connection import connection
+from globalstore.client.store import StoreClient
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 

@@ -17,7 +17,7 @@ from server_in_memory import Memory, Stub
 
 import globalstore.config
 from globalstore.api.context import ServerInfo
-from globalstore.client.store import connection
+from globalstore.client.connection import connection
 from globalstore.db import Runner
 from globalstore.gen.globalstore.admin.v1 import admin_grpc, admin_pb2
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common

@@ -1,4 +1,4 @@
-"""One long-lived connection to the Global Store, made again whenever it breaks.
+"""Calls to the Global Store over one connection, which is made again whenever it breaks.
 
 The rules are those a daemon of a large cluster should follow:
 
@@ -12,8 +12,7 @@ The rules are those a daemon of a large cluster should follow:
 
 import random
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -21,17 +20,13 @@ import globalstore.rpc  # noqa: F401  makes purerpc importable
 
 # isort: split
 import anyio
-import anyio.abc
-import attrs
 import h2.exceptions
 import purerpc
 import trio
-from anyio.streams.tls import TLSStream
-from purerpc.grpc_proto import GRPCProtoSocket
-from purerpc.grpclib.config import GRPCConfiguration
 from purerpc.grpclib.exceptions import GRPCError
 from purerpc.wrappers import ClientStubUnaryUnary
 
+from globalstore.client.connection import Socket, connection
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.rpc import StatusCode
 
@@ -43,11 +38,6 @@ _CONNECT_TIMEOUT_S = 10.0
 # Attempts at one call and the pauses between them, each up to half longer or shorter.
 _ATTEMPTS = 3
 _PAUSE_FIRST_S = 0.1
-
-# HTTP/2 keepalive, in seconds: how often the server is asked whether it is there, and how long its
-# answer may take.
-_PING_EVERY_S = 30.0
-_PING_TIMEOUT_S = 10.0
 
 _SERVICES: dict[str, Any] = {
     "runtime": services.ClusterRuntimeServiceServicer().service,
@@ -73,70 +63,6 @@ _TRANSPORT_ERRORS = (
 
 class Unreachable(Exception):
     """The store did not answer: no connection, or it broke before the answer came."""
-
-
-class _Socket(GRPCProtoSocket):  # type: ignore[misc]
-    """purerpc's client side of a connection, that notices its end and can ask for a sign of life.
-
-    purerpc itself leaves calls waiting when the connection ends, and sends no pings.
-    """
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__(GRPCConfiguration(client_side=True), stream)
-        self.ended = trio.Event()
-        self._pong = trio.Event()
-        self._grpc_connection._ping_acknowledged = self._ponged
-
-    async def _reader_thread(self) -> None:
-        try:
-            await super()._reader_thread()
-        finally:
-            self.ended.set()
-            for stream in self._streams.values():
-                stream._incoming_events[0].close()
-
-    def _ponged(self, event: object) -> tuple[()]:
-        self._pong.set()
-        return ()
-
-    async def keep_alive(self) -> None:
-        """Ping for ever; raises TooSlowError when the other side does not answer."""
-        while True:
-            await trio.sleep(_PING_EVERY_S)
-            self._pong = trio.Event()
-            self._grpc_connection.h2_connection.ping(b"keepaliv")
-            await self._socket.flush()
-            with trio.fail_after(_PING_TIMEOUT_S):
-                await self._pong.wait()
-
-
-@attrs.frozen
-class _Channel:
-    """What purerpc's stubs want of a channel."""
-
-    _host: str
-    _port: int
-    _grpc_socket: _Socket
-
-
-@asynccontextmanager
-async def connection(
-    host: str, port: int, ssl_context: ssl.SSLContext | None = None
-) -> AsyncIterator[Any]:
-    """Open a channel for purerpc's stubs, and close its socket at the end."""
-    stream: anyio.abc.SocketStream | TLSStream = (
-        await anyio.connect_tcp(host, port)
-        if ssl_context is None
-        else await anyio.connect_tcp(
-            host, port, ssl_context=ssl_context, tls_standard_compatible=False
-        )
-    )
-    try:
-        async with _Socket(stream) as socket:
-            yield _Channel(host, port, socket)
-    finally:
-        # purerpc itself leaves it open.
-        await anyio.aclose_forcefully(stream)
 
 
 class StoreClient:
@@ -199,7 +125,7 @@ class StoreClient:
         self._made.set()
         self._made = trio.Event()
 
-    async def _until_broken(self, socket: _Socket) -> None:
+    async def _until_broken(self, socket: Socket) -> None:
         broken = self._broken
 
         async def until_ended() -> None:

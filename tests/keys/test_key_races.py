@@ -10,7 +10,7 @@ from key_calls import ERROR, OK, history, ready, resolve, revoke, swap, target, 
 from linearizability import Operation, assert_linearizable
 from servers import Serving, serving, serving_over_tcp
 
-from globalstore.client.store import connection
+from globalstore.client.connection import connection
 from globalstore.db import Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire

@@ -35,7 +35,7 @@ from realization_calls import (
 from servers import Serving, configuration, eventually, refused, serving, serving_over_tcp
 from simulated_host import CallFailed, Host, folder_in_memory
 
-from globalstore.client.store import connection
+from globalstore.client.connection import connection
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import realizations

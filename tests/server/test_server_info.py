@@ -11,7 +11,7 @@ import trio
 from servers import configuration, serving_over_tcp
 
 import globalstore
-from globalstore.client.store import connection
+from globalstore.client.connection import connection
 from globalstore.config.advertise import route_address
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
