@@ -95,13 +95,13 @@ def heartbeats(worker_id: str) -> Slot:
 
 def claims(artifact_id: str) -> Slot:
     """Claim a source and complete the transport at once."""
-    asked = wire.RequestReplicaTransportRequest(
+    request = wire.RequestReplicaTransportRequest(
         artifact_id=artifact_id, source_node_id="requester", source_address="requester.example"
     )
-    asked.wait_timeout_dur.FromSeconds(10)
+    request.wait_timeout_dur.FromSeconds(10)
     while True:
-        asked.request_id = str(uuid.uuid4())
-        answer = yield Wanted(RUNTIME + "RequestReplicaTransport", asked.SerializeToString())
+        request.request_id = str(uuid.uuid4())
+        answer = yield Wanted(RUNTIME + "RequestReplicaTransport", request.SerializeToString())
         granted = wire.RequestReplicaTransportResponse.FromString(answer)
         if granted.status != wire.STATUS_OK:
             raise SystemExit(f"a claim was not granted: status {granted.status}")

@@ -48,10 +48,10 @@ def _register(tx: Transaction, numbers: Sequence[int]) -> None:
         replicas.register_replica(tx, registration(ARTIFACT, number), new_ids.new_id(), 1)
 
 
-def _claim(tx: Transaction, asked: Round, now_us: int) -> tuple[float, bytes]:
+def _claim(tx: Transaction, round_: Round, now_us: int) -> tuple[float, bytes]:
     """Claim; return the microseconds it took and the transport."""
     began = time.perf_counter()
-    (answer,) = transports.grant(tx, asked, now_us).values()
+    (answer,) = transports.grant(tx, round_, now_us).values()
     took_us = (time.perf_counter() - began) * 1e6
     assert isinstance(answer, Granted)
     return took_us, answer.transport_id
@@ -89,14 +89,14 @@ async def operations(
             request = TransportRequest(
                 ARTIFACT, "", "q", "q.example", 0, "", f"r{number}", b"f", None, new_ids.new_id()
             )
-            asked = Round(
+            round_ = Round(
                 ranked=[request],
                 newcomers=[request],
                 routable=routable,
                 scoring=Scoring(mode),
                 shortlist=known.shortlist((ARTIFACT, "")),
             )
-            took_us, transport_id = await store.write(_claim, asked, now_us)
+            took_us, transport_id = await store.write(_claim, round_, now_us)
             claimed.append(took_us)
             running.append(transport_id)
             if len(running) > min(CLIENTS, sources):
@@ -166,13 +166,13 @@ class Line:
 
     def waiter(self, wait_s: float) -> Slot:
         """Wait for the source and give it back at once, again and again."""
-        asked = wire.RequestReplicaTransportRequest(
+        request = wire.RequestReplicaTransportRequest(
             artifact_id=ARTIFACT, source_node_id="requester", source_address="requester.example"
         )
-        asked.wait_timeout_dur.FromMilliseconds(round(wait_s * 1000))
+        request.wait_timeout_dur.FromMilliseconds(round(wait_s * 1000))
         while True:
-            asked.request_id = str(uuid.uuid4())
-            answer = yield Wanted(RUNTIME + "RequestReplicaTransport", asked.SerializeToString())
+            request.request_id = str(uuid.uuid4())
+            answer = yield Wanted(RUNTIME + "RequestReplicaTransport", request.SerializeToString())
             granted = wire.RequestReplicaTransportResponse.FromString(answer)
             if granted.status != wire.STATUS_OK:
                 continue

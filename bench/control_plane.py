@@ -65,8 +65,8 @@ class _Worker:
         self._held = [
             self._inventory.put(Held(f"model-{each}", 100, "k" * 40)) for each in range(_REPLICAS)
         ]
-        said = call_once(port, _RUNTIME + "RegisterWorker", self._registration())
-        answer = wire.RegisterWorkerResponse.FromString(said)
+        encoded = call_once(port, _RUNTIME + "RegisterWorker", self._registration())
+        answer = wire.RegisterWorkerResponse.FromString(encoded)
         self._worker_id = answer.worker_id
         self._cursor.registered(answer)
         self.answered(call_once(port, _RUNTIME + "ReconcileWorkerState", self.snapshot()))
@@ -95,9 +95,9 @@ class _Worker:
         )
         return request.SerializeToString()
 
-    def answered(self, said: bytes) -> None:
+    def answered(self, encoded: bytes) -> None:
         """Take in the answer to a snapshot."""
-        answer = wire.ReconcileWorkerStateResponse.FromString(said)
+        answer = wire.ReconcileWorkerStateResponse.FromString(encoded)
         kind = wire.ReconcileResultKind.Name(answer.result_kind)
         assert kind in {"RECONCILE_RESULT_KIND_APPLIED", "RECONCILE_RESULT_KIND_NOOP"}, kind
         self._cursor.answered(answer)

@@ -68,7 +68,7 @@ async def _round(
         )
         transaction_id = (await begin(request)).transaction_id
     await report(_report(transaction_id, "0"))
-    asked = wire.WaitGroupRealizationPublishedRequest(
+    request_to_wait = wire.WaitGroupRealizationPublishedRequest(
         transaction_id=transaction_id,
         deadline_unix_nanos=time.time_ns() + round(_PATIENCE_S * 1e9),
     )
@@ -76,7 +76,7 @@ async def _round(
 
     async def one(number: int) -> None:
         wait = _call(channels[number % len(channels)], "WaitGroupRealizationPublished")
-        answer = await wait(asked, timeout=_PATIENCE_S)
+        answer = await wait(request_to_wait, timeout=_PATIENCE_S)
         answered.append(time.perf_counter())
         if answer.status != wire.STATUS_OK:
             raise SystemExit(f"a waiter was told {answer}")
@@ -88,10 +88,10 @@ async def _round(
             await asyncio.sleep(0.05)
         cpu_s, began = server.cpu_s(), time.perf_counter()
         await report(_report(transaction_id, "1"))
-        told = time.perf_counter()
+        reported_at = time.perf_counter()
     times = sorted(answered)
     return [
-        told - began,
+        reported_at - began,
         times[0] - began,
         times[len(times) // 2] - began,
         times[-1] - began,

@@ -67,15 +67,15 @@ def child(
     )
     assert process.stderr is not None
     port = None
-    said = []
+    lines = []
     for line in process.stderr:
-        said.append(line)
+        lines.append(line)
         if port is None and (found := re.search(pattern, line)):
             port = int(found.group(1))
         if port is not None and ("ready" in line or "globalstore" not in line):
             break
     if port is None:
-        raise RuntimeError("the server did not start:\n" + "".join(said))
+        raise RuntimeError("the server did not start:\n" + "".join(lines))
     try:
         yield Child(process, port)
     finally:

@@ -54,8 +54,8 @@ def registration(artifact_id: str, number: int) -> replicas.ReplicaRegistration:
 
 def _register(tx: Transaction, numbers: Sequence[int], now_us: int) -> None:
     for number in numbers:
-        asked = registration(f"model-{number // PER_ARTIFACT}", number)
-        replicas.register_replica(tx, asked, new_ids.new_id(), now_us)
+        wanted = registration(f"model-{number // PER_ARTIFACT}", number)
+        replicas.register_replica(tx, wanted, new_ids.new_id(), now_us)
 
 
 def _register_hot(tx: Transaction, now_us: int) -> None:
@@ -67,7 +67,7 @@ async def register_workers(store: Store, now_us: int) -> None:
     """Begin a database and register all workers in it."""
     await store.write(recovery.recover, "bench", now_us)
     for number in range(WORKERS):
-        asked = workers.WorkerRegistration(
+        wanted = workers.WorkerRegistration(
             daemon_id=f"d{number}",
             node_id=f"n{number}",
             node_address=f"10.0.0.{number}",
@@ -79,7 +79,7 @@ async def register_workers(store: Store, now_us: int) -> None:
             is_recovery=False,
             previous_worker_id="",
         )
-        await store.write(workers.register_worker, asked, frozenset(), f"worker_{number}", now_us)
+        await store.write(workers.register_worker, wanted, frozenset(), f"worker_{number}", now_us)
 
 
 async def populate(path: Path, count: int) -> None:

@@ -87,13 +87,13 @@ def run_to_first_write(folder: Path, name: str) -> Callable[[dict[str, str]], fl
         )
         assert server.stderr is not None
         try:
-            said = []
+            lines = []
             for line in server.stderr:
-                said.append(line)
+                lines.append(line)
                 if found := re.search(LISTENING, line):
                     call_once(int(found.group(1)), RUNTIME + "RegisterWorker", request)
                     return time.perf_counter() - began
-            raise RuntimeError("the server did not start:\n" + "".join(said))
+            raise RuntimeError("the server did not start:\n" + "".join(lines))
         finally:
             server.kill()
             server.communicate()

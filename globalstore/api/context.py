@@ -77,7 +77,7 @@ class HandlerContext:
 
     @property
     def heartbeat_interval_ms(self) -> int:
-        """How often daemons and instances are told to report, as the wire has it."""
+        """The heartbeat interval that daemons and instances are given, as the wire has it."""
         seconds = self.config.worker_policy.default_heartbeat_interval
         return min(round(seconds * 1000), UINT32_MAX)
 

@@ -33,7 +33,7 @@ def microseconds(stamp: Timestamp) -> int:
 
 
 def token(request: Message, kind: str, client_request_id: str) -> Token | None:
-    """Return what a repeat of this request is recognised by; None if it names no id."""
+    """Return what identifies repeats of this request; None if it names no id."""
     request_id = identifier("client_request_id", client_request_id)
     if not request_id:
         return None

@@ -58,11 +58,11 @@ class ArtifactCatalog(
     RealizationHandlers,
     services.ArtifactCatalogServiceServicer,
 ):
-    """What artifacts are, the names that point at them, and groups that take them up together."""
+    """Artifacts, the names that point at them, and the realizations that take them up."""
 
 
 class ClusterAdmin(ServerInfoHandlers, services.ClusterAdminServiceServicer):
-    """The server itself."""
+    """The calls about the server itself."""
 
 
 class MemoryTiers(MemoryTierHandlers, memory_tier_grpc.MemoryTierServiceServicer):
@@ -70,11 +70,11 @@ class MemoryTiers(MemoryTierHandlers, memory_tier_grpc.MemoryTierServiceServicer
 
 
 class Admin(SourceReasonHandlers, CatalogListHandlers, admin_grpc.AdminServiceServicer):
-    """What operators ask."""
+    """The operators' calls."""
 
 
 def all_services(context: HandlerContext) -> list[Any]:
-    """Return every service of the contract, and that of this server's operators."""
+    """Return every service of the contract, and the operators' service."""
     servicers = (
         ClusterRuntime(context),
         ArtifactCatalog(context),

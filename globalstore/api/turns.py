@@ -1,4 +1,4 @@
-"""Cuts long work into turns of the event loop, so that it holds no other call up."""
+"""Cuts long work into turns of the event loop, so that it delays no other call."""
 
 from collections.abc import AsyncIterator, Iterable
 from itertools import islice
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 async def in_turns(items: Iterable[T], size: int) -> AsyncIterator[list[T]]:
-    """Yield items in order, ``size`` at a time; whoever else is ready runs after each.
+    """Yield items in order, ``size`` at a time; other tasks that are ready run after each.
 
     ``size`` is what takes less than a millisecond. When cancelled, that is noticed between turns.
     """

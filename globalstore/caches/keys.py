@@ -1,8 +1,8 @@
 """What keys point at, kept in memory: the hottest read of the cluster asks no database.
 
-There is one writer, and its commits are told here before anybody is answered: what is kept is what
-every answered call has left. A look into the database that a commit overtakes is told to whoever
-asked, and not kept.
+There is one writer, and every commit reaches this cache before any caller is answered, so that the
+cache is what all answered calls have left. The result of a look-up that a commit overtakes goes to
+its callers and is not kept.
 """
 
 from typing import Any
@@ -21,8 +21,8 @@ from globalstore.rules.recency import Recency
 _BYTES_MAX = 32 << 20
 _ENTRY_BYTES = 700
 
-# Memory for keys that point at nothing, apart from the others: who guesses keys must not push out
-# those that are in use.
+# Memory for keys that point at nothing, apart from the others: a client that guesses keys must not
+# push out those that are in use.
 _ABSENT_BYTES_MAX = 2 << 20
 
 
@@ -38,7 +38,7 @@ class Known:
 
 
 class _Look:
-    """A look into the database, for everybody who asks meanwhile."""
+    """A look-up in the database, shared by all calls that ask meanwhile."""
 
     __slots__ = ("done", "found")
 
@@ -62,11 +62,11 @@ class KeyCache:
         return f"<KeyCache [keys: {len(self._present)}, absent: {len(self._absent)}]>"
 
     def known(self, key: str) -> Known | None:
-        """Return what memory knows of a key, or None when the database must be asked."""
+        """Return what memory knows of a key, or None when only the database knows."""
         return self._present.get(key) or self._absent.get(key)
 
     async def look_up(self, key: str) -> Known:
-        """Ask the database for a key. Raises DatabaseError when it cannot be asked."""
+        """Look a key up in the database. Raises DatabaseError."""
         while True:
             look = self._looks.get(key)
             if look is None:

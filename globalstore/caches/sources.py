@@ -1,4 +1,4 @@
-"""What memory knows of sources and groups, so that a claim need not read it again.
+"""What memory knows of sources and scheduling groups, so that a claim need not read it again.
 
 All of it is learned from commits, in their order, and may be a moment behind when it is used: a
 claim checks what it chooses. Whatever may add a source drops the list it belongs to.
@@ -24,11 +24,11 @@ from globalstore.registry.signals import (
 )
 from globalstore.rules.scoring import Candidate, GroupProgress, WorkerLoad
 
-# Artifacts and views whose sources are kept in mind; one takes up to 50 kB. What is claimed beyond
-# is read anew each time.
+# Artifacts and views whose sources are kept; one takes up to 50 kB. The sources of any other are
+# read at each claim.
 _LISTS_MAX = 256
 
-# Groups that are kept in mind, each with a count for every source it used.
+# Scheduling groups that are kept, each with a count for every source it used.
 _GROUPS_MAX = 1024
 
 # Claims from a list that leaves sources out, before it is made anew: reading it then costs a claim
@@ -54,7 +54,7 @@ class _List:
 
 
 class KnownSources:
-    """The shortlists of the artifacts and views that were claimed last, and groups likewise."""
+    """The shortlists of the spaces claimed last, and the scheduling groups seen last."""
 
     def __init__(self) -> None:
         self._lists: OrderedDict[Space, _List] = OrderedDict()
@@ -86,7 +86,7 @@ class KnownSources:
                 self._groups.move_to_end(key)
         return found
 
-    # What happened.
+    # Signals.
 
     def listed(self, signal: SourcesListed) -> None:
         """Take in the sources of an artifact and view as they were read."""

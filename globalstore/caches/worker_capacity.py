@@ -8,8 +8,8 @@ from globalstore.db import Store
 from globalstore.liveness.workers import LiveWorker, Workers
 from globalstore.registry.runtime import chunks
 
-# Replicas of a worker from which on their slots are added up once a second at most: that takes
-# longer than all the rest of a question. The load of a node is a hint.
+# Replicas of a worker above which their slots are added up once a second at most: that takes longer
+# than all the rest of a query. The load of a node is a hint.
 REPLICAS_MANY = 10_000
 _SLOTS_KEPT_S = 1.0
 

@@ -117,8 +117,8 @@ class _Node:
     folder: Path
 
 
-def _say(who: str, text: str) -> None:
-    print(f"{who:<9} {text}", flush=True)
+def _say(name: str, text: str) -> None:
+    print(f"{name:<9} {text}", flush=True)
 
 
 async def _demo(file: Path | None, host: str, port: int, keep: bool) -> None:

@@ -131,10 +131,10 @@ def _swap(arguments: argparse.Namespace, server: BlockingConnection) -> int:
     )
     done = answer.status == wire.STATUS_OK
     if answer.artifact_id:
-        stands = f"points at {answer.artifact_id}, generation {answer.generation}"
+        target = f"points at {answer.artifact_id}, generation {answer.generation}"
     else:
-        stands = "points at no artifact"
-    sentence = f"{arguments.name} {stands}" + ("" if done else "; nothing was changed")
+        target = "points at no artifact"
+    sentence = f"{arguments.name} {target}" + ("" if done else "; nothing was changed")
     return _print(arguments, answer, sentence, done)
 
 

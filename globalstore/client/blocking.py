@@ -82,7 +82,7 @@ class BlockingConnection:
         self._scheme = "http" if tls is None else "https"
         self._metadata = metadata
         self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="latin-1"))
-        self._heard = False
+        self._settings_received = False
         self._socket = self._connect(host, port)
         try:
             if tls is not None:
@@ -178,9 +178,9 @@ class BlockingConnection:
         if not data:
             raise ConnectionError("the connection ended before the answer came")
         # HTTP/2 begins with SETTINGS; of anything else h2 would wait for a very long frame's end.
-        if not self._heard and data[3:4] not in {b"", _SETTINGS}:
+        if not self._settings_received and data[3:4] not in {b"", _SETTINGS}:
             raise ConnectionError("no gRPC, but something else")
-        self._heard = True
+        self._settings_received = True
         received: list[events.Event] = self._h2.receive_data(data)
         return received
 

@@ -73,7 +73,7 @@ class Transaction(Snapshot):
     """A view that may write, inside a transaction that it shares and does not control.
 
     An operation may run twice when the group it is in has to be repeated: it touches nothing but
-    its transaction, takes the time and fresh ids as arguments, and decides refusals before its
+    its transaction, takes the time and new ids as arguments, and decides refusals before its
     first write.
     """
 

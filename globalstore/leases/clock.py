@@ -1,15 +1,15 @@
-"""The clocks of a server. The one that leases are measured by shows wall time and never jumps.
+"""The clocks of a server: the wall clock, and the lease clock, which never jumps.
 
-It starts at the wall clock and runs with trio's, so that nobody's lease is stretched or cut short
-by somebody who sets the clock. What is stored of a lease is of this clock. When the wall clock was
-set, how far this one is ahead of it since is remembered in the database: the next server starts at
-the same distance, and what is left of each lease stays what it was.
+The lease clock starts at the wall clock and runs with trio's, so that setting the wall clock
+neither stretches nor shortens a lease. Stored lease times are of this clock. When the wall clock
+was set, the distance between the two is stored in the database: the next server starts at the same
+distance, so that what is left of each lease stays what it was.
 
-A machine that was suspended looks as if its wall clock had been set forward: what it slept is not
-counted.
+A machine that was suspended looks as if its wall clock had been set forward: the time that it slept
+is not counted.
 
-It does not stop while the server is stalled. A deadline was told to the holder, who acts by it, and
-may have been told to others; one that moved would be another deadline.
+The lease clock does not stop while the server is stalled. The holder of a lease knows its deadline
+and acts by it, and others may know it as well; a deadline that moved would be another one.
 """
 
 from collections.abc import Callable
@@ -23,16 +23,16 @@ from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.leases")
 
-# How often the wall clock is held against this one: what a step within the last second before a
-# crash does to leases is what it would do without any of this.
+# How often the two clocks are compared. A step within the last second before a crash is not noticed
+# and changes leases, as every step would without this clock.
 _LOOK_S = 1.0
 
 
 class Clock:
     """The wall clock and the lease clock, both in microseconds since 1970, for any thread.
 
-    ``wall_us`` tells the wall clock: it is stored and shown, and measures no lifetime. Made inside
-    trio.
+    ``wall_us`` reads the wall clock, which is stored and shown, and measures no lifetime. Made
+    inside trio.
     """
 
     def __init__(self, wall_us: Callable[[], int]) -> None:

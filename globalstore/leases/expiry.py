@@ -1,8 +1,8 @@
-"""Leases end by themselves when nobody extends them: one scheduler for all kinds of leases.
+"""The expiry of leases that nobody extends: one scheduler for all kinds of leases.
 
-It learns deadlines from commits, and sleeps until the next one. Extending a lease costs it nothing:
-it wakes at the deadline that it knows, asks the database, and sleeps again until the real one. What
-counts is the row, compared with the clock inside a transaction; the scheduler makes the end known.
+It learns deadlines from commits, and sleeps until the next one. Extending a lease tells it nothing:
+it wakes at the deadline that it knows, asks the database, and sleeps again until the real one. The
+row decides, compared with the clock inside a transaction; the scheduler makes the end known.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.leases")
 
-# Leases that one transaction looks after: some milliseconds of the writer.
+# Leases that one transaction checks: some milliseconds of the writer.
 _ROWS = 500
 
 # Pause before it is tried again when the database refuses, as a full disk does.
@@ -109,7 +109,7 @@ class LeaseExpiry:
         kind, deadlines = self._kinds[name], self._deadlines[name]
         now_us = self._clock.lease_us()
         while keys := list(islice(deadlines.pop_due(now_us), _ROWS)):
-            # They come again unless the database answers: none is lost to an error.
+            # They are tried again unless the database answers: none is lost to an error.
             for key in keys:
                 deadlines.set(key, now_us + _RETRY_US)
             try:

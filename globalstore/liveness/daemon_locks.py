@@ -14,7 +14,7 @@ import trio
 
 from globalstore.rules.refusals import ResourceExhausted
 
-# Shards that are told apart, whatever is configured: each has a dozen series in the metrics.
+# Shards with series of their own in the metrics, whatever is configured: a dozen series each.
 SHARDS_MAX = 64
 
 
@@ -23,7 +23,7 @@ class DaemonLockFull(ResourceExhausted):
 
 
 class Observer(Protocol):
-    """What is told of the locks; for metrics."""
+    """What the metrics learn of the locks."""
 
     def waiting(self, shard: int, count: int) -> None:
         """Take in how many changes wait in a shard now."""
@@ -52,14 +52,14 @@ class DaemonLocks:
         self._waiting = [0] * self._shards
 
     def __repr__(self) -> str:
-        return f"<Lanes [in use: {len(self._locks)}, waiting: {sum(self._waiting)}]>"
+        return f"<DaemonLocks [in use: {len(self._locks)}, waiting: {sum(self._waiting)}]>"
 
     @asynccontextmanager
     async def hold(self, daemon_id: str, kind: str, *, bounded: bool = True) -> AsyncIterator[None]:
         """Wait for a daemon's lock and hold it.
 
-        ``kind`` names the change in the metrics. Raises LaneFull when the shard has no room and
-        the change is ``bounded``; whoever is cancelled while waiting leaves the lock as it was.
+        ``kind`` names the change in the metrics. Raises DaemonLockFull when the shard has no room
+        and the change is ``bounded``. A wait that is cancelled leaves the lock as it was.
         """
         shard = zlib.crc32(daemon_id.encode()) % self._shards
         lock = self._locks.get(daemon_id)

@@ -28,7 +28,7 @@ def grace_s(heartbeat_timeout_s: float) -> float:
 
 
 class HeartbeatBuffer(Protocol[LivenessRow]):
-    """Whoever keeps in memory what heartbeats said: workers or instances."""
+    """What keeps heartbeats in memory: the workers or the instances."""
 
     heartbeats: Heartbeats
 
@@ -37,10 +37,10 @@ class HeartbeatBuffer(Protocol[LivenessRow]):
 
 
 class HeartbeatWriter(Generic[LivenessRow]):
-    """Writes liveness down in batches. Losing one interval in a crash is acceptable.
+    """Stores liveness in batches. Losing one interval in a crash is acceptable.
 
-    ``record`` is the operation that stores a batch and tells how many rows it found; ``on_flush``
-    is told both numbers.
+    ``record`` is the operation that stores a batch and returns how many rows it found; ``on_flush``
+    gets both numbers.
     """
 
     def __init__(
@@ -64,11 +64,14 @@ class HeartbeatWriter(Generic[LivenessRow]):
             try:
                 await self.flush()
             except DatabaseError as error:
-                # The next heartbeats say it again; who is alive is decided in memory.
+                # The next heartbeats repeat it; who is alive is decided in memory.
                 _log.limited("heartbeats", "heartbeats not written", reason=str(error))
 
     async def flush(self) -> None:
-        """Write all that is not written yet. Raises DatabaseError; what was taken is not kept."""
+        """Store all that is not stored yet.
+
+        Raises DatabaseError; what was taken is not kept then.
+        """
         while rows := self._buffer.take_unwritten(_FLUSH_ROWS):
             written = await self._store.write(self._record, rows, lane=Lane.CONTROL)
             self._on_flush(len(rows), written)

@@ -1,7 +1,7 @@
-"""Who was heard when, who is silent, and whose heartbeat is not yet stored.
+"""When each member last sent a heartbeat, which members are silent, and what is not yet stored.
 
 Workers and instances share it. A heartbeat touches nothing else: no database read, no write on its
-path. Lifetimes are measured on trio's clock, so that a step of the wall clock changes nobody's age.
+path. Lifetimes are measured on trio's clock, so that a step of the wall clock changes no age.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,8 +12,8 @@ import trio
 from globalstore.liveness.alarm import Alarm
 from globalstore.rules.deadlines import Deadlines
 
-# Part of the timeout after which a heartbeat is stored although it says nothing new. What is stored
-# only has to be near enough for a reader of the file, so most heartbeats are never written.
+# Part of the timeout after which a heartbeat is stored although it brings nothing new. What is
+# stored only has to be near enough for a reader of the file, so most heartbeats are never written.
 _STORED_EVERY = 1 / 3
 
 
@@ -21,8 +21,8 @@ class Heartbeats:
     """The heartbeats of all active members of one kind, by their keys.
 
     ``timeout_s`` is the silence after which a member counts as gone; ``grace_s`` later it is to be
-    expired. ``check_stall`` is called before anybody is judged by the clock: it postpones first if
-    the server itself was stalled.
+    expired. ``check_stall`` is called before a member is judged by the clock: if the server itself
+    was stalled, it first postpones the deadlines.
     """
 
     def __init__(
@@ -41,22 +41,22 @@ class Heartbeats:
     def __repr__(self) -> str:
         return f"<Heartbeats [members: {len(self._stored_at)}, expiring: {len(self._expiring)}]>"
 
-    # Who came, spoke and went.
+    # Members that come, send heartbeats and go.
 
     def restored(self, key: int) -> None:
-        """Take in an active member of an earlier server, which this one has not heard."""
+        """Take in an active member of an earlier server, which has sent this one no heartbeat."""
         now = trio.current_time()
         self._stored_at[key] = now
         self._set_expiry(key, now)
 
     def registered(self, key: int) -> None:
         """Take in that a member registered; that counts as a heartbeat, and is stored."""
-        self.heard(key)
+        self.received(key)
         self._stored_at[key] = trio.current_time()
         self._unwritten.pop(key, None)
         self._decide(key)
 
-    def heard(self, key: int) -> None:
+    def received(self, key: int) -> None:
         """Take in a heartbeat of a member: its lifetime begins anew."""
         self.check_stall()  # or the stall would be added to a deadline that begins now
         self._set_expiry(key, trio.current_time())
@@ -78,24 +78,27 @@ class Heartbeats:
         if self._expire_at.set(key, now + self.timeout_s + self.grace_s):
             self._alarm.sooner()
 
-    # Who is to be expired.
+    # Expiry.
 
     async def wait_due(self) -> None:
         """Return when some member is to be expired."""
         await self._alarm.wait()
 
     def postpone(self, seconds: float) -> None:
-        """Give everybody more time: the server itself was stalled that long."""
+        """Give every member more time: the server itself was stalled that long."""
         self._expire_at.postpone_all(seconds)
 
     def take_silent(self, limit: int) -> list[int]:
-        """Return up to ``limit`` members that are to be expired now, unless they speak first."""
+        """Return up to ``limit`` members that are to be expired now, unless a heartbeat comes
+        first.
+        """
         return list(islice(self._expire_at.pop_due(trio.current_time()), limit))
 
     def begin_expiry(self, key: int) -> bool:
-        """Mark a silent member as expiring; False when it spoke or ended since it was taken.
+        """Mark a silent member as expiring; False when a heartbeat came or it ended since it was
+        taken.
 
-        While it is expiring it must not be answered: see ``decided``.
+        While it is expiring its calls must not be answered: see ``decided``.
         """
         if key not in self._stored_at or key in self._expire_at:
             return False

@@ -34,7 +34,7 @@ class InstanceReaper:
         self._wall_us = wall_us
 
     async def run(self) -> None:
-        """Expire whoever is due, until cancelled."""
+        """Expire instances at their deadlines, until cancelled."""
         while True:
             await self._instances.heartbeats.wait_due()
             if self._stalls.check():

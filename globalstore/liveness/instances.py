@@ -1,4 +1,4 @@
-"""Which instances are being heard, as of this instant, in memory."""
+"""All active instances, in memory, with their latest heartbeats."""
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +22,8 @@ ACTIVE_MAX = 32_768
 class LiveInstance:
     """An instance with its latest heartbeat; every heartbeat makes a new one.
 
-    ``heartbeat_at`` is on the clock of ``Instances``, None if this server has not heard it, or not
-    since it ended.
+    ``heartbeat_at`` is on the clock of ``Instances``, None if no heartbeat reached this server, or
+    none since the instance ended.
     """
 
     state: InstanceState
@@ -39,7 +39,8 @@ class LiveInstance:
 class InstanceList:
     """All active instances at one instant, whose times are ``now`` and ``wall_us``.
 
-    ``active`` has the one heard longest ago first; ``workers`` are the active ones of the daemons.
+    ``active`` is sorted by the latest heartbeat, the oldest first; ``workers`` are the active
+    workers by daemon.
     """
 
     active: dict[int, LiveInstance]
@@ -53,7 +54,7 @@ class InstanceList:
         return state.named_worker_id or self.workers.get(state.daemon_id, "")
 
     def silent_s(self, instance: LiveInstance) -> float:
-        """Return how long an instance was silent; infinite for one that was not heard."""
+        """Return how long an instance was silent; infinite for one without a heartbeat."""
         return float("inf") if instance.heartbeat_at is None else self.now - instance.heartbeat_at
 
     def _age_s(self, instance: LiveInstance) -> float:
@@ -101,11 +102,11 @@ class Instances:
     ) -> None:
         self.heartbeats = Heartbeats(timeout_s, grace_s, check_stall)
         self._on_capabilities = on_capabilities
-        # The one heard longest ago comes first, so that no list has to be sorted.
+        # In the order of the latest heartbeats, the oldest first, so that no list has to be sorted.
         self._live: dict[int, LiveInstance] = {}
         self._keys: dict[str, int] = {}
         self._stalled_s = 0.0
-        self._heard_last = float("-inf")
+        self._last_heartbeat_at = float("-inf")
         self._noting_ended: list[list[LiveInstance]] = []
 
     def __len__(self) -> int:
@@ -119,12 +120,13 @@ class Instances:
         """The silence after which an instance is not connected."""
         return self.heartbeats.timeout_s
 
-    # What the database tells.
+    # Signals of commits.
 
     def restore(self, instances: Iterable[InstanceState]) -> None:
-        """Take over the instances of an earlier server, the one heard longest ago first.
+        """Take over the instances of an earlier server, sorted by their latest heartbeat, the
+        oldest first.
 
-        They are active, but not heard by this server.
+        They are active, but not connected.
         """
         for state in instances:
             self._put(LiveInstance(state))
@@ -135,11 +137,11 @@ class Instances:
         state = signal.instance
         before = self._live.get(state.instance_key)
         if before is not None:
-            # What was said last may not be stored yet, and is never turned back.
+            # The latest heartbeat may not be stored yet; its time never goes back.
             last_us = max(state.last_heartbeat_us, before.state.last_heartbeat_us)
             state = attrs.evolve(state, last_heartbeat_us=last_us)
         self.heartbeats.registered(state.instance_key)
-        self._put(LiveInstance(state, self._hear()))
+        self._put(LiveInstance(state, self._heartbeat_now()))
 
     def ended(self, signal: InstanceEnded) -> None:
         """Take in that an instance became inactive."""
@@ -152,7 +154,7 @@ class Instances:
             noted.append(LiveInstance(instance.state))
         self.heartbeats.ended(instance.key)
 
-    # What the instances tell.
+    # Calls of the instances.
 
     def find(self, instance_id: str) -> LiveInstance | None:
         """Return an active instance."""
@@ -183,8 +185,8 @@ class Instances:
             before.named_worker_id,
             before.capability_flags,
         )
-        self.heartbeats.heard(instance.key)
-        self._put(LiveInstance(state, self._hear()))
+        self.heartbeats.received(instance.key)
+        self._put(LiveInstance(state, self._heartbeat_now()))
         self.heartbeats.changed(instance.key, news=news)
 
     def _put(self, instance: LiveInstance) -> None:
@@ -194,16 +196,16 @@ class Instances:
         self._live[instance.key] = instance
         self._keys[instance.state.instance_id] = instance.key
 
-    def _hear(self) -> float:
-        """Return the time on the clock that is ours, of somebody who is heard now."""
-        self._heard_last = self._now()
-        return self._heard_last
+    def _heartbeat_now(self) -> float:
+        """Return the time of a heartbeat that comes now, on the clock of this class."""
+        self._last_heartbeat_at = self._now()
+        return self._last_heartbeat_at
 
     def _now(self) -> float:
         """Return trio's time less what the server was stalled; it never goes back."""
-        return max(trio.current_time() - self._stalled_s, self._heard_last)
+        return max(trio.current_time() - self._stalled_s, self._last_heartbeat_at)
 
-    # Who is there.
+    # Lists.
 
     def list_now(self, workers: dict[str, str], wall_us: int) -> InstanceList:
         """Return all active instances as they are now; ``workers`` are the ids by daemon."""
@@ -212,7 +214,7 @@ class Instances:
 
     @contextmanager
     def noting_ended(self) -> Iterator[list[LiveInstance]]:
-        """Note the instances that end within: a list is read of the ended ones meanwhile."""
+        """Note the instances that end within the block, while the list of ended ones is read."""
         noted: list[LiveInstance] = []
         self._noting_ended.append(noted)
         try:
@@ -220,10 +222,10 @@ class Instances:
         finally:
             self._noting_ended = [each for each in self._noting_ended if each is not noted]
 
-    # What is due.
+    # Expiry and storing.
 
     def postpone(self, seconds: float) -> None:
-        """Give everybody more time: the server itself was stalled that long."""
+        """Give every instance more time: the server itself was stalled that long."""
         self._stalled_s += seconds
         self.heartbeats.postpone(seconds)
 

@@ -1,7 +1,8 @@
 """Noticing that this process itself was stalled: stopped, suspended, or its event loop blocked.
 
-While the server hears nobody, everybody looks silent. Whoever holds deadlines is told how long the
-server was deaf, and gives everyone that much more time before anything is expired.
+While the server is stalled it receives no heartbeats, so that every member looks silent. Holders of
+deadlines subscribe to the length of each stall, and postpone their deadlines by it before anything
+is expired.
 """
 
 from collections.abc import Callable
@@ -38,14 +39,14 @@ class StallDetector:
         self._worst_s = 0.0
 
     def subscribe(self, on_stall: Callable[[float], None]) -> None:
-        """Let a holder of deadlines know of every stall, in seconds."""
+        """Report every stall to a holder of deadlines, in seconds."""
         self._on_stall.append(on_stall)
 
     def check(self) -> bool:
-        """Tell everyone of a stall that just ended; True when there was one.
+        """Report a stall that has just ended to all subscribers; True when there was one.
 
-        Whoever is about to expire something calls this first: after a stall its own wake-up may
-        come before that of the stalls.
+        It is called before anything is expired: after a stall the caller's own wake-up may come
+        before that of this detector.
         """
         now = trio.current_time()
         late = now - self._expected

@@ -37,7 +37,7 @@ class Reaper:
         self._on_expired = on_expired
 
     async def run(self) -> None:
-        """Expire whoever is due, until cancelled."""
+        """Expire workers at their deadlines, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_confirmations, nursery)
             while True:
@@ -57,7 +57,7 @@ class Reaper:
         """End one worker; if that cannot be written now, it is tried again after the grace."""
         async with self._daemon_locks.hold(worker.daemon_id, "maintenance", bounded=False):
             if not self._workers.heartbeats.begin_expiry(worker.key):
-                return  # it was heard while this waited for its turn
+                return  # a heartbeat came while this waited for its turn
             try:
                 ended = await self._store.write(
                     registry.expire_worker,

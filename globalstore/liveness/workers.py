@@ -1,4 +1,4 @@
-"""Which workers are being heard, as of this instant, in memory."""
+"""All active workers, in memory, and which of them are live."""
 
 from collections.abc import Callable, Iterable
 from typing import Self
@@ -17,10 +17,10 @@ from globalstore.rules.values import signed64
 
 @attrs.define(eq=False)
 class LiveWorker:
-    """An active worker, and what was last heard of it.
+    """An active worker and its latest heartbeat.
 
     Sizes in bytes, ``last_heartbeat_us`` in microseconds since 1970. ``heartbeat_at`` is on trio's
-    clock, None until the worker speaks after a restart of the server.
+    clock, None until a heartbeat comes after a restart of the server.
 
     ``replicas_revision`` changes with what the worker holds; whatever is derived from that is kept
     in ``derived`` with the revision it belongs to. ``reported_checksum`` is the digest in its
@@ -54,7 +54,7 @@ class LiveWorker:
 
     @classmethod
     def of(cls, state: WorkerState) -> Self:
-        """Return a worker as it is stored, without a word of its own."""
+        """Return a worker as it is stored, without a heartbeat to this server."""
         return cls(
             key=state.worker_key,
             worker_id=state.worker_id,
@@ -81,7 +81,7 @@ class LiveWorker:
 
 @attrs.frozen
 class Heartbeat:
-    """What a heartbeat says; ``capability_flags`` None leaves them as they are."""
+    """What a heartbeat reports; ``capability_flags`` None leaves them as they are."""
 
     mem_pool_available_size: int
     accepting: bool
@@ -130,10 +130,10 @@ class Workers:
         """The silence after which a worker is not routed to."""
         return self.heartbeats.timeout_s
 
-    # What the database tells.
+    # Signals of commits.
 
     def restore(self, workers: Iterable[WorkerState]) -> None:
-        """Take over the workers of an earlier server: active, but not heard by this one."""
+        """Take over the workers of an earlier server: active, but not live."""
         for state in workers:
             worker = LiveWorker.of(state)
             self._put(worker)
@@ -144,12 +144,12 @@ class Workers:
         worker = LiveWorker.of(signal.worker)
         before = self._by_key.get(worker.key)
         if before is not None:
-            # What was said last may not be stored yet, and is never turned back.
+            # The latest heartbeat may not be stored yet; its time never goes back.
             worker.last_heartbeat_us = max(worker.last_heartbeat_us, before.last_heartbeat_us)
             worker.replicas_revision = before.replicas_revision + 1
         self._put(worker)
         self.heartbeats.registered(worker.key)
-        self._heard(worker)
+        self._mark_live(worker)
         if worker.needs_reconcile:
             self._confirm_by.set(worker.key, trio.current_time() + self.timeout_s)
             self._confirmation_alarm.sooner()
@@ -193,7 +193,7 @@ class Workers:
                 worker.confirmed = fingerprint, revision
             self._confirm_by.discard(worker.key)
 
-    # What the daemons tell.
+    # Calls of the daemons.
 
     def find(self, worker_id: str) -> LiveWorker | None:
         """Return an active worker."""
@@ -230,8 +230,8 @@ class Workers:
         worker.capability_flags = flags
         worker.reported_checksum = heartbeat.state_checksum
         worker.last_heartbeat_us = max(worker.last_heartbeat_us, now_us)
-        self.heartbeats.heard(worker.key)
-        self._heard(worker)
+        self.heartbeats.received(worker.key)
+        self._mark_live(worker)
         self.heartbeats.changed(worker.key, news=news)
         if was_routable != worker.accepting:
             self._routable_changed(gained=worker.accepting)
@@ -250,12 +250,12 @@ class Workers:
         self._by_key[worker.key] = worker
         self._ids_by_daemon[worker.daemon_id] = worker.worker_id
 
-    def _heard(self, worker: LiveWorker) -> None:
+    def _mark_live(self, worker: LiveWorker) -> None:
         worker.heartbeat_at = trio.current_time()
         self._live.add(worker.key)
         self._stale_at.set(worker.key, worker.heartbeat_at + self.timeout_s)
 
-    # Who may be given work.
+    # Which workers are live and routable.
 
     def _routable_changed(self, *, gained: bool) -> None:
         self._routable = None
@@ -269,19 +269,19 @@ class Workers:
             self._routable = None
 
     def live(self) -> frozenset[int]:
-        """Return the keys of the workers heard within the timeout, accepting or not."""
+        """Return the keys of the live workers, accepting requests or not."""
         self._let_age()
         return frozenset(self._live)
 
     def routable(self) -> frozenset[int]:
-        """Return the keys of the workers that are heard and accept requests, as of now."""
+        """Return the keys of the workers that are live and accept requests, as of now."""
         self._let_age()
         if self._routable is None:
             self._routable = frozenset(key for key in self._live if self._by_key[key].accepting)
         return self._routable
 
     def listed(self, required_flags: int, include_unavailable: bool) -> list[LiveWorker]:
-        """Return live workers that have all of the capability bits, last heard first."""
+        """Return live workers that have all of the capability bits, the latest heartbeat first."""
         found = [
             worker
             for key in self.live()
@@ -291,10 +291,10 @@ class Workers:
         found.sort(key=lambda w: (-(w.heartbeat_at or 0.0), w.worker_id))
         return found
 
-    # What is due.
+    # Expiry and storing.
 
     def postpone(self, seconds: float) -> None:
-        """Give everybody more time: the server itself was stalled that long."""
+        """Give every worker more time: the server itself was stalled that long."""
         self.heartbeats.postpone(seconds)
         for deadlines in (self._stale_at, self._confirm_by):
             deadlines.postpone_all(seconds)
@@ -303,7 +303,7 @@ class Workers:
                 worker.heartbeat_at += seconds
 
     def take_silent(self) -> list[LiveWorker]:
-        """Return the workers that are to be expired now, unless they are heard before that."""
+        """Return the workers that are to be expired now, unless a heartbeat comes first."""
         return [self._by_key[key] for key in self.heartbeats.take_silent(len(self._by_key))]
 
     async def wait_unconfirmed(self) -> None:

@@ -1,4 +1,4 @@
-"""Chunks of nodes that have been without a live worker for long are forgotten."""
+"""Forgetting the chunks of nodes that have been without a live worker for long."""
 
 import attrs
 import trio
@@ -18,10 +18,10 @@ class _Absence:
 
 
 class AbandonedNodes:
-    """Forgets a node when none of its workers was heard, and nothing reported, for a while.
+    """Forgets a node that has had no live worker and no report for ``threshold_s``.
 
-    ``threshold_s`` is counted on trio's clock, from the first look that found nobody: neither a
-    step of the wall clock nor the time that the server itself was down counts.
+    That time is counted on trio's clock, from the first look that found neither: steps of the wall
+    clock and the time that the server itself was down do not count.
     """
 
     def __init__(self, store: Store, workers: Workers, threshold_s: float) -> None:
@@ -31,7 +31,7 @@ class AbandonedNodes:
         self._absent: dict[str, _Absence] = {}
 
     async def forget(self) -> None:
-        """Look once; what is forgotten is hidden at once, and for maintenance to delete."""
+        """Look once, and hide the chunks of abandoned nodes; maintenance deletes them later."""
         alive = {worker.node_id for worker in self._workers.listed(0, True)}
         known = dict(await self._store.read(chunks.nodes))
         now = trio.current_time()

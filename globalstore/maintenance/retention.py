@@ -1,4 +1,4 @@
-"""What is done now and then: retention, and the database's own upkeep."""
+"""Periodic maintenance: retention, and the database's own upkeep."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -30,7 +30,7 @@ class Schedule:
 
 
 class Maintenance:
-    """One pass after the other; a part that fails does not keep the others from running."""
+    """Runs one pass after the other; a task that fails does not keep the others from running."""
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class Maintenance:
             await self.run_pass()
 
     async def run_pass(self) -> None:
-        """Run every part once; failures are logged and the next pass tries again."""
+        """Run every task once; failures are logged and the next pass tries again."""
         for name, part in self._parts:
             try:
                 await part()
-            except Exception as error:  # noqa: BLE001  the other parts go on; this one is retried
+            except Exception as error:  # noqa: BLE001  the other tasks go on; this one is retried
                 _log.exception("maintenance failed", error, part=name)
 
     async def _purge(self, retained: Retained) -> None:
@@ -78,7 +78,7 @@ class Maintenance:
             self._metrics.server.gc_rows_deleted.labels(retained.table).inc(deleted)
 
     async def _drop_series(self) -> None:
-        """Give the room of metric labels back that artifacts without replicas have taken."""
+        """Free the room that artifacts without replicas take among metric labels."""
         labelled = sorted(self._metrics.labelled_artifacts())
         counts = await self._store.read(replica_lists.counts, labelled)
         for artifact_id, (count, _) in zip(labelled, counts, strict=True):

@@ -13,7 +13,7 @@ _log = get_logger("globalstore.server")
 _PAUSE_FIRST_S = 0.1
 _PAUSE_MAX_S = 30.0
 
-# A task that ran this long is well again.
+# A task that ran this long has recovered.
 _WELL_AFTER_S = 60.0
 
 
@@ -25,8 +25,8 @@ async def keep_running(
 ) -> None:
     """Run a task for ever; after a failure it is logged and started again.
 
-    A task that keeps failing is reported: ``on_failure`` gets its name and the reason, and
-    ``on_recovery`` the name once it has run for a minute since. Returns when the task does.
+    ``on_failure`` gets the name of a task that keeps failing and the reason, ``on_recovery`` the
+    name once it has run for a minute since. Returns when the task does.
     """
     pause_s = _PAUSE_FIRST_S
     failures = 0

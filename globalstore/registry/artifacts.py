@@ -11,7 +11,7 @@ from globalstore.rules import multihash
 from globalstore.rules.artifact_ids import Scheme, digests_of, scheme_of
 from globalstore.rules.refusals import FailedPrecondition
 
-# How a tensor index is written when nobody says otherwise.
+# The encoding of a tensor index unless the request names another.
 INDEX_ENCODING = "json"
 INDEX_SCHEMA = "v3"
 
@@ -55,10 +55,10 @@ def ensure_artifact(
     index: TensorIndex | None,
     now_us: int,
 ) -> int:
-    """Return the key of an artifact's row, made or completed from what is said of it.
+    """Return the key of an artifact's row, made or completed from a description.
 
-    Nothing said before is ever erased or changed. Raises FailedPrecondition where the request
-    contradicts the id, itself or the row, before anything is written.
+    Nothing known is ever erased or changed. Raises FailedPrecondition where the request contradicts
+    the id, itself or the row, before anything is written.
     """
     row = tx.one(
         "SELECT artifact_key, index_multihash, data_multihash, total_size, schema_version,"
@@ -128,7 +128,7 @@ def _of_id(artifact_id: str) -> tuple[str, int, str, str]:
 
 
 def readiness(tx: Snapshot, artifact_id: str) -> tuple[int | None, str]:
-    """Return the key of an artifact's row, and what it lacks so that others may point at it.
+    """Return the key of an artifact's row, and what it lacks before others may point at it.
 
     The lack is blank for an artifact that is known and has its index stored, or needs none.
     """

@@ -1,4 +1,4 @@
-"""What operators ask of the catalog: keys and artifacts, page by page or one with all about it."""
+"""Lists of the catalog for operators: keys and artifacts, page by page or one in full."""
 
 import attrs
 
@@ -9,7 +9,7 @@ from globalstore.registry.catalog.keys import KeyMapping, Kind
 from globalstore.registry.runtime import replica_lists
 from globalstore.rules import multihash
 
-# Rows that a page looks at: keys that were revoked are passed over, however many there are.
+# Rows that are read for a page: revoked keys are passed over, however many there are.
 _LOOKED_AT_MAX = 5000
 
 # Entries of a list about one thing: more than anybody reads.
@@ -146,7 +146,7 @@ def list_artifacts(
 
 
 def show_artifact(tx: Snapshot, artifact_id: str, lease_us: int) -> About:
-    """Return all about an artifact; lists have no more than ``ENTRIES_MAX`` entries."""
+    """Return all about an artifact; each list has no more than ``ENTRIES_MAX`` entries."""
     named = {"artifact_id": artifact_id, "limit": ENTRIES_MAX}
     artifacts = _artifacts(tx, tx.all(f"{_ARTIFACT} WHERE a.artifact_id = :artifact_id", named))
     binding = bindings.find_binding(tx, artifact_id)

@@ -1,6 +1,6 @@
-"""One effect, and one answer, for all repeats of a request that names itself.
+"""One effect, and one answer, for all repeats of a request that carries an id of its own.
 
-The answer is recorded in the transaction of the effect: a crash leaves both or neither, so no
+The answer is recorded in the transaction of the effect: a crash leaves both or neither, so that no
 request id is ever stuck in between.
 """
 
@@ -14,7 +14,8 @@ from globalstore.rules.refusals import FailedPrecondition, InvalidArgument, Refu
 
 Result = TypeVar("Result")
 
-# Refusals that a repeat would meet again: worth recording. Any other outcome frees the id.
+# Refusals that a repeat would get again, and that are therefore recorded. Any other outcome frees
+# the id.
 _DETERMINISTIC: dict[str, type[Refusal]] = {
     kind.__name__: kind for kind in (InvalidArgument, FailedPrecondition)
 }

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from globalstore.db import Snapshot, Transaction
 
-# Tells the time of the lease clock in microseconds; see ``leases.clock``. Operations ask it inside
-# their transaction.
+# Reads the lease clock in microseconds; see ``leases.clock``. Operations read it inside their
+# transaction.
 LeaseNow = Callable[[], int]
 
 

@@ -11,7 +11,7 @@ from globalstore.rules.values import ordered64, signed64, unordered64, unsigned6
 
 @attrs.frozen
 class Sample:
-    """What a node said of its memory tiers at an epoch. Sizes in bytes."""
+    """What a node reported of its memory tiers at an epoch. Sizes in bytes."""
 
     node_id: str
     epoch_ns: int
@@ -33,7 +33,7 @@ class Sample:
 
 @attrs.frozen
 class MemoryTierSampled:
-    """What a node says of its memory tiers, later than all that it said before."""
+    """A node reported its memory tiers, later than every earlier report."""
 
     sample: Sample
 
@@ -70,7 +70,7 @@ def _sample(row: Row) -> Sample:
 
 
 def publish_sample(tx: Transaction, sample: Sample, keep: Retention) -> None:
-    """Store a sample of a node, in the place of one of the same epoch, and let old ones go."""
+    """Store a sample of a node, replacing one of the same epoch, and delete old ones."""
     tx.run(
         "INSERT INTO memory_tier_snapshots VALUES (:node_id, :epoch, :worker_id, :stable_total,"
         " :stable_used, :preemptible_total, :preemptible_marked, :faults, :p99, :enabled, :config)"

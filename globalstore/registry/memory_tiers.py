@@ -17,7 +17,7 @@ from globalstore.rules.values import ordered64, signed64, unordered64, unsigned6
 
 
 class TierLeaseState(enum.IntEnum):
-    """How a lease stands, in the numbers of the wire."""
+    """The state of a lease, in the numbers of the wire."""
 
     PENDING = 1
     ACTIVE = 2
@@ -25,8 +25,8 @@ class TierLeaseState(enum.IntEnum):
     EXPIRED = 4
 
 
-# What is listed at once, as packed here; as a message it is up to a quarter more, and has to be
-# below the 64 MiB that messages may have.
+# Bytes that are listed at once, as packed here; as a message it is up to a quarter more, and has to
+# be below the 64 MiB that messages may have.
 LISTED_BYTES_MAX = 48 << 20
 
 OUTSTANDING = frozenset({TierLeaseState.PENDING, TierLeaseState.ACTIVE, TierLeaseState.REVOKING})
@@ -152,7 +152,7 @@ def acknowledge(tx: Transaction, acknowledgement: Acknowledgement, now_us: int) 
     """Record what a daemon did about a lease, and return the lease as it is then.
 
     Raises NotFound when it is not the lease of that artifact and node, and FailedPrecondition when
-    a lease that has ended is said to be held.
+    a daemon claims to hold a lease that has ended.
     """
     lease = _of_id(tx, acknowledgement.lease_id)
     if lease.artifact_id != acknowledgement.artifact_id or acknowledgement.node_id not in {
@@ -171,7 +171,7 @@ def acknowledge(tx: Transaction, acknowledgement: Acknowledgement, now_us: int) 
         and lease.ack_epoch_ns
         and acknowledgement.ledger_version < lease.ledger_version
     ):
-        return lease  # a late duplicate of what was said before
+        return lease  # a late duplicate of an earlier acknowledgement
     if not acknowledgement.acquired:
         state = TierLeaseState.EXPIRED
     else:
@@ -249,7 +249,7 @@ def expire_tier_leases(
 ) -> list[tuple[str, str]]:
     """End leases that nobody acknowledged in time; return id and node of those that were pending.
 
-    When that is, the scheduler decides: it gives them more time when nobody could be heard.
+    The scheduler decides when that is: it gives them more time when the server was stalled.
     """
     marks = ",".join("?" * len(lease_keys))
     ended = tx.all(
@@ -264,8 +264,8 @@ def expire_tier_leases(
 def restore_tier_leases(tx: Transaction, now_us: int, ttl_us: int) -> list[tuple[int, int]]:
     """Return key and deadline (lease clock) of every pending lease that ends by time.
 
-    Whether they do is settled at each start: ``ttl_us`` 0 lets none of them, and one that had no
-    deadline, or a later one than it would get now, gets one.
+    Each start decides anew: with ``ttl_us`` 0 none of them ends by time; otherwise one that had no
+    deadline, or a later one than it would get now, gets a new one.
     """
     tx.run(
         "UPDATE memory_tier_leases SET pending_until = iif(:ttl = 0, NULL,"

@@ -2,8 +2,8 @@
 
 import os
 
-# Ids whose random bytes are drawn at once. Asking the system gives the interpreter lock away, and
-# getting it back from a busy writer thread costs more than all else that an id needs.
+# Ids whose random bytes are drawn at once. A request to the system releases the interpreter lock,
+# and getting it back from a busy writer thread costs more than all else that an id needs.
 _IDS_DRAWN = 256
 
 _drawn: list[bytes] = []

@@ -1,4 +1,4 @@
-"""What is set right when a server takes over a database, before it serves."""
+"""The repairs of a database that a server takes over, before it serves."""
 
 import attrs
 

@@ -1,4 +1,4 @@
-"""What is deleted because its time is up: one row a table."""
+"""The tables whose rows are deleted after some time, one row each."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from globalstore.registry import idempotency, memory_tiers
 from globalstore.registry.catalog import keys, realizations
 from globalstore.registry.runtime import chunks, instances, replicas, transport_ends, workers
 
-# How long recorded answers, and whatever has ended, stay: a retry comes within a day or never.
+# How long recorded answers, and all that has ended, stay: a retry comes within a day or never.
 DAY_S = 86400.0
 
 # Rows that one transaction deletes, so that none holds the database for long.

@@ -1,8 +1,8 @@
-"""What a committed operation tells the rest of the process.
+"""Signals: what a committed operation tells the rest of the process.
 
-The store hands these over on the event loop, in commit order, before it answers whoever asked for
-the operation: what is kept in memory never trails behind an answer. A signal that carries a row
-stands beside the type of that row, in the module of its noun.
+The store hands them over on the event loop, in commit order, before it answers the callers of the
+operations: what is kept in memory never trails behind an answer. A signal that carries a row stands
+beside the type of that row, in the module of its noun.
 """
 
 import enum
@@ -15,7 +15,7 @@ from globalstore.rules.scoring import GroupProgress
 # An artifact and a view, blank for the canonical bytes.
 Space = tuple[str, str]
 
-# Kind, id and epoch of a group of requests.
+# Kind, id and epoch of a scheduling group.
 GroupKey = tuple[str, str, int]
 
 
@@ -23,7 +23,7 @@ GroupKey = tuple[str, str, int]
 class WorkerEnded:
     """A worker became inactive: unregistered, expired or evicted.
 
-    ``lost`` unless it said goodbye: what it asked for and what it served ends with it.
+    ``lost`` unless it unregistered: its requests and the transports that it served end with it.
     """
 
     worker_key: int
@@ -47,7 +47,7 @@ class WorkerReplicasChanged:
 
 @attrs.frozen
 class WorkerReconciled:
-    """A worker's inventory was accepted: where its cursor and its version stand now.
+    """A worker's inventory was accepted: where its cursor and its version are now.
 
     ``changed`` if that made another set of replicas of it. If it was ``complete``, ``fingerprint``
     tells which inventory agrees with the rows from now on, None when none does; it agreed with them
@@ -159,12 +159,12 @@ class TransportEnded:
 
 @attrs.frozen
 class TransportsForgotten:
-    """Rows of transports that had ended are gone; what was counted of them does not hold."""
+    """Rows of transports that had ended are gone; counts of scheduling groups do not hold."""
 
 
 @attrs.frozen
 class GroupCounted:
-    """How far a group of requests was at this point of the commit."""
+    """The progress of a scheduling group at this point of the commit."""
 
     group: GroupKey
     progress: GroupProgress
@@ -214,7 +214,7 @@ class LeasesExpired:
 
 @attrs.frozen
 class RealizationEnded:
-    """The realization of a group has come to its final state, a number of the wire."""
+    """A realization has come to its final state, a number of the wire."""
 
     fingerprint: bytes
     state: int
@@ -222,7 +222,7 @@ class RealizationEnded:
 
 @attrs.frozen
 class RealizationRowsWritten:
-    """An operation on groups wrote rows of a table."""
+    """An operation on realizations wrote rows of a table."""
 
     operation: str
     table: str

@@ -10,7 +10,7 @@ import attrs
 from globalstore.db import Transaction
 from globalstore.registry.signals import WorkerReplicasChanged
 
-# The worker of replicas that are gone but still serve transports.
+# The key of no worker, for replicas that are gone but still serve transports.
 NOBODY = 0
 
 
@@ -39,7 +39,7 @@ def intern(tx: Transaction, worker_id: str) -> int:
 
 
 def incarnation_of(tx: Transaction, worker_id: str) -> Incarnation:
-    """Return where a worker stands at this instant."""
+    """Return the incarnation of a worker at this instant."""
     row = tx.one(
         "SELECT i.worker_key, i.confirmation, coalesce(c.generation, 0),"
         " coalesce(c.process_generation, 0), coalesce(c.confirmed_generation, 0)"

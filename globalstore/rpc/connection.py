@@ -161,11 +161,11 @@ class Connection:
         receive_some = self._transport.receive_some
         first_by = trio.current_time() + self._limits.handshake_seconds
         with trio.CancelScope(deadline=first_by):
-            while not self._engine.settled:
+            while not self._engine.preface_read:
                 if not (data := await receive_some(READ_BYTES)):
                     return
                 await self._received(data)
-        if not self._engine.settled:
+        if not self._engine.preface_read:
             log.info("client sent no HTTP/2 preface in time peer=%s", self.peer)
             return
         size = READ_BYTES

@@ -35,7 +35,7 @@ class ControlHalf(SendingHalf):
         self._memory = memory
         self._now = now
         self._peer = Settings(client=True)
-        self._settled = False
+        self._settings_read = False
         self.highest_stream_id = 0
         self._events: list[Event] = []
         # Called when an event arises, for whoever must know outside ``receive``.
@@ -86,7 +86,7 @@ class ControlHalf(SendingHalf):
             self._spend_reset()
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        self._settled = True
+        self._settings_read = True
         if stream_id or len(payload) % 6 or (flags & frames.ACK and payload):
             code = ErrorCodes.PROTOCOL_ERROR if stream_id else ErrorCodes.FRAME_SIZE_ERROR
             raise ConnectionFault(code, "malformed SETTINGS")

@@ -82,9 +82,9 @@ class Engine(ControlHalf):
             self._control(frames.window_update(0, more))
 
     @property
-    def settled(self) -> bool:
+    def preface_read(self) -> bool:
         """Whether the client's preface has arrived, or something that is none."""
-        return self._settled or self._failed
+        return self._settings_read or self._failed
 
     @property
     def failed(self) -> bool:
@@ -171,7 +171,7 @@ class Engine(ControlHalf):
                 kind != frames.CONTINUATION or stream_id != self._block_stream_id
             ):
                 raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "frame within a header block")
-            if not self._settled and (kind != frames.SETTINGS or flags & frames.ACK):
+            if not self._settings_read and (kind != frames.SETTINGS or flags & frames.ACK):
                 raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "expected SETTINGS first")
             if kind <= frames.CONTINUATION:
                 self._on_frame[kind](flags, stream_id, data[body:position])

@@ -12,7 +12,7 @@ BLOCK_CHUNKS: Final = 256
 # What stands in a patch for a chunk that it says nothing about; no state has this number.
 _KEEP = 0xFF
 _KEPT = bytes(0xFF if byte == _KEEP else 0 for byte in range(256))
-_SAID = bytes(0 if byte == _KEEP else byte for byte in range(256))
+_REPORTED = bytes(0 if byte == _KEEP else byte for byte in range(256))
 
 
 class ChunkState(IntEnum):
@@ -75,20 +75,20 @@ def _patch(key: tuple[str, str, int, int], states: bytearray) -> Patch:
 
 def patched(states: bytes, patch: Patch) -> bytes:
     """Return the states of a block after a patch; empty when no chunk is left."""
-    return _merged(states, patch, keep_said=True)
+    return _merged(states, patch, keep_reported=True)
 
 
 def without(states: bytes, patch: Patch) -> bytes:
     """Return the states of a block without the chunks that a patch is about."""
-    return _merged(states, patch, keep_said=False)
+    return _merged(states, patch, keep_reported=False)
 
 
-def _merged(states: bytes, patch: Patch, *, keep_said: bool) -> bytes:
+def _merged(states: bytes, patch: Patch, *, keep_reported: bool) -> bytes:
     whole = b"\xff" * patch.first + patch.states
     whole += b"\xff" * (BLOCK_CHUNKS - len(whole))
     merged = int.from_bytes(states.ljust(BLOCK_CHUNKS, b"\0")) & int.from_bytes(
         whole.translate(_KEPT)
     )
-    if keep_said:
-        merged |= int.from_bytes(whole.translate(_SAID))
+    if keep_reported:
+        merged |= int.from_bytes(whole.translate(_REPORTED))
     return merged.to_bytes(BLOCK_CHUNKS).rstrip(b"\0")

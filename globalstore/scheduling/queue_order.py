@@ -1,4 +1,4 @@
-"""In which order those who wait for one artifact and view are served."""
+"""The order in which the requests that wait for one artifact and view are served."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
@@ -9,7 +9,7 @@ from globalstore.registry.runtime.transports import TransportRequest
 from globalstore.registry.signals import GroupKey
 from globalstore.rules.scoring import GroupProgress
 
-# Multiples of the ageing threshold after which nobody who came later goes first.
+# Multiples of the ageing threshold after which no later request goes first.
 _ABSOLUTE_AGEING = 4
 
 
@@ -25,11 +25,11 @@ W = TypeVar("W", bound=Waiting)
 
 @attrs.frozen
 class Fairness:
-    """How groups are weighed against each other; see §8 of the contract.
+    """How scheduling groups are weighed against each other; see §8 of the contract.
 
     Groups whose share of successful parts is up to ``floor_ratio`` above the least come first, and
-    so does whoever has seen nothing happen for ``ageing_s`` seconds; ``completion_bias`` prefers
-    groups that are nearly complete.
+    so do requests that have waited ``ageing_s`` seconds without progress; ``completion_bias``
+    prefers groups that are nearly complete.
     """
 
     floor_ratio: float = 0.25
@@ -57,7 +57,7 @@ def ranked(
     ``now`` is on trio's clock, ``now_us`` on the wall clock, on which successes are recorded.
     """
     if all(waiter.request.group is None for waiter in waiters):
-        return list(waiters)  # whoever is lifted for his age is the oldest anyway
+        return list(waiters)  # requests promoted by ageing are the oldest anyway
     ratios = {
         group.key: ratio(groups.get(group.key, _NOTHING), group.total_parts)
         for group in (waiter.request.group for waiter in waiters)

@@ -1,4 +1,4 @@
-"""Says of requests that were refused why no replica could serve them."""
+"""Explains requests that were refused: why no replica could serve them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,23 +13,23 @@ from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.transports")
 
-# Time between two looks. Refusals in between share one look for each artifact and view, so that a
+# Time between two explanations. Refusals in between share one for each artifact and view, so that a
 # thousand of them cost no more than one.
 _INTERVAL_S = 0.1
 
-# Artifacts and views that wait to be looked at. Those beyond are not explained: whoever asks for
-# that many within an interval has another problem than a missing source.
+# Artifacts and views that wait to be explained. Those beyond are not explained: a cluster that asks
+# for that many within an interval has another problem than a missing source.
 _SPACES_MAX = 64
 
-# Replicas of one of them that a look takes in: as many as a choice compares. With both bounds the
-# looks take a reader a fifth of its time at worst.
+# Replicas of one of them that are examined: as many as a choice compares. With both bounds the
+# explanations take a fifth of a reader's time at worst.
 _REPLICAS_MAX = 128
 
 
 class Refusals:
     """Counts, and logs at DEBUG, why requests were refused.
 
-    ``count`` takes an artifact, a reason and a number of replicas; ``wall_us`` tells the wall clock
+    ``count`` takes an artifact, a reason and a number of replicas; ``wall_us`` reads the wall clock
     in microseconds.
     """
 

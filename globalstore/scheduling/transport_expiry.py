@@ -1,4 +1,4 @@
-"""Transports end by themselves when nobody completes them."""
+"""The expiry of transports that nobody completes."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -25,8 +25,8 @@ _RETRY_S = 1.0
 class TransportExpiry:
     """Ends each transport that was in progress for ``ttl_s``.
 
-    Ages are measured on trio's clock. What an earlier server granted has, of its time to live,
-    what the wall clock says is left, and never more than all of it.
+    Ages are measured on trio's clock. A transport that an earlier server granted gets what is left
+    of ``ttl_s`` by the wall clock, and never more than all of it.
     """
 
     def __init__(

@@ -1,10 +1,11 @@
-"""Who waits for a source, in which order, and what wakes them.
+"""Requests that wait for a source: their order, and what wakes them.
 
-A waiter is a parked call: it exists only while its RPC lives and costs neither a thread nor a
-look at the database. Whatever may free a source kicks the queue of that artifact and view; one pass
-at a time then serves its oldest waiters in one transaction. While a pass is deciding on a waiter
-(``deciding``) nobody else may end it, so it is either granted or withdrawn, never both. Its
-deadline counts once it had its turn (``attempted``): the least patient gets one try.
+A waiter is a parked call: it exists only while its RPC lives and costs neither a thread nor a look
+at the database. Whatever may free a source kicks the queue of that artifact and view; one pass at a
+time then serves its oldest waiters in one transaction. While a pass is deciding on a waiter
+(``deciding``) nothing else may end it, so it is either granted or withdrawn, never both. Its
+deadline counts once it had its turn (``attempted``), so that the least patient request still gets
+one try.
 """
 
 import math
@@ -40,8 +41,8 @@ from globalstore.rules.scoring import Mode, Scoring
 from globalstore.scheduling.queue_order import ranked
 from globalstore.scheduling.waiters import Policy, Queue, Waiter, Withdrawn, event_of, groups_of
 
-# Newcomers looked at in one pass. Each costs the writer two index look-ups, so that a burst of
-# requests for one artifact is taken in at once without holding others up.
+# Newcomers checked in one pass. Each costs the writer two index look-ups; with this bound a burst
+# of requests for one artifact is taken in without holding other calls up.
 _NEWCOMERS_PER_PASS = 128
 
 # Queues served at the same moment. More would not make commits fuller, but a worker that comes back
@@ -52,8 +53,8 @@ _PASSES_MAX = 64
 class SourceQueues:
     """All requests that wait for a source. Use as ``async with``: it owns the tasks of its passes.
 
-    ``wall_us`` tells the wall clock in microseconds; ``on_event`` hears of each step in the life of
-    a request, see DISPATCH_EVENTS of the metrics.
+    ``wall_us`` reads the wall clock in microseconds; ``on_event`` is called at each step in the
+    life of a request, see DISPATCH_EVENTS of the metrics.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class SourceQueues:
             if not waiter.deciding:
                 self._withdraw(waiter, Withdrawn.STOPPING)
 
-    # For the calls.
+    # Calls.
 
     async def request(self, request: TransportRequest, patience_s: float) -> Answer | Withdrawn:
         """Wait up to ``patience_s`` seconds for a source; 0 is one immediate attempt.
@@ -156,8 +157,8 @@ class SourceQueues:
                 relaxed or other.space == request.space
             ):
                 return RequestRefused(transports.group_mismatch(group))
-            # All others agree with each other, so one tells for all; a relaxed group's spaces
-            # may differ but are not compared.
+            # All other requests of the group agree with each other, so that comparing with one is
+            # enough; the spaces of a relaxed group may differ but are not compared.
             break
         return None
 
@@ -206,7 +207,7 @@ class SourceQueues:
         mine = sum(waiter.request.space == space for waiter in of_requester)
         return len(queue.waiters) + len(queue.newcomers), mine
 
-    # What happened elsewhere.
+    # Signals.
 
     def source_freed(self, signal: SourceFreed) -> None:
         """Take in that a waiter for a space may find a source now, or that there is none."""
@@ -281,7 +282,7 @@ class SourceQueues:
             self._serving -= 1
 
     async def _pass(self, queue: Queue) -> None:
-        """Offer free sources to those who are next, and take newcomers in."""
+        """Offer free sources to the next waiters, and check newcomers."""
         by_group = self._policy.scoring.mode is Mode.GROUP_DISPATCH
         if by_group:
             await self._learn_groups(queue)
@@ -322,7 +323,7 @@ class SourceQueues:
         self._take_in(queue, tried, answers)
 
     def _take_in(self, queue: Queue, tried: list[Waiter], answers: dict[str, Answer]) -> None:
-        """Pass the answers of one pass on, and see whether another one is needed."""
+        """Hand on the answers of a pass, and find out whether another one is needed."""
         misses = {answer for answer in answers.values() if isinstance(answer, Miss)}
         busy = Miss.BUSY in misses
         for waiter in tried:
@@ -332,7 +333,7 @@ class SourceQueues:
             else:
                 self._decide(waiter, answer)
         if busy and queue.untried:
-            # Nothing is left for those before them, so nothing for them.
+            # The earlier ones got nothing, so nothing is left for these.
             for waiter in [w for w in queue.waiters.values() if not w.attempted]:
                 self._keep(waiter, attempted=True)
         queue.untried = not busy
@@ -346,12 +347,12 @@ class SourceQueues:
             queue.kicked = True
 
     def _kick_rest(self, queue: Queue) -> None:
-        """Go on at once with those who had no turn."""
+        """Begin another pass at once for waiters that had no turn."""
         if queue.waiters or queue.newcomers:
             queue.kicked = True
 
     async def _learn_groups(self, queue: Queue) -> None:
-        """See to it that memory knows the groups of those who are next."""
+        """Make sure that memory knows the scheduling groups of the next waiters."""
         next_ones = [
             *islice(queue.waiters.values(), self._policy.scan_limit),
             *islice(queue.newcomers.values(), _NEWCOMERS_PER_PASS),
@@ -363,7 +364,7 @@ class SourceQueues:
             try:
                 await self._store.write(transports.count_groups, unknown)
             except DatabaseError:
-                # Unknown groups count as new ones; whether the database works, the pass will see.
+                # Unknown groups count as new ones; if the database fails, the pass finds out.
                 return
 
     def _keep(self, waiter: Waiter, *, attempted: bool) -> None:
@@ -404,9 +405,9 @@ class SourceQueues:
         elif isinstance(waiter.answer, Granted) and not waiter.answer.replayed:
             successor = self._by_request.get(waiter.request.request_id)
             if successor and successor.request.fingerprint == waiter.request.fingerprint:
-                return  # the request came again already and will be told this very grant
+                return  # the same request has come again, and will be answered with this grant
             assert self._nursery is not None
-            # A repeat of the request that came now could still be answered with what is given back.
+            # A repeat that comes now could still be answered with the source that is given back.
             self._returning[waiter.request.request_id] = trio.Event()
             self._nursery.start_soon(self._give_back, waiter.request.request_id, waiter.answer)
 

@@ -19,7 +19,7 @@ from globalstore.scheduling.queue_order import Fairness
 
 
 class Withdrawn(enum.Enum):
-    """Why a request ended without anybody having decided on a source."""
+    """Why a request ended without a decision about a source."""
 
     TIMED_OUT = "timed out"
     TOO_MANY = "too many waiters"
@@ -50,8 +50,8 @@ class Waiter:
 class Queue:
     """The waiters of one artifact and view, oldest first (dict order is arrival order).
 
-    ``newcomers`` were not looked at yet. ``untried`` when some waiter was, but had no turn: those
-    before it had used up the pass and there may be more sources.
+    ``newcomers`` were not checked yet. ``untried`` when some waiter was checked, but had no turn:
+    those before it had used up the pass and there may be more sources.
     """
 
     space: Space

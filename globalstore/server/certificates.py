@@ -1,4 +1,4 @@
-"""The certificate that the gRPC port shows, and taking up a new one while the server runs."""
+"""The certificate of the gRPC port, and its renewal while the server runs."""
 
 import os
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.server")
 
-# How often the files are looked at. Nothing portable tells of a change behind symbolic links and
-# mounts, which is how certificates are rotated, so this is a look and not a wait. A change is
-# taken up once two looks agree on it, well within a minute: whoever renews the pair writes one
-# file after the other, and half of a new pair is no reason for an alarm.
+# How often the files are checked. Nothing portable reports a change behind symbolic links and
+# mounts, which is how certificates are rotated, so they are polled. A change is taken up once two
+# checks agree on it, well within a minute: a tool that renews the pair writes one file after the
+# other, and half of a new pair is no reason for an alarm.
 LOOK_S: Final = 20.0
 
 # Device, inode, size and time of each file; None for one that is not there.
@@ -27,7 +27,7 @@ _Identity = tuple[tuple[int, int, int, int] | None, ...]
 class Certificates:
     """Keeps the listener's certificate that of the configured files.
 
-    ``on_expiry`` is told when the one in use expires, in seconds since 1970.
+    ``on_expiry`` gets the time at which the one in use expires, in seconds since 1970.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Certificates:
             await trio.sleep(LOOK_S)
             # Beside the event loop: the files may lie on a mount that is slow to answer.
             seen = await trio.to_thread.run_sync(self._identity, abandon_on_cancel=True)
-            settled, last = seen == last, seen
-            if settled and seen != self._tried:
+            unchanged, last = seen == last, seen
+            if unchanged and seen != self._tried:
                 self._take_up_changed()
 
     def _take_up_changed(self) -> None:

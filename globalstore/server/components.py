@@ -1,4 +1,4 @@
-"""Every component of the server, made from the configuration and tied together.
+"""Every component of the server, made from the configuration and connected to the others.
 
 Nothing runs yet: ``lifecycle`` starts and stops them.
 """
@@ -54,7 +54,7 @@ from globalstore.waiting.realizations import RealizationWaiters
 class Components:
     """The components of one server. Made inside trio, since some of them note the time.
 
-    ``wall_us`` tells the wall clock in microseconds since 1970. ``runner`` says where the database
+    ``wall_us`` reads the wall clock in microseconds since 1970. ``runner`` says where the database
     runs; a simulation runs it inline. ``examination`` is one of the database file that was begun
     earlier. Raises TokenFileUnusable.
     """

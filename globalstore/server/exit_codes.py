@@ -1,4 +1,4 @@
-"""How a server that did not start, or ended, says so: its exit code and its last line."""
+"""The exit code and the last line of a server that did not start, or ended."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Who follows which signal of a commit, in which order, before anybody is answered."""
+"""The followers of each signal of a commit, in the order in which they get it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -98,7 +98,7 @@ def followers_of(
 
 
 def follow(followers: Followers, committed: Sequence[object]) -> None:
-    """Hand the signals of one commit to who follows them, in their order."""
+    """Hand the signals of one commit to their followers, in commit order."""
     for signal in committed:
         for follower in followers[type(signal)]:
             follower(signal)

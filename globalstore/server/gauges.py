@@ -1,4 +1,4 @@
-"""What is looked up once a second: gauges, the event loop's lag, the wall clock, the disk."""
+"""Gauges, set once a second: the components, the event loop's lag, the wall clock, the disk."""
 
 from globalstore.leases.wall_clock import ClockWatch
 from globalstore.server.components import Components

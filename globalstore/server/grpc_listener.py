@@ -23,7 +23,7 @@ class TlsUnusable(Exception):
 
 
 def served(components: Components) -> dict[str, Any]:
-    """Return what every way to take calls is made of: the arguments of ``Listener``.
+    """Return the arguments of ``Listener``, from which every way to take calls is made.
 
     All health names say NOT_SERVING from then on.
     """
@@ -99,8 +99,8 @@ def tls_context(config: GlobalStoreConfig) -> ssl.SSLContext | None:
 def certificate_expiry(cert_file: str) -> float:
     """Return when a certificate expires, in seconds since 1970. Raises TlsUnusable."""
     try:
-        # The ssl module reads certificates of a file only through this door, which its own
-        # tests use. Whoever renews the file may be writing it at this moment.
+        # The ssl module reads certificates of a file only through this function, which its own
+        # tests use. The file may just be being written by the tool that renews it.
         decoded = ssl._ssl._test_decode_cert(cert_file)  # type: ignore[attr-defined]
     except OSError as error:
         raise TlsUnusable(f"server.grpc.tls.cert_file {cert_file}: {error}") from error

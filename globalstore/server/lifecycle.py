@@ -1,4 +1,4 @@
-"""The nursery: opens the store, starts every component in order, and stops them in reverse.
+"""The life of a server: opens the store, starts every component in order, stops them in reverse.
 
 Start: database → probes (not ready) → recovery → calls → ready → background tasks. Stop: not ready
 → drain delay → calls in flight → heartbeats written → database closed.
@@ -25,8 +25,8 @@ from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.server")
 
-# Keys that take effect on SIGHUP. Whether there is TLS is settled at the start, and so is which
-# file has the tokens; its lines are read anew.
+# Keys that take effect on SIGHUP. Whether there is TLS is fixed at the start, and so is which file
+# has the tokens; its lines are read anew.
 _RELOADED = (
     "observability.logging.level",
     "server.grpc.tls.cert_file",
@@ -54,7 +54,7 @@ class Server:
         self.transport: Transport | None = None
 
     def reload(self, config: GlobalStoreConfig) -> None:
-        """Take over what may change while running; name the rest. Nothing here raises."""
+        """Apply what may change while running, and name the rest. Nothing here raises."""
         chosen = effective(config)
         for key, value in effective(self.config).items():
             if chosen[key] != value and not key.startswith(_RELOADED):
@@ -143,7 +143,7 @@ class Server:
             nursery.start_soon(end_with, self.components.store.failed)
 
     async def _drain(self, transport: Transport) -> None:
-        """Take no more work, let what runs end, and write down who was heard."""
+        """Take no more work, let running calls end, and store the heartbeats."""
         components, began = self.components, trio.current_time()
         components.health.not_ready.set("draining", "stopping")
         components.grpc_health.set_all(ServingStatus.NOT_SERVING)

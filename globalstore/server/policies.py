@@ -1,4 +1,4 @@
-"""What the configuration says of scheduling, as the scheduler wants it."""
+"""The scheduling policy, made from the configuration."""
 
 from globalstore.config.schema.worker_policy import TransportScheduler
 from globalstore.rules.scoring import Mode, Scoring, Spread, Weights
@@ -7,7 +7,7 @@ from globalstore.scheduling.waiters import Policy
 
 
 def queue_policy(chosen: TransportScheduler) -> Policy:
-    """Return how sources are chosen and who is next, as the configuration wants it."""
+    """Return how sources are chosen and requests ordered, as configured."""
     weights, groups = chosen.source_balance_weights, chosen.group_dispatch
     return Policy(
         max_waiters=chosen.max_waiters,

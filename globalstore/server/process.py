@@ -39,8 +39,8 @@ def serve(
     ``path`` is that of the configuration, which a signal reads again; ``examination`` is one of the
     database file that was begun earlier.
     """
-    # Modules live as long as the process, and to look for the little among them that does not would
-    # take a tenth of the start.
+    # Modules live as long as the process; collecting the few cycles among them would take a tenth
+    # of the start.
     gc.freeze()
     sys.setswitchinterval(_SWITCH_S)
     gc.set_threshold(_GC_ALLOCATIONS, *gc.get_threshold()[1:])

@@ -1,4 +1,4 @@
-"""What memory takes over at a start from what an earlier server left."""
+"""What memory takes over at a start from an earlier server."""
 
 import secrets
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ _log = get_logger("globalstore.server")
 
 
 async def recover(components: Components) -> Recovered:
-    """Set right what an earlier server left, and take its workers, transports and leases over.
+    """Repair what an earlier server left, and take its workers, transports and leases over.
 
     Raises DatabaseError.
     """

@@ -1,4 +1,4 @@
-"""How calls and probes reach a server: over sockets of its own."""
+"""How calls and probes reach a server: over sockets of its own, or another transport."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
@@ -20,10 +20,10 @@ _log = get_logger("globalstore.server")
 
 
 class Transport(Protocol):
-    """How calls reach a server, and how it says that it is there."""
+    """The way in which calls reach a server and probes learn of its health."""
 
     async def answer_probes(self, nursery: trio.Nursery) -> None:
-        """Say from now on how the server is; it is not ready yet."""
+        """Answer probes from now on; the server is not ready yet."""
 
     async def take_calls(self, nursery: trio.Nursery, cluster_id: str) -> ServerInfo:
         """Take calls from now on; return where."""
@@ -36,7 +36,7 @@ class Transport(Protocol):
         """Connections that are open."""
 
     def reload(self, config: GlobalStoreConfig) -> None:
-        """Take over what may change while running."""
+        """Apply what may change while running."""
 
     async def drain(self, grace_s: float) -> DrainReport:
         """Take no new calls, and give those in flight so long to end."""

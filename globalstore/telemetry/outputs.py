@@ -155,10 +155,10 @@ class _File:
     def reopen(self) -> None:
         if self.path is None:
             return
-        fresh = _open(self.path)
+        descriptor = _open(self.path)
         with contextlib.suppress(OSError):
             os.close(self.descriptor)
-        self.descriptor, self.failing = fresh, False
+        self.descriptor, self.failing = descriptor, False
 
 
 def _open(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Reports of chunks that are too large for one transaction, and who has to wait for them."""
+"""Reports of chunks that are too large for one transaction, and the calls that wait for them."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -20,7 +20,7 @@ R = TypeVar("R")
 # Pause before it is tried again when the database refuses, as a full disk does.
 _RETRY_S = 1.0
 
-# Reports that are put down in parts at the same time; each holds its entries in memory.
+# Reports that are staged in parts at the same time; each holds its entries in memory.
 _IN_PARTS_MAX = 4
 
 
@@ -70,12 +70,12 @@ class ChunkReports:
         await self.once_applied(lambda: self._store.read(chunks.applied, batch_key))
 
     async def once_applied(self, ask: Callable[[], Awaitable[R | Unapplied]]) -> R:
-        """Ask again, whenever reports have been applied, until none is in the way.
+        """Repeat a query, whenever reports have been applied, until none is in the way.
 
         Raises Unavailable while they cannot be applied.
         """
         while True:
-            applied = self._applied  # before asking: what is applied meanwhile must wake us
+            applied = self._applied  # before the query: what is applied meanwhile must wake us
             answer = await ask()
             if not isinstance(answer, Unapplied):
                 return answer
@@ -101,7 +101,7 @@ class ChunkReports:
             await self._work.wait()
 
     def _announce(self, failure: DatabaseError | None) -> None:
-        """Wake who waits: all is applied, or cannot be."""
+        """Wake the waiting calls: all is applied, or cannot be."""
         self._failure = failure
         self._applied.set()
         self._applied = trio.Event()
@@ -112,9 +112,9 @@ class ChunkReports:
     async def _clear_away(self) -> None:
         """Delete the parts of reports that nobody will accept any more."""
         if self._busy():
-            return  # who is not done yet comes back here
+            return  # the reports being staged come back here when they are done
         last_key = await self._store.read(chunks.last_batch)
         if self._busy():
-            return  # somebody has just begun, perhaps before that was read
+            return  # a report has just begun, perhaps before that was read
         async for _ in repeat_in_slices(self._store, chunks.drop_part, last_key):
             pass

@@ -1,4 +1,4 @@
-"""Who waits until a replica serves no transport any more, and what wakes them."""
+"""Calls that wait until a replica serves no transport any more, and what wakes them."""
 
 from contextlib import AbstractContextManager
 
@@ -9,7 +9,7 @@ from globalstore.registry.signals import SourceFreed, SourcesFreed, Space, Trans
 from globalstore.registry.worker_ids import NOBODY
 from globalstore.waiting.watchers import Watchers
 
-# Calls that wait for a drain at a time. Somebody waits for each replica that is to be retired, so
+# Calls that wait for a drain at a time. There is one for each replica that is to be retired, so
 # this is a cluster that is shut down at once; each costs a parked task.
 _WAITERS_MAX = 65_536
 

@@ -1,4 +1,4 @@
-"""Who waits for the end of a realization: the commit that ends it wakes them and tells how."""
+"""Calls that wait for the end of a realization; the commit that ends it wakes them."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -25,7 +25,7 @@ class RealizationWaiter:
 class RealizationWaiters:
     """All calls that wait for realizations, by fingerprint.
 
-    ``on_count`` is told how many there are whenever that changes.
+    ``on_count`` gets their number whenever that changes.
     """
 
     def __init__(self, max_per_realization: int, on_count: Callable[[int], None]) -> None:
@@ -51,7 +51,7 @@ class RealizationWaiters:
         return self._watchers.watching(fingerprint, RealizationWaiter())
 
     def ended(self, signal: RealizationEnded) -> None:
-        """Take in that a commit has ended a realization: wake everybody who waits for it."""
+        """Take in that a commit has ended a realization: wake all calls that wait for it."""
         for waiter in self._watchers.of(signal.fingerprint):
             waiter.state = signal.state
             waiter.ended.set()

@@ -1,4 +1,4 @@
-"""Who waits for something about a key to happen, and is woken by the commit that does it.
+"""Calls that wait for a change of something with a key, and are woken by the commit that makes it.
 
 A watcher is a parked call: it costs no thread and no look at the database.
 """
@@ -16,8 +16,8 @@ W = TypeVar("W")
 class Watchers(Generic[K, W]):
     """The watchers of each key, at most ``per_key_max`` of one and ``total_max`` of all.
 
-    ``what`` names in a refusal what they wait for. ``on_count`` is told how many there are whenever
-    that changes.
+    ``what`` names in a refusal what they wait for. ``on_count`` gets their number whenever that
+    changes.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class Watchers(Generic[K, W]):
     def watching(self, key: K, watcher: W) -> Iterator[W]:
         """Count as a watcher of a key for as long as the block runs.
 
-        What it waits for is to be looked up inside the block: it then hears of all that comes after
-        that look. Raises ResourceExhausted when there are too many already.
+        Look up inside the block what the call waits for: every later change then wakes it. Raises
+        ResourceExhausted when there are too many watchers already.
         """
         watchers = self._by_key.get(key, {})
         if len(watchers) >= self._per_key_max or self._count >= self._total_max:

@@ -30,7 +30,7 @@ async def test_who_speaks_after_being_taken_is_not_expired(heartbeats, mock_cloc
     beats.registered(1)
     mock_clock.jump(11)
     assert beats.take_silent(9) == [1]
-    beats.heard(1)
+    beats.received(1)
     assert not beats.begin_expiry(1)
     assert not beats.is_expiring(1)
 

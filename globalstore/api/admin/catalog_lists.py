@@ -1,4 +1,4 @@
-"""ListKeys, ShowKey, ListArtifacts, ShowArtifact: what operators ask of the catalog."""
+"""ListKeys, ShowKey, ListArtifacts, ShowArtifact: the catalog as operators see it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ Entry = TypeVar("Entry")
 
 
 class CatalogListHandlers(Handlers):
-    """What operators ask about keys and artifacts."""
+    """The operators' calls about keys and artifacts."""
 
     async def ListKeys(
         self, message: admin.ListKeysRequest, request: Call

@@ -8,7 +8,7 @@ from globalstore.rules.refusals import Unavailable
 
 
 class ServerInfoHandlers(Handlers):
-    """The calls that say something about the server itself."""
+    """The calls about the server itself."""
 
     def _well_fast(self, _: wire.HealthCheckRequest, call: Call) -> wire.HealthCheckResponse | None:
         return None if call.draining.is_set() else self._well()

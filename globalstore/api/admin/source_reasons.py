@@ -18,12 +18,12 @@ _RECORDS_PER_TURN = 50
 
 
 class SourceReasonHandlers(Handlers):
-    """What operators ask about the choice of sources."""
+    """The operators' call about the choice of sources."""
 
     async def ExplainSources(
         self, message: admin.ExplainSourcesRequest, request: Call
     ) -> admin.ExplainSourcesResponse:
-        """Say of every replica how it would fare, or what rules it out."""
+        """Show for every replica how it would fare, or what rules it out."""
         artifact_id = looked_up("artifact_id", message.artifact_id)
         view_id = identifier("view_id", message.view_id)
         requester = identifier("requester_worker_id", message.requester_worker_id)

@@ -32,11 +32,11 @@ class ArtifactHandlers(Handlers):
     async def UpsertArtifactMetadata(
         self, message: wire.UpsertArtifactMetadataRequest, request: Call
     ) -> wire.UpsertArtifactMetadataResponse:
-        """Store what an artifact is, with its index; nothing said before is erased."""
+        """Store the description of an artifact, with its index; nothing known is erased."""
         if not message.HasField("descriptor"):
             raise InvalidArgument("descriptor is required")
         descriptor, data = message.descriptor, message.canonical_index_data
-        # Asked for before anything about them is judged.
+        # Both are required before anything about them is checked.
         required("descriptor.artifact_id", descriptor.artifact_id)
         required("descriptor.index_multihash", descriptor.index_multihash)
         if not data:
@@ -90,7 +90,7 @@ class ArtifactHandlers(Handlers):
 
 
 def _described(descriptor: common.ArtifactDescriptor, data: bytes) -> tuple[str, Description]:
-    """Return the id and what is said of it, judged in the order of the contract."""
+    """Return the id and its description, checked in the order of the contract."""
     artifact_id = described("descriptor.artifact_id", descriptor.artifact_id)
     index_multihash = descriptor.index_multihash.strip()
     data_multihash = identifier("descriptor.data_multihash", descriptor.data_multihash)

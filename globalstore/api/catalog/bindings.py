@@ -14,7 +14,7 @@ _KINDS = {wire.ARTIFACT_BINDING_KIND_UNSPECIFIED, wire.ARTIFACT_BINDING_KIND_SEA
 
 
 class BindingHandlers(Handlers):
-    """The calls by which an assembly is sealed, and found sealed."""
+    """The calls by which an assembly is sealed, and its sealed content found."""
 
     async def UpsertArtifactBinding(
         self, message: wire.UpsertArtifactBindingRequest, request: Call

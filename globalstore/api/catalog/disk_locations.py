@@ -23,12 +23,12 @@ _LOCATIONS_PER_TURN = 100
 
 
 class DiskLocationHandlers(Handlers):
-    """The calls by which everybody learns what lies on the shared disk."""
+    """The calls about what lies on the shared disk."""
 
     async def UpsertArtifactDiskLocation(
         self, message: wire.UpsertArtifactDiskLocationRequest, request: Call
     ) -> wire.UpsertArtifactDiskLocationResponse:
-        """Record where an artifact lies, or that it does no longer, which is for good."""
+        """Record where an artifact lies, or for good that it lies there no longer."""
         kind = _KINDS.get(message.kind)
         artifact_id = stored("artifact_id", message.artifact_id)
         cluster_id = required("cluster_id", message.cluster_id)

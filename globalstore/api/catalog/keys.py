@@ -33,7 +33,7 @@ _NOT_FOUND = Encoded(wire.ResolveKeyMappingResponse(status=wire.STATUS_NOT_FOUND
 
 
 class KeyHandlers(Handlers):
-    """The calls by which names are pointed at artifacts, and followed."""
+    """The calls by which names are pointed at artifacts, and resolved."""
 
     async def UpsertKeyMapping(
         self, message: wire.UpsertKeyMappingRequest, request: Call
@@ -86,7 +86,7 @@ class KeyHandlers(Handlers):
     ) -> wire.ResolveKeyMappingResponse:
         """Tell what a key points at; nearly always from memory."""
         key = required("key", message.key)
-        # Known, and yet not answered at once: when many calls come together.
+        # A known key comes here too, when many calls come together and the fast path is left out.
         known = self.context.keys.known(key)
         if known is None:
             self.context.handler_slots.release(request)
@@ -113,7 +113,7 @@ class KeyHandlers(Handlers):
 
     def _answer(self, known: Known) -> Encoded:
         mapping = known.mapping
-        # A key that points at the version set of a group has no artifact to tell.
+        # A key that points at a version set has no artifact to answer with.
         if mapping is None or not mapping.artifact_id:
             return _NOT_FOUND
         lease_us = 0 if mapping.expires_at_us is None else self.context.clock.lease_us()

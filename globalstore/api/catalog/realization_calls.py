@@ -1,4 +1,4 @@
-"""What all calls about groups have in common: a switch, measures, names and states."""
+"""What all calls about realizations have in common: a switch, metrics, names and states."""
 
 import re
 from collections.abc import Callable, Coroutine
@@ -57,7 +57,7 @@ Handler = Callable[Concatenate[F, P], Coroutine[Any, Any, A]]
 
 
 def realization_call(operation: str) -> Callable[[Handler[F, P, A]], Handler[F, P, A]]:
-    """Refuse a call while groups are switched off, and count and time it under a name."""
+    """Refuse a call while realizations are switched off, and count and time it under a name."""
 
     def decorate(handler: Handler[F, P, A]) -> Handler[F, P, A]:
         @wraps(handler)
@@ -90,14 +90,14 @@ def _snake(name: str) -> str:
 
 
 def accepted(outcome: R | Refusal) -> R:
-    """Raise what an operation has refused with after keeping what it wrote."""
+    """Raise the refusal that an operation returned to keep what it wrote, or return the result."""
     if isinstance(outcome, Refusal):
         raise outcome
     return outcome
 
 
 def fingerprint_of(transaction_id: str) -> bytes:
-    """Return the fingerprint that a transaction id is made of. Raises NotFound."""
+    """Return the fingerprint from which a transaction id is made. Raises NotFound."""
     fingerprint = digest_of(TRANSACTION_PREFIX, transaction_id)
     if fingerprint is None:
         raise NotFound(f"no group realization {transaction_id[:80]!r}")
@@ -105,7 +105,7 @@ def fingerprint_of(transaction_id: str) -> bytes:
 
 
 def digest(field: str, value: bytes) -> bytes:
-    """Return a digest that a client sent, if it is one by its length."""
+    """Return a digest that a client sent; refuses one that is too long."""
     if len(value) > _HASH_BYTES_MAX:
         raise InvalidArgument(f"{field} is longer than {_HASH_BYTES_MAX} bytes")
     return value
@@ -114,7 +114,7 @@ def digest(field: str, value: bytes) -> bytes:
 def identity_of(
     message: wire.BeginOrJoinGroupRealizationRequest | wire.ReportGroupRealizationPreparedRequest,
 ) -> Identity:
-    """Return who a request says that its sender is."""
+    """Return the identity that a request gives for its sender."""
     return Identity(
         identifier("daemon_id", message.daemon_id),
         identifier("daemon_session_id", message.daemon_session_id),
@@ -123,7 +123,7 @@ def identity_of(
 
 
 def is_explicit(context: HandlerContext) -> bool:
-    """Tell whether groups are published by somebody with authority, not by themselves."""
+    """Tell whether a coordinator publishes realizations, or the last prepared part does."""
     return (
         context.config.worker_policy.group_realization.publish_authority_mode
         is GroupPublishAuthorityMode.GROUP_PUBLISH_AUTHORITY_MODE_COORDINATOR_EXPLICIT

@@ -30,8 +30,8 @@ from globalstore.rules.values import identifier, required, storable
 # Longest lifetime of a realization: a century, so that every deadline is a storable number.
 _LIFETIME_MS_MAX = 100 * 366 * 86400 * 1000
 
-# Selections of groups that come together are put into a manifest once; from this many parts on in
-# a thread, which takes some 8 µs a part.
+# Manifests of one selection for all parts, kept because the members of a realization send the same;
+# from this many parts on one is made in a thread, which takes some 8 µs a part.
 _MANIFESTS_KEPT = 16
 _PARTS_AT_ONCE = 64
 
@@ -39,13 +39,13 @@ _ALIASES = frozenset({"", "current", "latest"})
 
 
 class RealizationJoinHandlers(Handlers):
-    """The call by which a group begins to realize a version, and its members come."""
+    """The call by which a realization begins, and its members join."""
 
     @realization_call("begin")
     async def BeginOrJoinGroupRealization(
         self, message: wire.BeginOrJoinGroupRealizationRequest, request: Call
     ) -> wire.BeginOrJoinGroupRealizationResponse:
-        """Enter the realization of a slot, which begins if nobody did before."""
+        """Join the realization with a realization key, which begins if there is none yet."""
         self.context.handler_slots.release(request)
         policy = self.context.config.worker_policy.group_realization
         join = await _join(message, policy.max_total_parts)
@@ -122,23 +122,25 @@ def _lifetime_us(milliseconds: int) -> int:
 
 
 async def _version(
-    said: wire.VersionReference, required_ids: list[str]
+    version: wire.VersionReference, required_ids: list[str]
 ) -> Manifest | SetReference | KeyReference:
-    match said.WhichOneof("value"):
+    match version.WhichOneof("value"):
         case "explicit_selection":
-            chosen = version_sets.selection("version.explicit_selection", said.explicit_selection)
+            chosen = version_sets.selection(
+                "version.explicit_selection", version.explicit_selection
+            )
             if len(required_ids) <= _PARTS_AT_ONCE:
                 return _same_for_all(chosen, tuple(required_ids))
             return await trio.to_thread.run_sync(_same_for_all, chosen, tuple(required_ids))
         case "explicit_version_set":
             name = "version.explicit_version_set"
-            said_set = said.explicit_version_set
-            set_id = required(f"{name}.version_set_id", said_set.version_set_id)
-            given = digest(f"{name}.manifest_hash", said_set.manifest_hash)
+            version_set = version.explicit_version_set
+            set_id = required(f"{name}.version_set_id", version_set.version_set_id)
+            given = digest(f"{name}.manifest_hash", version_set.manifest_hash)
             return SetReference(set_id, digest_of(VERSION_SET_PREFIX, set_id), given)
         case "key_reference":
             name = "version.key_reference"
-            by_key = said.key_reference
+            by_key = version.key_reference
             if by_key.alias.strip().lower() not in _ALIASES:
                 raise InvalidArgument(
                     f"{name}.alias is {by_key.alias[:40]!r}, expected current or latest"

@@ -27,7 +27,7 @@ class RealizationReportHandlers(Handlers):
     async def ReportGroupRealizationPrepared(
         self, message: wire.ReportGroupRealizationPreparedRequest, request: Call
     ) -> wire.ReportGroupRealizationPreparedResponse:
-        """Note that a part is prepared; the last one may publish the group."""
+        """Record that a part is prepared; the last one may publish the realization."""
         report, context = _report(message), self.context
         reported = accepted(
             await context.write(

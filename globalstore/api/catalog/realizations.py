@@ -1,4 +1,6 @@
-"""PublishGroupRealization, WaitGroupRealizationPublished, and the ends and looks beside them."""
+"""PublishGroupRealization, WaitGroupRealizationPublished, AbortGroupRealization,
+GetGroupRealization.
+"""
 
 import json
 from collections.abc import Iterable
@@ -53,13 +55,13 @@ _WAITED = {
 
 
 class RealizationHandlers(Handlers):
-    """The calls by which a group is published or aborted, and everybody learns of it."""
+    """The calls by which a realization is published, aborted, waited for and shown."""
 
     @realization_call("publish")
     async def PublishGroupRealization(
         self, message: wire.PublishGroupRealizationRequest, request: Call
     ) -> wire.PublishGroupRealizationResponse:
-        """Publish a group that is ready."""
+        """Publish a realization that is ready."""
         transaction_id = required("transaction_id", message.transaction_id)
         if is_explicit(self.context):
             # What would allow it is a live operation lease; this server grants none yet.

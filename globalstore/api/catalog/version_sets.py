@@ -26,10 +26,10 @@ _PARTS_AT_ONCE = 32
 # Larger sets are written when nobody else waits: thousands of parts take the writer some 50 ms.
 _BULK_PARTS = 200
 
-# Description of a part that is kept: what a scheduler says of a rank is a small part of this.
+# Metadata of a part that is kept: what a scheduler notes of a rank is a small part of this.
 _METADATA_BYTES_MAX = 64 << 10
 
-# Hashes that makers of selections give: several times the longest digest in use.
+# Hashes of selections: several times the longest digest in use.
 _HASH_BYTES_MAX = 1024
 
 _SPACES = {
@@ -44,13 +44,13 @@ KINDS = {
 
 
 class VersionSetHandlers(Handlers):
-    """The call by which a version for a whole group is recorded."""
+    """The call by which a version set is recorded."""
 
     @realization_call("register")
     async def RegisterGroupVersionSet(
         self, message: wire.RegisterGroupVersionSetRequest, request: Call
     ) -> wire.RegisterGroupVersionSetResponse:
-        """Record which selection each part of a group gets; moves no key."""
+        """Record which selection each part gets; moves no key."""
         count = len(message.parts)
         most = self.context.config.worker_policy.group_realization.max_parts_per_version_set
         if not count:

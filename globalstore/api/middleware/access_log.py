@@ -1,4 +1,4 @@
-"""What is noted of every call: fields for its log lines, and the access log."""
+"""What is logged of every call: fields for its log lines, and the access log."""
 
 from globalstore.rpc import Call, Handler, Method, StatusCode
 from globalstore.telemetry import call_context, get_logger

@@ -6,7 +6,7 @@ import trio
 
 from globalstore.rpc import Call, Handler, Method
 
-# Services whose calls say something about the server itself: an overload must not look like death.
+# Services whose calls are about the server itself: an overload must not look like death.
 _EXEMPT_PREFIXES = ("grpc.",)
 _EXEMPT_METHODS = frozenset({"HealthCheck"})
 

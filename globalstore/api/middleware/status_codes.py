@@ -24,6 +24,6 @@ _CODES: dict[type[Exception], StatusCode] = {
 
 
 def status_of(error: Exception) -> Status | None:
-    """Return what a caller is told of an error, or None for one that nobody foresaw."""
+    """Return the status that a caller gets for an error, or None for one that nobody foresaw."""
     code = next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), None)
     return None if code is None else Status(code, str(error))

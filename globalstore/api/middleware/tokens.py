@@ -1,7 +1,7 @@
-"""Who may call (``server.auth.token_file``).
+"""Tokens, which allow calls (``server.auth.token_file``).
 
-The file has lines ``role sha256-of-token``; role is ``full`` or ``read``. Only digests are kept
-and compared, so neither the file nor a dump of the process shows a token.
+The file has lines ``role sha256-of-token``; role is ``full`` or ``read``. Only digests are kept and
+compared, so neither the file nor a dump of the process shows a token.
 """
 
 import enum
@@ -21,7 +21,7 @@ class Role(enum.Enum):
 
 
 class TokenFileUnusable(Exception):
-    """The token file cannot be read, or a line of it is not as it should be."""
+    """The token file cannot be read, or a line of it is malformed."""
 
 
 # Calls that change nothing. Whatever is not listed is a mutation, new calls included.
@@ -83,7 +83,7 @@ class Tokens:
         self._roles = _read(self._path)
 
     def authorize(self, call: Call) -> None:
-        """End a call that its token does not allow."""
+        """Abort a call that its token does not allow."""
         if call.path in _EXEMPT or call.method.name == "HealthCheck":
             return
         role = self._role(call.metadata_value("authorization"))

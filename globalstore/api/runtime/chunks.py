@@ -19,7 +19,7 @@ from globalstore.rules.values import identifier, required
 # Entries of one report, as the contract has it.
 UPDATES_MAX = 100_000
 
-# Locations in one answer, some 20 MB: an artifact of 20 000 chunks on a dozen nodes. Of more, the
+# Locations in one answer, some 20 MB: an artifact of 20 000 chunks on a dozen nodes. For more, the
 # caller asks for some chunks at a time.
 LOCATIONS_MAX = 250_000
 
@@ -114,7 +114,7 @@ class ChunkHandlers(Handlers):
         return response
 
     async def _sources(self, held: list[HeldChunks], workers: list[NodeWorker]) -> list[_Source]:
-        """Return what can be told of blocks, in the order of the answer but for their states."""
+        """Return the sources of blocks, in the order of the answer but for their states."""
         by_node: dict[str, list[NodeWorker]] = defaultdict(list)
         for worker in workers:
             by_node[worker.node_id].append(worker)
@@ -123,7 +123,7 @@ class ChunkHandlers(Handlers):
         sources = []
         for each in held:
             there = by_node[each.node_id]
-            # Who reported it, or else who registered last.
+            # The worker that reported it, or else the one that registered last.
             worker = next((w for w in there if w.worker_key == each.worker_key), there[0])
             accepting = worker.worker_key in routable
             sources.append(_Source(each.block, accepting, loads[each.node_id], each, worker))
@@ -160,7 +160,7 @@ async def _gathered(message: wire.BatchUpdateChunkStatesRequest) -> Patches:
 
 
 class _Names:
-    """Checks names; one after the other they are mostly the same."""
+    """Checks names, of which the same one mostly comes again and again."""
 
     def __init__(self) -> None:
         self._artifact_id = self._device_uuid = ("", "")
@@ -188,7 +188,7 @@ def _state(number: int) -> int:
 
 
 async def _wanted(message: wire.QueryChunkLocationsRequest) -> set[int]:
-    """Return the chunks that are asked for; empty means all of them."""
+    """Return the requested chunks; empty means all of them."""
     indices = message.chunk_indices
     if len(indices) > INDICES_MAX:
         raise InvalidArgument(

@@ -42,7 +42,7 @@ _INSTANCES_PER_TURN = 25
 
 
 class InstanceHandlers(Handlers):
-    """The calls by which an engine process says that it is there."""
+    """The calls of engine processes: register, heartbeat, unregister, and their list."""
 
     async def RegisterInstance(
         self, message: wire.RegisterInstanceRequest, request: Call
@@ -57,7 +57,7 @@ class InstanceHandlers(Handlers):
         state = await self.context.write(
             request, registry.register_instance, registration, self.context.clock.wall_us()
         )
-        _log.info("instance registered", **self._who(state))
+        _log.info("instance registered", **self._log_fields(state))
         return wire.RegisterInstanceResponse(
             status=wire.STATUS_OK,
             instance_id=state.instance_id,
@@ -110,7 +110,7 @@ class InstanceHandlers(Handlers):
             return wire.UnregisterInstanceResponse(status=wire.STATUS_NOT_FOUND)
         _log.info(
             "instance unregistered",
-            **self._who(state),
+            **self._log_fields(state),
             graceful=message.is_graceful_shutdown,
         )
         return wire.UnregisterInstanceResponse(status=wire.STATUS_OK)
@@ -125,7 +125,8 @@ class InstanceHandlers(Handlers):
             with instances.noting_ended() as noted:
                 ended = await self.context.read(_ended, flags)
                 listed = self._list_now()
-            # Active when the ended ones were read, and not any more: in neither of the two.
+            # These were active when the ended ones were read, and are not any more: they are in
+            # neither list.
             since = {instance.key: instance for instance in noted if instance.key not in ended}
             ordered = listed.latest_first(ended.values(), sorted(since.values(), key=listed.order))
         else:
@@ -144,7 +145,7 @@ class InstanceHandlers(Handlers):
         workers = self.context.workers.ids_by_daemon()
         return self.context.instances.list_now(workers, self.context.clock.wall_us())
 
-    def _who(self, state: InstanceState) -> dict[str, str]:
+    def _log_fields(self, state: InstanceState) -> dict[str, str]:
         worker_id = state.named_worker_id or self.context.workers.id_of_daemon(state.daemon_id)
         return {
             "instance_id": state.instance_id,
@@ -204,7 +205,7 @@ def _registration(message: wire.RegisterInstanceRequest) -> registry.InstanceReg
 
 
 def _unchecked(field: str, value: str) -> str:
-    """Return a text of which only the length is anybody's business."""
+    """Return a text of which only the length is checked."""
     value = value.strip()
     if len(value.encode()) > TEXT_BYTES_MAX:
         raise InvalidArgument(f"{field} is longer than {TEXT_BYTES_MAX} bytes")

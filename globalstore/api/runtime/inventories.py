@@ -25,25 +25,25 @@ _ENTRIES_HASHED_PER_TURN = 250
 class Inventory:
     """The inventory of a request, checked when that is first needed.
 
-    ``complete`` ones remove what they do not list. One with the ``fingerprint`` of an inventory
-    that was accepted says the same about the same replicas, and is as well-formed as that was.
+    ``complete`` ones remove what they do not list. One with the ``fingerprint`` of an accepted
+    inventory describes the same replicas in the same way, and is as well-formed as that was.
     """
 
     complete: bool
     fingerprint: int
-    _said: Sequence[common.ReplicaInfo]
+    _reported: Sequence[common.ReplicaInfo]
     _node_id: str
     _entries: list[ReportedReplica] | None = None
 
     @property
     def is_empty_snapshot(self) -> bool:
-        """Whether it says that the worker holds nothing at all."""
-        return self.complete and not self._said
+        """Whether, by this inventory, the worker holds nothing at all."""
+        return self.complete and not self._reported
 
     async def entries(self) -> list[ReportedReplica]:
         """Return all entries, checked; the first wrong one refuses them all."""
         if self._entries is None:
-            self._entries = await _checked(self._said, self._node_id)
+            self._entries = await _checked(self._reported, self._node_id)
         return self._entries
 
 
@@ -59,7 +59,7 @@ async def inventory_of(message: wire.ReconcileWorkerStateRequest, node_id: str) 
 
 
 def _content_of(entry: common.ReplicaInfo) -> tuple[object, ...]:
-    """Return all that an entry says of its replica.
+    """Return all that an entry reports of its replica.
 
     When it was taken and how many requests are running are no part of that.
     """

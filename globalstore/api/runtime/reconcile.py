@@ -1,4 +1,4 @@
-"""ReconcileWorkerState: the daemon's inventory is the truth, and the rows of its worker follow."""
+"""ReconcileWorkerState: makes the rows of a worker follow its daemon's inventory."""
 
 from collections.abc import AsyncIterator, Sequence
 
@@ -40,11 +40,11 @@ _ROWS_READ = 500
 # machine twice that.
 _ROWS_WRITTEN = 800
 
-# How long a reconcile in slices goes on although its caller has gone. Several times what 100 000
-# rows take. A server that stops waits for it: shorter than any supervisor's patience.
+# How long a reconcile in slices goes on although its caller has gone: several times what 100 000
+# rows take. A server that stops waits for it, so it is shorter than any supervisor's patience.
 _GOES_ON_S = 15.0
 
-# How often a claim is looked at again when the worker was ended or registered again meanwhile.
+# How often a claim is checked again when the worker was ended or registered again meanwhile.
 _DECISIONS_MAX = 3
 
 _GAP_RETRY_MS = 100
@@ -52,7 +52,7 @@ _OVERLOAD_RETRY_MS = 500
 
 
 class ReconcileHandlers(Handlers):
-    """The call by which a daemon says all that it holds."""
+    """The call by which a daemon reports all that it holds."""
 
     async def ReconcileWorkerState(
         self, message: wire.ReconcileWorkerStateRequest, request: Call
@@ -206,7 +206,7 @@ class ReconcileHandlers(Handlers):
     async def _gap(
         self, worker: LiveWorker, message: wire.ReconcileWorkerStateRequest
     ) -> wire.ReconcileWorkerStateResponse:
-        """Ask for the request that is missing; after a while, for a new registration."""
+        """Request the number that is missing; after a while, a new registration."""
         missing_s = self.context.workers.request_missing(worker)
         self._conflict("reconcile_request_gap")
         if missing_s > self.context.workers.timeout_s:
@@ -375,10 +375,10 @@ class ReconcileHandlers(Handlers):
             await list_changes(done, listed, writer)
 
         steps = inventory_writes.steps(differences, slice_, _ROWS_WRITTEN)
-        stands = await db.write_in_slices(
+        is_complete = await db.write_in_slices(
             self.context.store, steps, guard=slice_.holds, on_written=take_in
         )
-        return changes if stands else None
+        return changes if is_complete else None
 
     async def _rows(self, worker_key: int) -> AsyncIterator[Sequence[HeldReplica]]:
         """Yield all rows of a worker, a turn's worth at a time."""
@@ -398,7 +398,7 @@ class ReconcileHandlers(Handlers):
         inventory: Inventory,
         accepted: Accepted,
     ) -> None:
-        """Write into the log and the metrics what a reconcile did."""
+        """Record in the log and the metrics what a reconcile did."""
         changes, differences = accepted.changes, accepted.differences
         log = _log.bind(worker_id=worker.worker_id, daemon_id=worker.daemon_id)
         if differences.listed_twice:

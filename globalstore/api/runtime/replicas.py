@@ -24,8 +24,8 @@ from globalstore.rules.artifact_ids import looked_up, stored
 from globalstore.rules.refusals import InvalidArgument, Refusal
 from globalstore.rules.values import identifier, positive, required, storable, uuid_bytes, uuid_text
 
-# Ids of one count request: what a scheduler of a large cluster asks at once, at 100 bytes each
-# still a small message.
+# Ids of one count request: what a scheduler of a large cluster asks for at once, and at 100 bytes
+# each still a small message.
 _COUNTED_IDS_MAX = 10_000
 
 _PAGE_SIZE = 100
@@ -36,7 +36,7 @@ _RECORDS_PER_TURN = 50
 
 
 class ReplicaHandlers(Handlers):
-    """The calls by which daemons say what they hold, and everybody asks what there is."""
+    """The calls by which daemons register replicas, and all clients list and count them."""
 
     async def RegisterReplica(
         self, message: wire.RegisterReplicaRequest, request: Call

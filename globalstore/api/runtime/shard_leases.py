@@ -1,4 +1,4 @@
-"""AcquireShardHomeLease, its keepalives and release, and who is the home of a shard."""
+"""AcquireShardHomeLease, its keepalives and release, GetShardHomeLease and its batch."""
 
 import secrets
 from collections.abc import Iterable, Sequence
@@ -27,13 +27,13 @@ _ENTRIES_PER_TURN = 100
 class ShardLeaseHandlers(Handlers):
     """The calls by which daemons become, stay and find homes of shards.
 
-    All that writes goes through one lane, so that what is asked first is done first.
+    All writes go through one lane, so that they are carried out in the order of the calls.
     """
 
     async def AcquireShardHomeLease(
         self, message: wire.AcquireShardHomeLeaseRequest, request: Call
     ) -> wire.AcquireShardHomeLeaseResponse:
-        """Make a daemon the home of a shard; who is it already is no error."""
+        """Make a daemon the home of a shard; no error if it is already."""
         daemon_id = required("holder_daemon_id", message.holder_daemon_id)
         answer = await self.context.write(
             request,
@@ -106,7 +106,7 @@ class ShardLeaseHandlers(Handlers):
     async def GetShardHomeLease(
         self, message: wire.GetShardHomeLeaseRequest, request: Call
     ) -> wire.GetShardHomeLeaseResponse:
-        """Tell who is the home of a shard."""
+        """Return the home of a shard."""
         found = await self._routes(request, [message.shard_id])
         if not found:
             raise NotFound(f"shard {message.shard_id} has no home at the moment")
@@ -115,7 +115,7 @@ class ShardLeaseHandlers(Handlers):
     async def BatchGetShardHomeLeases(
         self, message: wire.BatchGetShardHomeLeasesRequest, request: Call
     ) -> wire.BatchGetShardHomeLeasesResponse:
-        """Tell who are the homes of shards; those without one are left out."""
+        """Return the homes of shards; shards without one are left out."""
         _check_count("shard_ids", len(message.shard_ids))
         response = wire.BatchGetShardHomeLeasesResponse()
         found = await self._routes(request, message.shard_ids)
@@ -136,7 +136,7 @@ class ShardLeaseHandlers(Handlers):
     async def _decided(
         self, request: Call, shard_ids: Sequence[int]
     ) -> tuple[list[ShardLease], list[int]]:
-        """Ask the writer, which has no commit under way when it answers."""
+        """Read through the writer, which has no commit under way when it answers."""
         return await self.context.write(
             request,
             shard_leases.routes,

@@ -17,7 +17,7 @@ from globalstore.rules.values import uuid_text
 _ROWS = 200_000
 _ROWS_MAX = 1_000_000
 
-# Rows of one query: some milliseconds of a reader, who then takes others in between.
+# Rows of one query: some milliseconds of a reader, which then serves others in between.
 _ROWS_PER_READ = 2000
 # Rows that are made before other calls get a turn: less than a millisecond of the event loop.
 _ROWS_PER_TURN = 50

@@ -49,7 +49,7 @@ _OUTCOMES = {
 
 
 class TransportHandlers(Handlers):
-    """The calls by which a requester gets a source and says how it went."""
+    """The calls by which a requester gets a source and reports how the transfer went."""
 
     async def RequestReplicaTransport(
         self, message: wire.RequestReplicaTransportRequest, request: Call
@@ -76,7 +76,7 @@ class TransportHandlers(Handlers):
         return wire.RequestReplicaTransportResponse(status=_STATUSES[answer])
 
     def _count(self, artifact_id: str, answer: Answer | Withdrawn, waited_s: float) -> None:
-        """Count how a request ended; an artifact that nobody holds gets no series of its own."""
+        """Count how a request ended; an artifact without replicas gets no series of its own."""
         metrics = self.context.metrics
         label = OTHER if answer is Miss.NO_REPLICA else artifact_id
         if isinstance(answer, Granted):

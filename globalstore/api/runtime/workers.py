@@ -36,7 +36,7 @@ _LOOKED_UP_AT_ONCE = 1000
 
 
 class WorkerHandlers(Handlers):
-    """The calls by which a store daemon says that it is there."""
+    """The calls of store daemons: register, heartbeat, unregister, and their list."""
 
     async def RegisterWorker(
         self, message: wire.RegisterWorkerRequest, request: Call
@@ -158,7 +158,7 @@ class WorkerHandlers(Handlers):
             raise InvalidArgument("state_version is 0, expected the last version that was answered")
         add_call_fields(worker_id=message.worker_id)
         heartbeat = _heartbeat(message)
-        worker = await self._heard_worker(message)
+        worker = await self._worker_of(message)
         if worker is None:
             self.context.metrics.workers.heartbeats.labels("not_found").inc()
             _log.limited(
@@ -190,8 +190,8 @@ class WorkerHandlers(Handlers):
             server_timestamp_ts=timestamp(now_us),
         )
 
-    async def _heard_worker(self, message: wire.WorkerHeartbeatRequest) -> LiveWorker | None:
-        """Return the active worker that a heartbeat speaks for."""
+    async def _worker_of(self, message: wire.WorkerHeartbeatRequest) -> LiveWorker | None:
+        """Return the active worker of a heartbeat."""
         worker_id = message.worker_id.strip()
         worker = await self.context.workers.decided(worker_id)
         daemon_id = message.daemon_id.strip()
@@ -268,7 +268,7 @@ class WorkerHandlers(Handlers):
     async def ListActiveWorkers(
         self, message: wire.ListActiveWorkersRequest, request: Call
     ) -> wire.ListActiveWorkersResponse:
-        """List the workers that are being heard, the last heard first."""
+        """List the live workers, the latest heartbeat first."""
         found = self.context.workers.listed(
             message.required_capability_flags, message.include_unavailable
         )

@@ -1,6 +1,6 @@
-"""Disk locations: where an artifact lies on the disk that the cluster shares, or lay.
+"""Disk locations: where an artifact lies, or lay, on the disk that the cluster shares.
 
-They depend on nobody's life and are no source of transports. A deletion is for good.
+They outlive every worker and are no source of transports. A deletion is for good.
 """
 
 import attrs

@@ -22,7 +22,7 @@ from globalstore.registry.signals import (
 )
 from globalstore.rules.refusals import FailedPrecondition
 
-# Tells the time of the lease clock, in microseconds.
+# Reads the lease clock, in microseconds.
 
 
 class Kind(enum.IntEnum):
@@ -88,7 +88,7 @@ class Swap:
 
 @attrs.frozen
 class Swapped:
-    """Where a key stands after a swap; ``won`` unless a guard did not hold."""
+    """What a key points at after a swap; ``won`` unless a guard did not hold."""
 
     won: bool
     artifact_id: str
@@ -184,7 +184,7 @@ def revoke_key(tx: Transaction, key: str, now_us: int, clock: LeaseNow) -> bool:
 
 
 def note_selection(tx: Transaction, key: str, generation: int, selection_hash: bytes) -> None:
-    """Note which selection a group took a generation of a key for; the first one stays."""
+    """Record the selection that a realization took at a key's generation; the first one stays."""
     tx.run(
         "UPDATE key_generations SET selection_hash = :hash"
         " WHERE mapping_key = (SELECT mapping_key FROM key_mappings WHERE key = :key)"
@@ -196,7 +196,7 @@ def note_selection(tx: Transaction, key: str, generation: int, selection_hash: b
 def expire_keys(
     tx: Transaction, mapping_keys: list[int], now_us: int, clock: LeaseNow
 ) -> list[str]:
-    """Look what became of keys that were to expire by now; return those that did.
+    """End the keys whose time has come, unless they were extended; return those that ended.
 
     They counted as gone already; now they point at nothing, whatever the clock says later.
     """
@@ -241,10 +241,10 @@ def restore_keys(tx: Transaction, lease_us: int) -> list[tuple[int, int]]:
 
 
 def raise_generations(tx: Transaction, by: int, now_us: int) -> None:
-    """Let every key go on ``by`` generations further, as a database does that was restored.
+    """Raise the generation of every key by ``by``, for a database that was restored from a copy.
 
-    A copy goes back in time: what was handed out since it was made must not come again for another
-    target. Keys keep their targets, in a generation that nobody has seen.
+    A copy goes back in time: generations that were handed out since it was made must not come again
+    for another target. Keys keep their targets, in a generation that no client has seen.
     """
     tx.run("UPDATE key_generations SET ended_at = :now WHERE ended_at IS NULL", {"now": now_us})
     tx.run("UPDATE key_mappings SET generation = generation + :by", {"by": by})
@@ -335,7 +335,7 @@ def _answered(tx: Snapshot, mapping_key: int, change: Swap) -> Swapped | None:
 def _point(
     tx: Transaction, row: _Row | None, key: str, artifact_key: int, kind: Kind, now_us: int
 ) -> tuple[int, int]:
-    """Give a key a new target in the next generation, without hints and for ever."""
+    """Give a key a new target in the next generation, without hints and without an end."""
     columns = {"key": key, "artifact_key": artifact_key, "kind": int(kind), "now": now_us}
     if row is not None:
         _end_generation(tx, row.mapping_key, row.generation, now_us)

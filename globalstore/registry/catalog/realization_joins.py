@@ -1,7 +1,7 @@
 """How a realization begins, and how parts join it.
 
-The first who comes to a slot has the version resolved and frozen; whoever comes later joins that,
-or is told in what they differ.
+The first join of a realization key (kind, id, epoch) has the version resolved and frozen. A later
+one joins that realization, or is refused with what differs.
 """
 
 import json
@@ -41,7 +41,7 @@ from globalstore.rules.refusals import (
 class SetReference:
     """A version set by its id, or None for an id that no set has.
 
-    ``given_hash`` is what the caller takes its manifest hash to be, or empty.
+    ``given_hash`` is the manifest hash that the caller expects, or empty.
     """
 
     version_set_id: str
@@ -60,7 +60,7 @@ class KeyReference:
 
 @attrs.frozen
 class Identity:
-    """Who plays a part; blank texts say nothing."""
+    """The process that plays a part; blank texts are not compared."""
 
     daemon_id: str = ""
     daemon_session_id: str = ""
@@ -88,7 +88,7 @@ class Join:
 
 @attrs.frozen
 class Terms:
-    """What the configuration allows: times in microseconds, 0 for none."""
+    """What the configuration allows: times in microseconds, 0 for no bound."""
 
     default_deadline_us: int
     ttl_us: int
@@ -105,7 +105,9 @@ class Joined:
 
 @attrs.frozen
 class _Version:
-    """What a reference has led to: a set that is stored or one to be stored, and by which key."""
+    """The version that a reference leads to: a set that is stored or to be stored, and by which
+    key.
+    """
 
     stored: VersionSet | None
     manifest: Manifest | None
@@ -127,7 +129,7 @@ def begin_or_join(
     now_us: int,
     clock: LeaseNow,
 ) -> Joined:
-    """Enter the realization of a slot, which begins if nobody did before.
+    """Join the realization with a realization key, which begins if there is none yet.
 
     ``select`` returns the selection of a whole artifact. Refuses with NotFound, AlreadyExists,
     FailedPrecondition and ResourceExhausted, as the contract has it in 8.2.
@@ -277,7 +279,7 @@ def _check_version(realization: Realization, join: Join, part: Part) -> None:
     frozen = realization.version_set
     match join.version:
         case Manifest() as wanted:
-            # All parts have the same selection, so that the caller's own tells for all.
+            # All parts have the same selection, so that comparing the caller's own is enough.
             same = wanted.parts[0].selection.encoded == part.selection.encoded
             if wanted.manifest_hash != frozen.manifest_hash or not same:
                 raise _other_version(realization)
@@ -302,8 +304,8 @@ def _check_version(realization: Realization, join: Join, part: Part) -> None:
 def _check_fingerprint(join: Join, fingerprint: bytes) -> None:
     if join.fingerprint and join.fingerprint != fingerprint:
         raise AlreadyExists(
-            f"transaction_fingerprint is {join.fingerprint.hex()[:64]}, but that of this slot is"
-            f" {fingerprint.hex()}"
+            f"transaction_fingerprint is {join.fingerprint.hex()[:64]}, but that of this"
+            f" realization is {fingerprint.hex()}"
         )
 
 
@@ -340,7 +342,9 @@ def _insert_member(tx: Transaction, realization: Realization, join: Join) -> Non
 def _identify(
     tx: Transaction, realization: Realization, member: Member, identity: Identity
 ) -> None:
-    """Fill in who plays a part; refuse another one, unless it is the same daemon, restarted."""
+    """Record which process plays a part; refuse another one, unless it is the same daemon,
+    restarted.
+    """
     restarted = (
         not member.is_prepared
         and not realization.state.is_final

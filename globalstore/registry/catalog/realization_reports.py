@@ -1,4 +1,4 @@
-"""How a part of a realization tells that it is prepared."""
+"""Reports that a part of a realization is prepared."""
 
 import attrs
 
@@ -22,8 +22,8 @@ from globalstore.rules.refusals import AlreadyExists, NotFound
 class PreparedReport:
     """A checked ReportGroupRealizationPrepared request.
 
-    ``transaction`` is the fingerprint of the realization. ``identity`` is who reports.
-    ``source_replica`` are the bytes of ``source_replica_id``, None for one that no replica can
+    ``transaction`` is the fingerprint of the realization. ``identity`` is the reporting process.
+    ``source_replica`` are the bytes of ``source_replica_id``, None for an id that no replica can
     have. ``fingerprint`` is empty when the caller does not know it.
     """
 
@@ -48,7 +48,7 @@ class PreparedReport:
 
 @attrs.frozen
 class ReportOutcome:
-    """Where a realization and a part of it stand after a report."""
+    """The state of a realization and of a part of it after a report."""
 
     state: RealizationState
     member_state: MemberState
@@ -73,11 +73,11 @@ _COVERED = (
 def report_prepared(
     tx: Transaction, report: PreparedReport, publishes_itself: bool, now_us: int, clock: LeaseNow
 ) -> ReportOutcome:
-    """Note that a part is prepared; the last one makes the realization ready, or publishes it.
+    """Record that a part is prepared; the last one makes the realization ready, or publishes it.
 
     Refuses with NotFound for an unknown realization or part, with FailedPrecondition when it has
-    failed, with AlreadyExists for another report of the same part or one of somebody else, and so
-    after aborting a realization whose sources are not as reported.
+    failed, with AlreadyExists for another report of the same part or one of another process, and
+    also after aborting a realization whose sources are not as reported.
     """
     realization = realizations.present(tx, report.transaction, now_us, clock())
     member = realizations.member(tx, realization, report.part_id)

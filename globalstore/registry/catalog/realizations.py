@@ -1,4 +1,4 @@
-"""Realizations of groups: where each stands, and how it ends.
+"""Realizations: their states, and how they end.
 
 A realization ends in one row: what became of its members follows from that, so a thousand members
 cost no more than two. A refusal is returned, not raised, where something has to be kept in spite of
@@ -27,19 +27,19 @@ from globalstore.registry.signals import (
 from globalstore.rules.realizations import TRANSACTION_PREFIX, RealizationKind
 from globalstore.rules.refusals import AlreadyExists, FailedPrecondition, NotFound, Refusal
 
-# Tells the time of the lease clock, in microseconds.
+# Reads the lease clock, in microseconds.
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What is told of a realization that ended without a call.
+# The failure that is shown of a realization that ended without a call.
 EXPIRED_CODE = "deadline_exceeded"
 FENCED_CODE = "source_visibility_stale"
 ABORTED_CODE = "aborted"
 
 
 class RealizationState(enum.IntEnum):
-    """Where a realization stands; the numbers of the wire."""
+    """The state of a realization; the numbers of the wire."""
 
     PREPARING = 3
     READY_TO_PUBLISH = 4
@@ -54,7 +54,7 @@ class RealizationState(enum.IntEnum):
 
 
 class MemberState(enum.IntEnum):
-    """Where a part stands; the numbers of the wire."""
+    """The state of a part; the numbers of the wire."""
 
     JOINED = 1
     PREPARED = 3
@@ -105,7 +105,7 @@ class Realization:
         )
 
     def member_state(self, *, is_prepared: bool) -> MemberState:
-        """Return where a part stands that has joined."""
+        """Return the state of a part that has joined."""
         match self.state:
             case RealizationState.PUBLISHED:
                 return MemberState.PUBLISHED
@@ -145,7 +145,7 @@ class Member:
     prepared_value_hash: bytes
 
 
-_GROUP = """
+_REALIZATION = """
 SELECT t.transaction_key, t.fingerprint, t.group_kind, t.group_id, t.epoch,
        v.version_set_key, v.manifest_hash, v.realization_kind, t.required_part_ids, t.namespace,
        t.key, t.key_generation, t.state, t.prepared_count, t.is_fenced, t.failure_code,
@@ -166,7 +166,7 @@ FROM group_members
 def keeping(
     operation: Callable[Concatenate[Transaction, P], R],
 ) -> Callable[Concatenate[Transaction, P], R | Refusal]:
-    """Let an operation return what it refuses with, so that what it wrote before is kept."""
+    """Let an operation return its refusal, so that what it wrote before is kept."""
 
     @wraps(operation)
     def run(tx: Transaction, /, *args: P.args, **kwargs: P.kwargs) -> R | Refusal:
@@ -180,16 +180,16 @@ def keeping(
 
 def find_realization(tx: Snapshot, fingerprint: bytes) -> Realization | None:
     """Return a realization as it is stored, whether or not its deadline has passed."""
-    row = tx.one(_GROUP + "WHERE t.fingerprint = ?", (fingerprint,))
+    row = tx.one(_REALIZATION + "WHERE t.fingerprint = ?", (fingerprint,))
     return None if row is None else _realization(row)
 
 
 def find_by_realization_key(
     tx: Snapshot, group_kind: str, group_id: str, epoch: int
 ) -> Realization | None:
-    """Return the realization that uses a slot, as it is stored."""
+    """Return the realization with a realization key, as it is stored."""
     row = tx.one(
-        _GROUP + "WHERE t.group_kind = :kind AND t.group_id = :id AND t.epoch = :epoch",
+        _REALIZATION + "WHERE t.group_kind = :kind AND t.group_id = :id AND t.epoch = :epoch",
         {"kind": group_kind, "id": group_id, "epoch": epoch},
     )
     return None if row is None else _realization(row)
@@ -366,7 +366,7 @@ def end_realization(
     *,
     is_fenced: bool = False,
 ) -> Realization:
-    """Bring a realization to its final state; ``operation`` names who did, for the metrics."""
+    """Bring a realization to its final state; ``operation`` is what ended it, for the metrics."""
     tx.run(
         "UPDATE group_transactions SET state = :state, is_fenced = :is_fenced,"
         " failure_code = :code, failure_detail = :detail, ended_at = :now"
@@ -398,7 +398,7 @@ def expire_realizations(
     """Look what became of realizations that were to expire by now; return ids of those that did."""
     lease_us = clock()
     rows = tx.all(
-        _GROUP + "WHERE t.transaction_key IN (SELECT value FROM json_each(:keys))"
+        _REALIZATION + "WHERE t.transaction_key IN (SELECT value FROM json_each(:keys))"
         " AND t.ended_at IS NULL",
         {"keys": json.dumps(transaction_keys)},
     )
@@ -450,7 +450,7 @@ def live_count(tx: Snapshot, lease_us: int) -> int:
 def purge_members(tx: Transaction, before_us: int, limit: int) -> int:
     """Forget up to ``limit`` members of realizations that ended before a time; return how many.
 
-    The realizations themselves stay: no slot is used twice.
+    The realizations themselves stay: no realization key is used twice.
     """
     deleted = 0
     while deleted < limit:

@@ -1,4 +1,4 @@
-"""Version sets: which selection each part of a group gets. Named by content, never changed."""
+"""Version sets: the selection that each part of a group gets; named by content, never changed."""
 
 import json
 
@@ -22,7 +22,7 @@ _ROWS = 1000
 
 @attrs.frozen
 class Described:
-    """What is said of a set besides its content; the first to register it has the say."""
+    """What describes a set besides its content; the first to register it decides."""
 
     namespace: str = ""
     key: str = ""
@@ -48,8 +48,8 @@ def register_version_set(
 ) -> Manifest:
     """Store a set unless it is there; return it as it is stored.
 
-    Raises AlreadyExists when another set has the same hash, which takes a selection whose maker
-    gave it a hash that another one has.
+    Raises AlreadyExists when another set has the same hash; that takes a selection to which its
+    maker gave the hash of another one.
     """
     version_set = ensure_version_set(tx, wanted, described, now_us)
     return Manifest(wanted.kind, tuple(parts(tx, version_set)), wanted.manifest_hash)
@@ -98,7 +98,7 @@ def ensure_version_set(
 
 
 def check_same(tx: Snapshot, known: VersionSet, wanted: Manifest) -> None:
-    """Raise AlreadyExists unless a set has the selections that are wanted."""
+    """Raise AlreadyExists unless a set has the wanted selections."""
     rows = tx.all(
         "SELECT p.part_id, s.encoded FROM version_set_parts p JOIN selections s"
         " USING (selection_key) WHERE p.version_set_key = ? ORDER BY p.part_id",

@@ -1,9 +1,10 @@
 """The chunk directory: hints about which node has which chunk of which artifact.
 
 Chunks are kept in blocks (see ``rules.chunk_states``): a dense report of 100 000 chunks changes
-some hundred rows. A report that touches more blocks than one transaction may write is put down in
-parts first, accepted in one small transaction, and applied part by part; until that is done, those
-who ask or report are told ``Unapplied`` and come again, so that nobody ever sees half of it.
+some hundred rows. A report that touches more blocks than one transaction may write is staged in
+parts first, accepted in one small transaction, and applied part by part; until that is done,
+queries and other reports get ``Unapplied`` and are repeated, so that no caller ever sees half of
+it.
 """
 
 import json
@@ -29,7 +30,7 @@ _ROWS_AT_ONCE = 250
 
 @attrs.frozen
 class ChunkReport:
-    """Who reports what a node has, and when (µs); ``worker_id`` may be blank or not known yet."""
+    """The worker and node of a report, and its time (µs); ``worker_id`` may be blank or unknown."""
 
     node_id: str
     worker_id: str
@@ -189,7 +190,7 @@ def open_batch(tx: Transaction, report: ChunkReport) -> int:
 
 
 def add_part(tx: Transaction, batch_key: int, patches_json: str) -> None:
-    """Put down a part of a report that is not accepted yet; see ``part_json``."""
+    """Stage a part of a report that is not accepted yet; see ``part_json``."""
     tx.run(
         "INSERT INTO chunk_parts (batch_key, patches_json) VALUES (:batch_key, :patches)",
         {"batch_key": batch_key, "patches": patches_json},
@@ -197,12 +198,12 @@ def add_part(tx: Transaction, batch_key: int, patches_json: str) -> None:
 
 
 def part_json(patches: Sequence[Patch]) -> str:
-    """Return patches as they are put down."""
+    """Return patches in the form in which they are staged."""
     return json.dumps([(*patch[:5], patch.states.hex()) for patch in patches])
 
 
 def accept_report(tx: Transaction, batch_key: int, report: ChunkReport) -> Unapplied | None:
-    """Let a report count whose parts are all there: the instant at which it happens."""
+    """Accept a report whose parts are all staged: from this instant it counts."""
     _check_node(tx, report)
     if _is_applying(tx, report.node_id):
         return Unapplied()
@@ -254,7 +255,7 @@ def last_batch(tx: Snapshot) -> int:
 
 
 def drop_part(tx: Transaction, last_key: int) -> bool:
-    """Delete a part of a report that was given up, up to a key; False when there is none."""
+    """Delete a part of an abandoned report, up to a key; False when there is none."""
     batch = tx.one(
         "SELECT batch_key FROM chunk_batches WHERE accepted = 0 AND batch_key <= :last"
         " ORDER BY batch_key LIMIT 1",
@@ -272,15 +273,15 @@ def drop_part(tx: Transaction, last_key: int) -> bool:
     return True
 
 
-# Who has what.
+# Queries.
 
 
 def held(
     tx: Snapshot, artifact_id: str, blocks: tuple[int, int] | None, live: frozenset[int]
 ) -> tuple[list[HeldChunks], list[NodeWorker]] | Unapplied:
-    """Return who has chunks of an artifact, in a range of blocks if one is given.
+    """Return which nodes have chunks of an artifact, in a range of blocks if one is given.
 
-    ``live`` are the workers that are being heard; only nodes of such workers count.
+    ``live`` are the keys of the live workers; only nodes of such workers count.
     """
     if _is_applying(tx):
         return Unapplied()
@@ -347,7 +348,7 @@ def distribution(tx: Snapshot, artifact_id: str) -> tuple[dict[ChunkState, int],
     return dict(+by_state), dict(by_node)
 
 
-# What is forgotten.
+# Forgetting.
 
 
 def nodes(tx: Snapshot) -> list[tuple[str, int]]:
@@ -371,7 +372,7 @@ def forget_node(tx: Transaction, node_id: str, reports: int) -> bool:
 
 
 def worker_left(tx: Transaction, worker_key: int) -> None:
-    """Forget the chunks of a node whose last worker said goodbye."""
+    """Forget the chunks of a node whose last worker has unregistered."""
     tx.run(
         "UPDATE chunk_nodes SET node_id = NULL WHERE node_id = (SELECT node_id FROM workers w"
         " WHERE worker_key = :worker_key AND NOT EXISTS (SELECT 1 FROM workers o"

@@ -36,8 +36,8 @@ class InstanceRegistered:
     instance: InstanceState
 
 
-# What an instance said last, as it is stored: instance_key, generation, last_heartbeat (µs),
-# named_worker_id and capability_flags (signed).
+# The latest heartbeat of an instance, as it is stored: instance_key, generation, last_heartbeat
+# (µs), named_worker_id and capability_flags (signed).
 LivenessRow = dict[str, int | str]
 
 
@@ -73,7 +73,7 @@ def _state(row: Row) -> InstanceState:
 
 
 def active_instances(tx: Snapshot) -> list[InstanceState]:
-    """Return every instance that has not ended, the one heard longest ago first."""
+    """Return all active instances by their latest heartbeat, the oldest first."""
     return [
         _state(row)
         for row in tx.all(
@@ -84,7 +84,7 @@ def active_instances(tx: Snapshot) -> list[InstanceState]:
 
 
 def ended(tx: Snapshot, required_flags: int, limit: int) -> list[InstanceState]:
-    """Return instances that have ended and had all of the bits, the one heard last first."""
+    """Return ended instances that had all of the bits, the latest heartbeat first."""
     return [
         _state(row)
         for row in tx.all(
@@ -145,7 +145,7 @@ def unregister_instance(
 
 
 def expire_instances(tx: Transaction, silent: list[LivenessRow], now_us: int) -> set[int]:
-    """End instances that were not heard in time; return the keys of those that it ended.
+    """End instances whose heartbeats are overdue; return the keys of those that it ended.
 
     One that ended or registered meanwhile is passed over.
     """
@@ -165,7 +165,7 @@ def expire_instances(tx: Transaction, silent: list[LivenessRow], now_us: int) ->
 
 
 def record_instance_heartbeats(tx: Transaction, rows: list[LivenessRow]) -> int:
-    """Write what heartbeats said; passed over are instances that ended or registered since."""
+    """Store heartbeats; instances that ended or registered since are passed over."""
     return tx.many(
         "UPDATE instances SET last_heartbeat = max(last_heartbeat, :last_heartbeat),"
         " named_worker_id = :named_worker_id, capability_flags = :capability_flags"

@@ -1,4 +1,4 @@
-"""Inventories: what a daemon says it holds, held against the rows of its worker."""
+"""Inventories: what a daemon holds, compared with the rows of its worker."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -55,7 +55,7 @@ _NOTHING = transfer_columns(Transfer())
 def new_row(entry: ReportedReplica) -> tuple[int, TransferColumns]:
     """Return the size and the transfer metadata of a replica that is made from an entry.
 
-    A size that was not told is that of the buffers.
+    A size that was not reported is that of the buffers.
     """
     transfer = entry.transfer or _NOTHING
     size = entry.memory_size or transfer.transfer_size
@@ -63,10 +63,11 @@ def new_row(entry: ReportedReplica) -> tuple[int, TransferColumns]:
 
 
 def usable(transfer: TransferColumns, memory_size: int, address: str, port: int) -> TransferColumns:
-    """Return what of transfer metadata a peer can use on a replica with this size and place.
+    """Return the part of transfer metadata that a peer can use on a replica with this size and
+    place.
 
-    An inventory is never refused for such things, but nobody is sent to where nobody answers: an
-    exportable replica is presence-only then, a draining one has no keys.
+    An inventory is never refused for unusable metadata, but no requester is sent to an address that
+    does not answer: an exportable replica is presence-only then, a draining one has no keys.
     """
     if not transfer.transfer_size or (
         transfer.transfer_size == memory_size
@@ -94,7 +95,7 @@ def rows(tx: Snapshot, worker_key: int, after: tuple[int, int], limit: int) -> l
 
 
 class Seen(NamedTuple):
-    """A row as it was when it was compared: the parts by which a later change shows."""
+    """A row as it was when it was compared: the columns by which a later change shows."""
 
     seq: int
     updated_at: int
@@ -139,11 +140,11 @@ def _names(changed: dict[str, Any]) -> tuple[str, ...]:
 
 
 class Differences:
-    """What has to change so that a worker's rows say what its inventory says.
+    """What has to change so that a worker's rows agree with its inventory.
 
-    Tell it what to ``expect``, feed it all ``rows`` of the worker, then read the results. An
-    inventory is complete: what it does not list is removed, except rows created after it was
-    begun.
+    Give it the entries (``expect``), then all rows of the worker (``compare``), then read the
+    results. An inventory is complete: what it does not list is removed, except rows created after
+    it was begun.
     """
 
     def __init__(self, worker: Incarnation) -> None:

@@ -56,8 +56,8 @@ class Claim:
 class Changes:
     """What a reconcile changed: rows as they are now, removed ones as they were.
 
-    ``foreign`` are the artifacts of entries that were left alone: those replicas belong to workers
-    that are being heard.
+    ``foreign`` are the artifacts of entries that were left alone: those replicas belong to live
+    workers.
     """
 
     added: list[HeldReplica] = attrs.Factory(list)
@@ -77,7 +77,7 @@ class Changes:
 
 
 def claimed_incarnation(tx: Snapshot, claim: Claim) -> Incarnation | None:
-    """Return where the worker of a claim stands, or None when the claim does not hold any more."""
+    """Return the incarnation of a claim's worker, or None when the claim does not hold any more."""
     row = tx.one(
         "SELECT i.worker_key, i.confirmation, c.generation, c.process_generation,"
         " c.confirmed_generation FROM worker_cursors c JOIN workers w USING (worker_key)"
@@ -101,12 +101,12 @@ class Slice:
 
     @property
     def owner(self) -> ReplicaOwner:
-        """Whose all the rows are from now on."""
+        """The owner of all the rows from now on."""
         claim = self.claim
         return ReplicaOwner(claim.worker_key, claim.generation, self.confirmation)
 
     def holds(self, tx: Snapshot) -> bool:
-        """Tell whether the worker is still where it was when the rows were compared."""
+        """Tell whether the worker is still the incarnation whose rows were compared."""
         return claimed_incarnation(tx, self.claim) == self.worker
 
 
@@ -176,7 +176,7 @@ class _Addition(NamedTuple):
 def add(tx: Transaction, entries: Sequence[ReportedReplica], slice_: Slice) -> Changes:
     """Store replicas that the worker has no row of; entries should come sorted by key.
 
-    A replica that another worker had is taken over, unless that worker is being heard.
+    A replica that another worker had is taken over, unless that worker is live.
     """
     names = list(dict.fromkeys(entry.key.artifact_id for entry in entries))
     keys, made = artifacts.ensure_all(tx, names, slice_.now_us)
@@ -339,7 +339,7 @@ def remove(tx: Transaction, removals: Sequence[Removal], slice_: Slice) -> Chang
 
 
 def _hide_loaded(tx: Transaction, seen: Seen, slice_: Slice) -> bool:
-    """Give a row that serves transports to nobody; False when it was changed meanwhile.
+    """Give a row that serves transports to no worker; False when it was changed meanwhile.
 
     No device has a negative number, so what is registered later in the same place is another row.
     """
@@ -417,7 +417,7 @@ def _yields(tx: Transaction, other: StoredReplica, row: HeldReplica, slice_: Sli
 
 
 def _tell(tx: Transaction, slice_: Slice, rows: Sequence[HeldReplica]) -> None:
-    """Let those know who wait for what was written."""
+    """Emit the signals for what was written."""
     if rows:
         tx.emit(SourcesFreed({(row.artifact_id, row.view_id) for row in rows}))
         tx.emit(WorkerReplicasChanged(slice_.claim.worker_key))

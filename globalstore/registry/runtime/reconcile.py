@@ -1,4 +1,4 @@
-"""Reconciliation: making a worker's rows say what its daemon says, and moving its cursor."""
+"""Reconciliation: making a worker's rows agree with its inventory, and moving its cursor."""
 
 import attrs
 
@@ -61,8 +61,8 @@ def whole(
 ) -> Accepted | None:
     """Carry out a small reconcile; None when the claim does not hold.
 
-    ``fingerprint`` is the inventory's; ``live`` are the keys of the workers that are being heard,
-    whose replicas nobody takes over.
+    ``fingerprint`` is the inventory's; ``live`` are the keys of the live workers, whose replicas
+    are never taken over.
     """
     worker = claimed_incarnation(tx, claim)
     if worker is None:

@@ -1,4 +1,4 @@
-"""How a replica is retired: touched, marked, and drained before it is removed."""
+"""The retirement of a replica: touched, marked, and drained before it is removed."""
 
 import attrs
 
@@ -24,7 +24,7 @@ def touch(tx: Transaction, artifact_id: str, replica_id: bytes, now_us: int) -> 
 def mark_unavailable(
     tx: Transaction, artifact_id: str, replica_id: bytes, now_us: int
 ) -> str | None:
-    """Let a replica serve nobody from now on; return its artifact, None when there is none.
+    """Make a replica unavailable from now on; return its artifact, None when there is none.
 
     A blank ``artifact_id`` is not compared. Transports that it serves run on.
     """
@@ -45,9 +45,9 @@ def mark_unavailable(
 
 @attrs.frozen
 class Drain:
-    """What a replica is in the middle of; ``oldest_us`` is when its oldest transport began.
+    """The progress of a drain; ``oldest_us`` is when the oldest transport of the replica began.
 
-    ``is_hidden`` when it is gone for everybody else and goes with its last transport.
+    ``is_hidden`` when the replica is gone for all other purposes and goes with its last transport.
     """
 
     artifact_id: str

@@ -81,7 +81,7 @@ def _shown(row: Row) -> Replica:
 def counts(tx: Snapshot, artifact_ids: list[str]) -> list[tuple[int, int]]:
     """Return, for each artifact, how many replicas it has and how many are available.
 
-    Views count with their artifact. Whether a worker is being heard does not matter here.
+    Views count with their artifact. Whether a worker is live does not matter here.
     """
     found = []
     for artifact_id in artifact_ids:
@@ -129,8 +129,8 @@ def artifacts_not_held(tx: Snapshot, worker_key: int, artifact_ids: list[str]) -
     ]
 
 
-# Both counts go through the narrowest index, which has all replicas, and take off those that belong
-# to nobody, which are few. To leave these out beforehand would be to look into every row.
+# Both counts read the narrowest index, which has all replicas, and subtract the few that belong to
+# no worker. Leaving those out beforehand would mean reading every row.
 _OF_TYPES = ", ".join(f"count(*) FILTER (WHERE memory_tier = {int(tier)})" for tier in MemoryTier)
 
 

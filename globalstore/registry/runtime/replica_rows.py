@@ -1,11 +1,12 @@
 """The rows of table ``replicas``: the one place that names its columns.
 
-Whoever reads a row lists a row type, a NamedTuple whose fields are looked up in one vocabulary, and
-reads it by name. Whoever writes one hands over the same types, from whose fields the statements are
-made. So no two texts have to agree by position.
+A reader lists a row type, a NamedTuple whose fields are looked up in one vocabulary, and reads rows
+by name. A writer passes the same types, from whose fields the statements are made. So no two texts
+have to agree by position.
 
-Replicas that nobody holds any more are in the table until their last transport ends; everybody but
-those who end transports looks at the view ``held_replicas``, which is without them.
+Replicas that no worker holds any more are in the table until their last transport ends; only the
+code that ends transports reads the table itself, all other code the view ``held_replicas``, which
+is without them.
 """
 
 import json
@@ -237,7 +238,7 @@ class ReplicaOwner(NamedTuple):
 
 
 class ReplicaDescription(NamedTuple):
-    """What a daemon says of a replica, as it is stored; ``max_concurrency`` is the target."""
+    """A daemon's description of a replica, as it is stored; ``max_concurrency`` is the target."""
 
     is_available: int
     memory_size: int
@@ -281,7 +282,7 @@ _AT = f"SELECT seq, replica_id, current_requests, {', '.join(_WRITTEN)} FROM rep
 
 
 def replica_at(tx: Snapshot, key: ReplicaKey) -> StoredReplica | None:
-    """Return the row that has an identity, whoever holds it."""
+    """Return the row that has an identity, whichever worker holds it."""
     row = tx.one(f"{_AT} WHERE {_OF_KEY}", key)
     if row is None:
         return None
@@ -323,7 +324,7 @@ def insert_replica(tx: Transaction, new: NewReplica, owner: ReplicaOwner, now_us
 def insert_replicas(
     tx: Transaction, new: Sequence[NewReplica], owner: ReplicaOwner, now_us: int
 ) -> int:
-    """Insert rows but those whose identity or id another row has; return how many."""
+    """Insert rows, except those whose identity or id another row has; return how many."""
     rows = [(replica_id, *key, *described) for replica_id, key, described in new]
     return tx.run_rows(_INSERT_ROWS, rows, (*owner, now_us, now_us))
 
@@ -334,7 +335,7 @@ _REFRESH = f"UPDATE replicas SET {_marked(_WRITTEN)}, updated_at = ? WHERE seq =
 def refresh_replica(
     tx: Transaction, seq: int, owner: ReplicaOwner, description: ReplicaDescription, now_us: int
 ) -> None:
-    """Write all that a row says anew but its identity."""
+    """Write all that a row holds anew but its identity."""
     tx.run(_REFRESH, (*owner, *description, now_us, seq))
 
 
@@ -353,7 +354,7 @@ WHERE seq = :seq AND worker_key = :worker_key AND updated_at = :seen_at
 def report_replica(
     tx: Transaction, row: HeldReplica, owner: ReplicaOwner, changed: dict[str, Any]
 ) -> bool:
-    """Write what an inventory says of a row; False when it was changed after it was seen.
+    """Write what an inventory reports of a row; False when it was changed after it was seen.
 
     ``changed`` has seq, seen_at (µs, when the row was updated as it was seen), endpoint_key (None
     to leave it) and now (µs).
@@ -383,7 +384,7 @@ RETURNING {", ".join(_TAKEN.get(name, name) for name in ShownRow._fields)}
 def take_source(
     tx: Transaction, artifact_id: str, seq: int, worker_key: int, now_us: int
 ) -> Replica | None:
-    """Count one transport more on a source; None when it cannot serve or is no longer theirs."""
+    """Count one transport more on a source; None when it cannot serve or has another owner."""
     row = tx.one(
         _TAKE,
         {"artifact_id": artifact_id, "seq": seq, "worker_key": worker_key, "now": now_us},

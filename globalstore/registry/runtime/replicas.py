@@ -29,9 +29,9 @@ from globalstore.rules.transfer import Transfer
 class ReplicaRegistration:
     """A checked RegisterReplica request.
 
-    ``view_id`` is blank for the canonical bytes, ``memory_size`` in bytes, ``max_concurrency``
-    the number of transports the replica serves at a time. ``transfer`` is None when the request
-    says nothing of it. ``expires_at_us`` is in microseconds since 1970.
+    ``view_id`` is blank for the canonical bytes, ``memory_size`` in bytes, ``max_concurrency`` the
+    number of transports the replica serves at a time. ``transfer`` is None when the request has no
+    transfer metadata. ``expires_at_us`` is in microseconds since 1970.
     """
 
     artifact_id: str
@@ -85,7 +85,7 @@ def register_replica(
         if known.owner.worker_key != owner.worker_key:
             _follow_replica(tx, known.replica_id, owner)
             tx.emit(WorkerReplicasChanged(known.owner.worker_key))
-        # Daemons refresh what they hold again and again; only a change makes others look again.
+        # Daemons refresh what they hold again and again; only a change makes waiters look again.
         if (known.owner, known.description) != (owner, description):
             tx.emit(WorkerReplicasChanged(owner.worker_key))
     tx.emit(ReplicaStored(registration.artifact_id, place.memory_tier.name, created, first))
@@ -113,12 +113,13 @@ def _kept_or_given(
 ) -> TransferColumns:
     """Return the transfer columns of a replica that is registered again.
 
-    Nothing said keeps what is known, unless the worker's process is a new one: then the old keys
-    are dead. Within one generation of the worker a lower export generation is a late duplicate.
+    A request without transfer metadata keeps what is known, unless the worker's process is a new
+    one: then the old keys are dead. Within one generation of the worker a lower export generation
+    is a late duplicate.
     """
     kept = known.description.transfer
     same_worker = known.owner.worker_key == worker.worker_key
-    # Whoever confirmed all that it holds also confirmed this.
+    # A worker that confirmed all that it holds also confirmed this.
     of_generation = max(known.owner.worker_generation, worker.confirmed_generation)
     if given is None:
         same_process = same_worker and of_generation >= worker.process_generation
@@ -134,7 +135,7 @@ def _kept_or_given(
 
 
 def _follow_replica(tx: Transaction, replica_id: bytes, owner: ReplicaOwner) -> None:
-    """Let the transports that a replica serves share the fate of its new worker."""
+    """Give the transports that a replica serves to its new worker as well."""
     tx.run(
         "UPDATE transports SET source_worker_key = :worker_key"
         " WHERE replica_id = :replica_id AND outcome = 0",
@@ -145,7 +146,7 @@ def _follow_replica(tx: Transaction, replica_id: bytes, owner: ReplicaOwner) -> 
 def unregister_replica(tx: Transaction, artifact_id: str, replica_id: bytes) -> bool:
     """Delete a replica; False when this artifact has none of this id.
 
-    Its transports stay open and can be completed; they count for nobody.
+    Its transports stay open and can be completed; they count for no worker.
     """
     row = tx.one(
         "SELECT r.seq FROM held_replicas r JOIN artifacts a USING (artifact_key)"

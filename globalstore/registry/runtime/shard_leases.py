@@ -1,6 +1,6 @@
-"""Shard-home leases: who is the home of a shard of bytes, until when, in which generation.
+"""Shard-home leases: which daemon is the home of a shard, until when, in which generation.
 
-``clock`` is asked inside the writer's transaction, not when a call comes in: whether a lease has
+``clock`` is read inside the writer's transaction, not when a call comes in: whether a lease has
 expired and what becomes of it is one comparison at one instant, in the order of commits. All times
 are microseconds of the lease clock. Shard ids are signed here (see ``rules.values.signed64``).
 """
@@ -29,7 +29,7 @@ _IN_DOUBT_US = 60_000_000
 
 @attrs.frozen
 class ShardLease:
-    """A lease as its holder may see it; ``token`` is blank in what others get."""
+    """A lease as its holder may see it; ``token`` is blank in what other callers get."""
 
     shard_id: int
     holder: str
@@ -40,7 +40,7 @@ class ShardLease:
 
 @attrs.frozen
 class Acquired:
-    """An answer to who wants a shard: the lease is theirs, or ``held`` by somebody else."""
+    """The answer to an application: the lease is the caller's, or ``held`` by another daemon."""
 
     lease: ShardLease
     held: bool
@@ -126,7 +126,7 @@ def acquire(
             assert row is not None
             _extend(tx, row, ttl_us, lease.expires_at_us)
         case _:
-            # The token is none of theirs.
+            # The token is not for other callers.
             return Acquired(_shown(shard_id, attrs.evolve(lease, token="")), held=True)
     return Acquired(_shown(shard_id, lease), held=False)
 
@@ -176,7 +176,8 @@ def _grant(
 def _extend(tx: Transaction, row: _LeaseRow, ttl_us: int, expires_at_us: int) -> None:
     """Give a live lease a new deadline.
 
-    Only an earlier one is told to the process: whoever wakes at the old deadline finds the later.
+    A signal is emitted only for an earlier one: the scheduler that wakes at the old deadline finds
+    the later one.
     """
     tx.run(
         "UPDATE shard_leases SET ttl = :ttl, expires_at = :expires_at WHERE shard_id = :shard_id",
@@ -207,7 +208,7 @@ class RenewalRefusal(enum.Enum):
     STALE = "stale generation: shard_id or lease_generation are not those of the lease"
 
 
-# A batch does not tell those whose token was superseded from those who came too late.
+# A batch does not distinguish a superseded token from one that came too late.
 _REFUSALS = {
     fencing.Verdict.UNKNOWN: RenewalRefusal.UNKNOWN,
     fencing.Verdict.EXPIRED: RenewalRefusal.UNKNOWN,
@@ -228,8 +229,8 @@ def keepalive_batch(
 ) -> Renewed:
     """Extend many live leases at one instant.
 
-    A batch is mostly that of one holder whose leases all live: one statement for hundreds of them
-    finds out, and is all there is to do. Rows are only looked at when one of them is otherwise.
+    Most batches are of one holder whose leases are all live: one statement for hundreds of them
+    finds that out and extends them. Rows are only read when one of them is not.
     """
     now_us = clock()
     holder = _holder_of(tx, renewals[0].token)
@@ -246,7 +247,7 @@ def keepalive_batch(
 
 
 class _Holder(NamedTuple):
-    """Who holds a lease, live or not."""
+    """The holder of a lease, live or not."""
 
     holder_key: int
     releases: int
@@ -285,7 +286,7 @@ def _extend_all(
 def _extend_each(
     tx: Transaction, renewals: Sequence[Renewal], ttl_us: int, now_us: int
 ) -> Iterator[str | RenewalRefusal]:
-    """Extend those of some leases that are live, and tell what is wrong with the others."""
+    """Extend the live ones of some leases, and return what is wrong with the others."""
     tokens = sorted({each.token for each in renewals})
     rows = {row.token: row for row in _rows(tx, f"s.lease_token IN ({_marks(tokens)})", tokens)}
     for each in renewals:
@@ -364,7 +365,7 @@ def routes(
 def expire_shard_leases(
     tx: Transaction, shard_ids: list[int], _wall_us: int, clock: LeaseNow
 ) -> list[Expired]:
-    """Look what became of leases that were to expire by now; return those that did."""
+    """End the leases whose time has come, unless they were extended; return those that ended."""
     now_us = clock()
     ended: list[int] = []
     later: list[tuple[int, int]] = []

@@ -12,15 +12,15 @@ from globalstore.registry.runtime.sources import SPACE
 from globalstore.rules.scoring import Candidate, Parts, Scoring, WorkerLoad, parts, place
 from globalstore.rules.transfer import ExportState
 
-# Replicas that an explanation lists: with more than these the picture does not change any more, and
-# it costs a reader a few milliseconds.
+# Replicas that an explanation lists: more of them would show nothing new, and these cost a reader a
+# few milliseconds.
 EXAMINED_MAX = 1000
 
 
 class Reason(enum.Enum):
     """What rules a replica out, in the order of the contract (7.1)."""
 
-    NOT_LIVE = "not_live"  # its worker is unknown, has ended or is not heard
+    NOT_LIVE = "not_live"  # its worker is unknown, has ended or is not live
     NOT_ACCEPTING = "not_accepting"
     UNCONFIRMED = "unconfirmed"  # since its worker ended, or the server began
     UNAVAILABLE = "unavailable"
@@ -57,7 +57,7 @@ class Examined(NamedTuple):
     expires_us: int | None
 
     def reasons(self, live: frozenset[int], routable: frozenset[int], now_us: int) -> list[Reason]:
-        """Return all that rules this replica out, by the keys of workers heard and accepting."""
+        """Return all that rules this replica out; ``live`` and ``routable`` are keys of workers."""
         hindrances = {
             Reason.NOT_LIVE: self.worker_key not in live,
             Reason.NOT_ACCEPTING: self.worker_key in live and self.worker_key not in routable,
@@ -76,7 +76,7 @@ class Examined(NamedTuple):
 
     @property
     def candidate(self) -> Candidate:
-        """This replica as a choice sees it."""
+        """This replica as the choice has it."""
         return Candidate(
             self.memory_tier,
             self.load / max(1, self.limit),
@@ -140,7 +140,7 @@ class Explained(NamedTuple):
 
 
 class ChoiceContext(NamedTuple):
-    """By what a choice is made now: keys of the workers heard, and of those accepting as well."""
+    """What a choice depends on now; ``live`` and ``routable`` are keys of workers."""
 
     scoring: Scoring
     live: frozenset[int]

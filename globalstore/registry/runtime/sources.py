@@ -13,7 +13,7 @@ from globalstore.rules.scoring import Candidate, Choice, GroupProgress, Scoring,
 
 @attrs.frozen
 class Shortlist:
-    """The best free sources of an artifact and view, in their order, as far as anyone is heard.
+    """The best free sources of an artifact and view, in their order, of routable workers.
 
     ``loads`` are those of their workers. Unless it ``is_complete`` there are more sources.
     """
@@ -53,9 +53,9 @@ class Claimed:
 class Sources:
     """The free sources of one artifact and view, for the length of one operation.
 
-    ``known`` is what memory takes for the shortlist. It may miss what other operations did a moment
-    ago, so whatever is chosen from it is checked when it is claimed; only what was read here is
-    taken as the whole truth, and before it is said that there is no source, it is read here.
+    ``known`` is the shortlist that memory has. It may miss what other operations did a moment ago,
+    so what is chosen from it is checked when it is claimed, and before an answer that there is no
+    source the database is read.
     """
 
     def __init__(

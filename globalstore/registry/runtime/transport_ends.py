@@ -1,4 +1,4 @@
-"""How transports end: completed, expired, or with the loss of a worker."""
+"""The ends of transports: completed, expired, or with the loss of a worker."""
 
 import enum
 
@@ -9,7 +9,7 @@ from globalstore.rules.refusals import InvalidArgument
 
 
 class Outcome(enum.IntEnum):
-    """How a transport stands. The numbers of the ends are the wire's."""
+    """The state of a transport. The numbers of the ends are the wire's."""
 
     IN_PROGRESS = 0
     SUCCESS = 1

@@ -1,4 +1,4 @@
-"""Transports: who is granted which source."""
+"""Transports: which request is granted which source."""
 
 import enum
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from globalstore.rules.scoring import GroupProgress, Scoring
 
 @attrs.frozen
 class RequestGroup:
-    """The parts that one group of requesters loads together. All of it is the caller's own."""
+    """The scheduling group of a request, as its caller describes it."""
 
     kind: str
     group_id: str
@@ -92,10 +92,10 @@ class Round:
     """Requests for one artifact and view, and what they are answered by.
 
     ``ranked`` are offered sources in this order until ``grants_max`` were granted. ``newcomers``,
-    of whom some may be among the ranked, have never been looked at; the others were, and only wait.
-    ``routable`` are the keys of the workers that are heard and accepting; ``relaxed_kinds`` the
-    group kinds, in lower case, that may mix artifacts. ``shortlist`` is what memory knows of the
-    sources, ``groups`` what it knows of the ranked requests' groups.
+    some of which may be among the ranked, were never checked; the other requests were, and only
+    wait. ``routable`` are the keys of the workers that are live and accept requests;
+    ``relaxed_kinds`` the group kinds, in lower case, that may mix artifacts. ``shortlist`` is what
+    memory knows of the sources, ``groups`` what it knows of the ranked requests' scheduling groups.
     """
 
     ranked: list[TransportRequest]
@@ -112,9 +112,9 @@ def grant(tx: Transaction, batch: Round, now_us: int) -> dict[str, Answer]:
     """Answer a round; returns answers by request id.
 
     Newcomers learn in any case whether they are repeats, contradict another request or want
-    something that does not exist. BUSY are those for whom no source was left. Who has no answer
-    had no turn. Choosing a source, counting it and recording the transport are one step with
-    respect to every other call.
+    something that does not exist. BUSY are requests for which no source was left. A request without
+    an answer had no turn. Choosing a source, counting it and recording the transport are one step
+    with respect to every other call.
     """
     space = (*batch.ranked, *batch.newcomers)[0].space
     artifact_key = _artifact_key(tx, space[0])
@@ -202,7 +202,7 @@ def _group_conflict(
     described = attrs.asdict(group)
     if tx.one(f"{_OF_GROUP} AND group_part_id = :part_id LIMIT 1", described) is not None:
         return RequestRefused(duplicate_part(group))
-    # All of them agree with each other, so one tells for all.
+    # All of them agree with each other, so that comparing with one is enough.
     other = tx.one(f"{_OF_GROUP} LIMIT 1", described)
     if other is None:
         return None
@@ -218,8 +218,8 @@ _OF_GROUP = (
     " WHERE group_kind = :kind AND group_id = :group_id AND group_epoch = :epoch AND outcome < 2"
 )
 
-# Transports of one group that are counted at once. Groups have some hundred parts; who uses one
-# group for ever must not hold the database for long.
+# Transports of one group that are counted at once. Groups have some hundred parts; a client that
+# uses one group for ever must not hold the database for long.
 _GROUP_ROWS_MAX = 10_000
 
 

@@ -1,4 +1,4 @@
-"""The rows of workers: what four tables say of one, read by name in one place."""
+"""The rows of workers: what four tables hold of one, read by name in one place."""
 
 from typing import Any, NamedTuple
 

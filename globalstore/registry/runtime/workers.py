@@ -1,4 +1,4 @@
-"""Workers: who they are, which incarnation is current, and how they end."""
+"""Workers: their identity, their current incarnation, and their ends."""
 
 import attrs
 
@@ -12,7 +12,7 @@ from globalstore.rules.values import signed64
 
 @attrs.frozen
 class WorkerRegistered:
-    """A worker is active under a generation that nobody had before."""
+    """A worker is active under a generation that was never used before."""
 
     worker: WorkerState
 
@@ -77,8 +77,8 @@ def register_worker(
 ) -> Registered | EndpointTaken | PreviousWorkerForeign:
     """Make a daemon's worker active in a new generation.
 
-    ``live`` are the keys of the workers that are being heard; ``new_worker_id`` is used if the
-    daemon has no worker yet. A refusal changes nothing.
+    ``live`` are the keys of the live workers; ``new_worker_id`` is used if the daemon has no worker
+    yet. A refusal changes nothing.
     """
     own = worker_rows.of_daemon(tx, registration.daemon_id)
     owner = worker_rows.at_endpoint(tx, registration.node_address, registration.grpc_port)
@@ -118,8 +118,8 @@ def _must_stay(owner: WorkerRow, registration: WorkerRegistration, live: frozens
     if owner.inactive_at is not None:
         return False
     if registration.is_recovery:
-        heard = owner.worker_key in live
-        return heard and owner.worker_id != registration.previous_worker_id
+        is_live = owner.worker_key in live
+        return is_live and owner.worker_id != registration.previous_worker_id
     return owner.node_id != registration.node_id
 
 
@@ -148,7 +148,7 @@ def _insert(tx: Transaction, registration: WorkerRegistration, worker_id: str, n
 def _renew(
     tx: Transaction, worker_key: int, registration: WorkerRegistration, returned: bool, now_us: int
 ) -> None:
-    """Start a new generation of a known worker; whoever holds replicas has to reconcile."""
+    """Start a new generation of a known worker; if it holds replicas it has to reconcile."""
     fields = _fields(registration) | {
         "worker_key": worker_key,
         "now": now_us,
@@ -231,7 +231,7 @@ def unregister_worker(tx: Transaction, worker_id: str, graceful: bool, now_us: i
 
 
 def expire_worker(tx: Transaction, worker_key: int, generation: int, now_us: int) -> bool:
-    """End a worker that was not heard in time; False when it ended or registered meanwhile."""
+    """End a worker whose heartbeats are overdue; False when it ended or registered meanwhile."""
     row = tx.one(
         "SELECT worker_id FROM workers JOIN worker_ids USING (worker_key)"
         " JOIN worker_cursors USING (worker_key)"
@@ -263,7 +263,7 @@ def _end(tx: Transaction, worker_key: int, worker_id: str, now_us: int, *, lost:
 def hide_unconfirmed(tx: Transaction, worker_key: int, limit: int) -> int:
     """Make replicas unavailable that a worker registered as a process that is gone.
 
-    Only their confirmation is taken away, as an expiry does: what was last said of them stays. At
+    Only their confirmation is taken away, as an expiry does: the latest report of them stays. At
     most ``limit`` rows; returns how many, so that the caller comes again.
     """
     changed = tx.run(
@@ -281,7 +281,7 @@ def hide_unconfirmed(tx: Transaction, worker_key: int, limit: int) -> int:
 
 
 def record_worker_heartbeats(tx: Transaction, rows: list[dict[str, int]]) -> int:
-    """Write what heartbeats said; rows of workers that are gone are passed over.
+    """Store heartbeats; rows of workers that are gone are passed over.
 
     Each mapping has worker_key, last_heartbeat (µs), mem_pool_available_size,
     accepting_new_requests and capability_flags (signed).
