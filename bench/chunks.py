@@ -46,7 +46,7 @@ def _row(
         with others(server.port) as figures:
             cpu_s = server.cpu_s()
             for round_ in range(rounds):
-                # A worker that is not heard has no chunks.
+                # A worker that is not live has no chunks.
                 stub(channel, "RegisterWorker")(registration(_NODE))
                 began = time.perf_counter()
                 call(channel, round_)

@@ -147,7 +147,7 @@ def through_the_server(path: Path, mode: Mode, sources: int, seconds: float) -> 
 
 
 class Line:
-    """One source with one slot, and so many who wait for it one after the other.
+    """One source with one slot, and so many requests that wait for it one after the other.
 
     Times are in seconds, and only those after ``since`` count: by then all wait.
     """

@@ -76,7 +76,7 @@ async def operations(
 
 @attrs.frozen
 class Sources:
-    """The workers of the hot artifact on one server, and whoever claims from them."""
+    """The workers of the hot artifact on one server, and the clients that claim from them."""
 
     port: int
     workers: list[str]

@@ -195,7 +195,7 @@ async def _offer(node: _Node, artifact: Artifact, stream: Callable[[], Iterator[
 
 
 async def _pull(node: _Node, artifact: Artifact, ports: dict[str, int]) -> None:
-    """Get the bytes from whomever the store names, and offer them in turn."""
+    """Get the bytes from the source that the store names, and offer them in turn."""
     for _ in range(_TRIES):
         source = await node.daemon.claim(artifact.artifact_id, _PATIENCE_S)
         if source is None:

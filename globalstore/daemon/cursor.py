@@ -1,4 +1,4 @@
-"""Where a worker stands in the sequence of its reconciles, and what an answer asks of it."""
+"""Where a worker is in the sequence of its reconciles, and what an answer asks of it."""
 
 import enum
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ _ACCEPTED = frozenset({wire.RECONCILE_RESULT_KIND_APPLIED, wire.RECONCILE_RESULT
 class Cursor:
     """``generation`` counts registrations, ``accepted`` the requests accepted in this one.
 
-    ``state_version`` is the version of the store's view that this daemon heard of last.
+    ``state_version`` is the version of the store's view in the latest answer to this daemon.
     """
 
     generation: int = 0

@@ -1,4 +1,4 @@
-"""A worker: registered, heard, in step with the store, and back whenever the store lost it."""
+"""A worker: registered, live, in step with the store, and back whenever the store lost it."""
 
 import secrets
 import uuid

@@ -1,11 +1,11 @@
-"""Who a daemon is."""
+"""The identity of a daemon."""
 
 import attrs
 
 
 @attrs.frozen
 class Identity:
-    """Who a daemon is. ``node_address`` is what other machines dial; pool size in bytes."""
+    """How a daemon registers. ``node_address`` is what other machines dial; pool size in bytes."""
 
     daemon_id: str
     node_id: str

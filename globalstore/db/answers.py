@@ -16,7 +16,7 @@ _log = logging.getLogger("globalstore.db")
 
 
 class Running(Protocol):
-    """A writer or reader: whoever has tickets that are neither waiting nor answered."""
+    """A writer or reader, which has tickets that are neither waiting nor answered."""
 
     running: list[Ticket]
 

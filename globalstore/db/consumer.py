@@ -1,4 +1,4 @@
-"""Who empties a queue: a thread, or a task of the event loop."""
+"""What empties a queue: a thread, or a task of the event loop."""
 
 import threading
 from collections.abc import Callable

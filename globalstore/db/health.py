@@ -13,8 +13,10 @@ _log = logging.getLogger("globalstore.db")
 
 @attrs.frozen
 class Observers:
-    """Functions that are told what the threads did; called on those threads, they must not block
-    and must not raise."""
+    """Functions that learn what the threads did.
+
+    They are called on those threads: they must not block and must not raise.
+    """
 
     # Number of operations of a group, and seconds from BEGIN to COMMIT.
     group_committed: Callable[[int, float], None] | None = None

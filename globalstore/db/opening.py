@@ -64,7 +64,7 @@ class Examination:
         self._newest = len(migrations)
         self._found: tuple[Path, FileLock, bool] | None = None
         self._error: BaseException | None = None
-        # A daemon: whoever gives up a start does not wait for it.
+        # A daemon thread: a start that is given up does not wait for it.
         self._thread = threading.Thread(target=self._run, name="db check", daemon=True)
         self._thread.start()
 

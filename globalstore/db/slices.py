@@ -1,9 +1,9 @@
 """Writing much without holding others up: slice by slice, each a transaction of its own.
 
 A slice runs alone and after whatever else waits, so that others wait for one slice at most. What is
-written in slices is not one transaction: whoever uses this has to see to it that a part of it does
-no harm, by staging it where nobody looks, or by writing only what is true on its own; and to let
-the last, small transaction make it count.
+written in slices is not one transaction: the caller must make sure that a part of it does no harm,
+by staging it where nothing reads it or by writing only what is true on its own, and that the last,
+small transaction makes it count.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable

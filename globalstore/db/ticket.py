@@ -19,7 +19,7 @@ class State(Enum):
 
 
 class Ticket:
-    """What is to run, who waits for it, and how it ended.
+    """An operation to run, the task that waits for it, and how it ended.
 
     ``state`` changes only under the lock of its queue, except RUNNING → DONE, which happens on the
     event loop; ``result`` and ``error`` belong to the running thread until then.

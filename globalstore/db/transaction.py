@@ -49,7 +49,7 @@ class Snapshot:
         self._execute = self._connection.execute
 
     def end(self) -> None:
-        """Make the view useless: whoever kept it would write without a transaction."""
+        """Make the view useless: code that kept it would write without a transaction."""
         self._break(Closed("the transaction that this belongs to is over"))
 
     def _break(self, error: Exception) -> None:

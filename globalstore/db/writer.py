@@ -32,8 +32,8 @@ class Writer:
 
     A batch is one transaction with a savepoint per operation. SQLite answers some errors (a full
     disk first of all) by rolling back the whole transaction, neighbours included. The operation
-    that met the error is then answered, and the others are run again in two halves: whoever is
-    to blame for the next error is found in a logarithmic number of transactions.
+    that met the error is then answered, and the others are run again in two halves: the operation
+    that causes the next error is found in a logarithmic number of transactions.
     """
 
     def __init__(

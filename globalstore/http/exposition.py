@@ -16,9 +16,9 @@ _PLAIN_BELOW: Final = 1e6
 class Exposition:
     """Renders a registry.
 
-    A large one takes some 60 ms, so a thread does it. Each value is read on its own: two
-    metrics of one scrape may be a moment apart, as two scrapes are. Whoever asks while a rendering
-    runs shares the next one with all others who do, so a crowd costs no more than two.
+    A large one takes some 60 ms, so a thread does it. Each value is read on its own: two metrics of
+    one scrape may be a moment apart, as two scrapes are. All scrapes that come while a rendering
+    runs share the next one, so that any number of them costs no more than two.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:

@@ -4,7 +4,7 @@ from typing import Final
 
 import attrs
 
-# An event loop this late serves nobody; whoever supervises the process should replace it.
+# An event loop this late serves no caller; a supervisor should replace the process.
 LAG_SECONDS_MAX: Final = 5.0
 
 

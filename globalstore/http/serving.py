@@ -27,12 +27,12 @@ CONNECTION_SECONDS_MAX: Final = 300.0
 HEAD_BYTES_MAX: Final = 8192
 
 # A handful of scrapers and probes, and room for those that do not behave. When all are taken the
-# oldest connection makes room, so that a crowd of silent clients cannot shut out a probe.
+# oldest connection makes room, so that many silent clients cannot shut out a probe.
 CONNECTIONS_MAX: Final = 128
 
-# Hypercorn is loaded this long after the start, unless somebody connects before: it takes longer to
+# Hypercorn is loaded this long after the start, unless a client connects before: it takes longer to
 # import than the rest of the start, and that time belongs to the daemons. Not later still, since
-# whoever installs another version puts other files in its place.
+# the installation of another version puts other files in its place.
 _LOAD_AFTER_S: Final = 1.0
 
 _PROTOCOL: Final = "globalstore.http.conversation"

@@ -38,7 +38,7 @@ class ControlHalf(SendingHalf):
         self._settings_read = False
         self.highest_stream_id = 0
         self._events: list[Event] = []
-        # Called when an event arises, for whoever must know outside ``receive``.
+        # Called when an event arises, for an owner that must know outside ``receive``.
         self.interrupt: Callable[[], None] = _nobody
         self._control_frames = Allowance(
             limits.control_frames_max, limits.control_frames_per_second, now

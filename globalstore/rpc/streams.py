@@ -66,7 +66,7 @@ class Stream:
 
 
 class StreamOwner(Protocol):
-    """Whoever can end a stream: its engine."""
+    """What can end a stream: its engine."""
 
     def refuse_for_memory(self, stream: Stream) -> None:
         """End the call RESOURCE_EXHAUSTED and let go of its bytes."""

@@ -15,10 +15,10 @@ _REMEMBERED = 4096
 
 @lru_cache(_REMEMBERED)
 def is_local_only(address: str) -> bool:
-    """Tell whether an address means "this machine" or "any address" to whoever dials it.
+    """Tell whether an address means "this machine" or "any address" when it is dialled.
 
-    Brackets around and IPv4 inside of IPv6 are looked through; case and white space do not
-    count. Other host names are not resolved and pass.
+    Brackets around and IPv4 inside of IPv6 are looked through; case and white space do not count.
+    Other host names are not resolved and pass.
     """
     address = address.strip().lower()
     if address.startswith("[") and address.endswith("]"):

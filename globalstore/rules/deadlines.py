@@ -28,7 +28,7 @@ class Deadlines(Generic[Key]):
         return key in self._at
 
     def set(self, key: Key, at: float) -> bool:
-        """Set a key's deadline; True when it may now be the next one (wake who waits)."""
+        """Set a key's deadline; True when it may now be the next one (wake the waiting task)."""
         before = self._at.get(key)
         self._at[key] = at
         if before is not None and before <= at:

@@ -1,8 +1,8 @@
-"""Fencing: who may have what only one may have, until when, and in which generation.
+"""Fencing: the holder of what only one may have, until when, and in which generation.
 
-A lease is on record: who has it, with which token, in which incarnation of the holder, until when,
-and in which generation. The generation counts periods of ownership. It only grows, and since it
-outlives the lease, a late write of an earlier holder is known by its number.
+A lease is on record: its holder, the token, the incarnation of the holder, the deadline and the
+generation. The generation counts periods of ownership. It only grows, and since it outlives the
+lease, a late write of an earlier holder is known by its number.
 
 Times are microseconds of whatever clock the caller measures leases by. Deadlines are the caller's:
 some leases may be shortened by an extension and some have a last deadline of their own.
@@ -22,11 +22,11 @@ def is_live(holder: str | None, expires_at_us: int, now_us: int) -> bool:
 
 @attrs.frozen
 class Lease:
-    """What is on record; as it stands without arguments, the lease that nobody ever had.
+    """A lease as it is on record; without arguments, one that was never held.
 
-    ``holder`` is None for one that nobody ever had or that was released. ``incarnation`` says as
-    what the holder got it; of one holder a greater one is a later one, and the empty one is before
-    all others. ``token`` is blank for leases that are held without one.
+    ``holder`` is None for a lease that was never held or that was released. ``incarnation`` is that
+    in which the holder got it; of one holder a greater one is a later one, and the empty one is
+    before all others. ``token`` is blank for leases that are held without one.
     """
 
     generation: int = 0
@@ -36,7 +36,7 @@ class Lease:
     expires_at_us: int = 0
 
     def is_live(self, now_us: int) -> bool:
-        """Tell whether somebody holds the lease at this instant."""
+        """Tell whether the lease has a holder at this instant."""
         return is_live(self.holder, self.expires_at_us, now_us)
 
 
@@ -96,7 +96,7 @@ def decide(
 
     ``until_us`` is the deadline if the lease is granted or extended; None leaves that of a live
     lease as it is, for claims that only guard a write, and is refused for an Application by
-    ValueError. An expired lease is never extended: it is granted anew, to whoever asks.
+    ValueError. An expired lease is never extended: it is granted anew, to any applicant.
     """
     if isinstance(claim, Proof):
         verdict = _of_proof(lease, claim, now_us)

@@ -215,7 +215,7 @@ class Choice:
     """The free sources of one artifact and view, as the requests of one pass use them up.
 
     ``candidates`` come sorted. ``loads`` are those of their workers; ``routable`` are the keys of
-    the workers that are heard and accepting: only their sources that have a free slot and have
+    the workers that are live and accept requests: only their sources that have a free slot and have
     not expired are eligible.
 
     Candidates are looked at in their order, and only as long as one of the rest could be better.

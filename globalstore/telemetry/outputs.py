@@ -1,7 +1,7 @@
 """Where log lines go: standard error, a text file, a file of JSON lines.
 
 The event loop never waits for a pipe or a disk: it formats an event and puts the line into a
-bounded queue that one thread empties. If whoever reads our standard error stalls, the queue fills
+bounded queue that one thread empties. If the reader of our standard error stalls, the queue fills
 and further lines are counted instead of kept; the count is written once lines flow again. At exit
 ``close`` waits a moment for the rest and no longer. A line is lost only by that, or by SIGKILL.
 """
@@ -42,7 +42,7 @@ LEVEL_NAMES: Final = {
 }
 _LEVELS: Final = {"DEBUG": 10, "INFO": 20, "WARN": 30, "WARNING": 30, "ERROR": 40}
 
-# Our own loggers all live below this name; others are heard from WARN upwards.
+# Our own loggers all live below this name; others write from WARN upwards.
 ROOT: Final = "globalstore"
 
 
@@ -183,7 +183,7 @@ class Outputs(logging.Handler):
             self._files.append(_File.opened(sink_file, as_json))
         self._forms = list(dict.fromkeys(output.form for output in self._files))
         self._changed = threading.Condition(threading.Lock())
-        # None stands where the files are to be opened anew.
+        # None marks where the files are to be opened anew.
         self._queue: deque[_Lines | None] = deque()
         self._queued_chars = 0
         self._dropped = 0

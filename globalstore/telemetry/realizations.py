@@ -1,4 +1,4 @@
-"""Metrics of version sets and realizations of groups."""
+"""Metrics of version sets and realizations."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Metrics of workers: who is there, who came and went, and the writing down of heartbeats."""
+"""Metrics of workers: how many there are, their registrations and ends, and stored heartbeats."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
--- The schema as it stands: what the numbered steps beside this file lead to. A test holds the two
+-- The schema as it is: what the numbered steps beside this file lead to. A test holds the two
 -- equal; the program itself runs the steps only.
 --
 -- Times are microseconds since 1970, UTC. Ids of workers, artifacts and endpoints are stored once
@@ -17,9 +17,9 @@ CREATE TABLE cluster (
 -- confirmation number, so that one update here hides all replicas of a worker.
 -- confirmation_last is the highest number that was ever given out; confirmation itself may go back
 -- to an older one when a worker confirms what it had under that one.
--- load_sum and limit_sum are what all replicas of a worker are in the middle of, and may be: kept by
--- the triggers on replicas, so that no statement that touches replicas has to know.
--- Worker 0 with the blank id is nobody: the worker of replicas that are gone but still serve
+-- load_sum and limit_sum are the transports that all replicas of a worker serve, and may serve: kept
+-- by the triggers on replicas, so that no statement on replicas has to update them.
+-- Worker 0 with the blank id is no worker: it has the replicas that are gone but still serve
 -- transports. Nothing shows them, and the last of their transports deletes them.
 CREATE TABLE worker_ids (
     worker_key INTEGER PRIMARY KEY,
@@ -32,7 +32,7 @@ CREATE TABLE worker_ids (
 INSERT INTO worker_ids (worker_key, worker_id, confirmation, confirmation_last)
 VALUES (0, '', 0, 0);
 
--- Who a worker is. grpc_port is NULL once another worker took the endpoint.
+-- The identity of a worker. grpc_port is NULL once another worker took the endpoint.
 CREATE TABLE workers (
     worker_key INTEGER PRIMARY KEY REFERENCES worker_ids,
     daemon_id TEXT NOT NULL UNIQUE,
@@ -48,7 +48,7 @@ CREATE TABLE workers (
 -- The live worker of a node gives the address of its chunks.
 CREATE INDEX workers_by_node ON workers (node_id);
 
--- What its heartbeats said, written in batches.
+-- What its heartbeats reported, written in batches.
 CREATE TABLE worker_liveness (
     worker_key INTEGER PRIMARY KEY REFERENCES workers ON DELETE CASCADE,
     last_heartbeat INTEGER NOT NULL,
@@ -72,7 +72,7 @@ CREATE TABLE worker_cursors (
     confirmed_generation INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
--- What an artifact is, as far as anyone has said.
+-- What an artifact is, as far as it was described.
 CREATE TABLE artifacts (
     artifact_key INTEGER PRIMARY KEY,
     artifact_id TEXT NOT NULL UNIQUE,
@@ -183,7 +183,7 @@ BEGIN
     WHERE worker_key = new.worker_key;
 END;
 
--- Who was granted which source. Rows outlive the replica.
+-- Transports: which requester was granted which source. Rows outlive the replica.
 -- outcome: 0 in progress, 1 success, 2 failed, 3 expired, 4 cancelled.
 CREATE TABLE transports (
     transport_key INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -316,7 +316,7 @@ CREATE TABLE lease_holders (
     releases INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
--- Who is the home of a shard; shard_id is the two's complement of an unsigned number. Rows are
+-- The home of a shard; shard_id is the two's complement of an unsigned number. Rows are
 -- never deleted, since a generation outlives its lease. Without holder and token: released.
 -- worker_key and worker_generation say which incarnation of the holder it was granted to, 0 for one
 -- that is no worker. expires_at is of the lease clock; ttl is what was last granted.
@@ -358,8 +358,8 @@ CREATE TABLE chunk_blocks (
 ) STRICT;
 CREATE INDEX chunk_blocks_by_node ON chunk_blocks (node_key);
 
--- Reports that are too scattered for one transaction. Their parts are put down one by one, which
--- nobody sees; accepted makes all of them count; then they are applied to chunk_blocks one by one.
+-- Reports that are too scattered for one transaction. Their parts are staged one by one, which no
+-- query sees; accepted makes all of them count; then they are applied to chunk_blocks one by one.
 CREATE TABLE chunk_batches (
     batch_key INTEGER PRIMARY KEY AUTOINCREMENT,
     node_key INTEGER NOT NULL REFERENCES chunk_nodes,
@@ -470,7 +470,7 @@ CREATE TABLE version_set_parts (
     PRIMARY KEY (version_set_key, part_id)
 ) STRICT, WITHOUT ROWID;
 
--- Realizations. A row is never deleted: its slot (kind, id, epoch) is used once.
+-- Realizations. A row is never deleted: its realization key (kind, id, epoch) is used once.
 -- state: 3 preparing, 4 ready to publish, 5 published, 6 aborted, 7 expired, the numbers of the
 -- wire. What became of the members at the end follows from it, and from is_fenced: aborted because
 -- a source was not as reported. key is blank for a version that no key gave.
