@@ -68,7 +68,7 @@ async def _round(
         )
         transaction_id = (await begin(request)).transaction_id
     await report(_report(transaction_id, "0"))
-    request_to_wait = wire.WaitGroupRealizationPublishedRequest(
+    wait_request = wire.WaitGroupRealizationPublishedRequest(
         transaction_id=transaction_id,
         deadline_unix_nanos=time.time_ns() + round(_PATIENCE_S * 1e9),
     )
@@ -76,7 +76,7 @@ async def _round(
 
     async def one(number: int) -> None:
         wait = _call(channels[number % len(channels)], "WaitGroupRealizationPublished")
-        answer = await wait(request_to_wait, timeout=_PATIENCE_S)
+        answer = await wait(wait_request, timeout=_PATIENCE_S)
         answered.append(time.perf_counter())
         if answer.status != wire.STATUS_OK:
             raise SystemExit(f"a waiter was told {answer}")

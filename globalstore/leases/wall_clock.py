@@ -1,11 +1,11 @@
-"""The wall clock, and noticing that it was set by holding it against one that nobody sets."""
+"""The wall clock, and detecting that it was set, by comparing it with one that cannot be set."""
 
 import time
 from collections.abc import Callable
 
 import trio
 
-# Smaller differences are drift and scheduling, not somebody setting the clock.
+# Smaller differences are drift and scheduling, not a step of the clock.
 STEP_S = 0.5
 
 

@@ -12,7 +12,7 @@ from globalstore.rules import multihash
 # Rows that are read for a page: revoked keys are passed over, however many there are.
 _LOOKED_AT_MAX = 5000
 
-# Entries of a list about one thing: more than anybody reads.
+# Entries of a list about one thing: more than a person reads.
 ENTRIES_MAX = 1000
 
 # Above every character that a text may begin with.

@@ -103,7 +103,7 @@ def decide(
     else:
         verdict = _of_application(lease, claim, now_us)
         if until_us is None:
-            raise ValueError("whoever applies for a lease names its deadline")
+            raise ValueError("an application for a lease names its deadline")
         if verdict is Verdict.GRANT:
             incarnation = claim.incarnation or ()
             generation = lease.generation + 1

@@ -226,8 +226,8 @@ class SourceQueues:
     def worker_reconciled(self, signal: WorkerReconciled) -> None:
         """Take in that an inventory of a worker was accepted.
 
-        If that changed something, sources may have come of rows that nobody wrote, by a change of
-        the confirmation number.
+        If that changed something, sources may have come of rows that were not written, by a
+        change of the confirmation number.
         """
         if signal.changed:
             self.worker_routable()

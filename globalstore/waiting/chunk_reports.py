@@ -110,7 +110,7 @@ class ChunkReports:
         return self._in_parts.borrowed_tokens > 0
 
     async def _clear_away(self) -> None:
-        """Delete the parts of reports that nobody will accept any more."""
+        """Delete the parts of reports that were abandoned before they were accepted."""
         if self._busy():
             return  # the reports being staged come back here when they are done
         last_key = await self._store.read(chunks.last_batch)

@@ -20,7 +20,7 @@ from globalstore.rules.values import identifier, required, storable
 # An index of this many bytes is hashed and parsed in half a millisecond; longer ones in a thread.
 _CHECKED_AT_ONCE_BYTES = 32 << 10
 
-# Longer indexes are written when nobody else waits: 1 MiB takes the writer some milliseconds.
+# Longer indexes are written when no other operation waits: 1 MiB takes some milliseconds.
 _BULK_BYTES = 1 << 20
 
 _INDEX_KEY = re.compile(r"[0-9a-f]{64}")

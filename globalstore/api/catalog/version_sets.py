@@ -23,7 +23,7 @@ from globalstore.rules.values import identifier, required, storable
 # Sets of more parts are put together in a thread: some 20 µs a part.
 _PARTS_AT_ONCE = 32
 
-# Larger sets are written when nobody else waits: thousands of parts take the writer some 50 ms.
+# Larger sets are written when no other operation waits: thousands of parts take it some 50 ms.
 _BULK_PARTS = 200
 
 # Metadata of a part that is kept: what a scheduler notes of a rank is a small part of this.

@@ -58,7 +58,7 @@ class ReplicaLifecycleHandlers(Handlers):
     async def MarkReplicaUnavailable(
         self, message: wire.MarkReplicaUnavailableRequest, request: Call
     ) -> wire.MarkReplicaUnavailableResponse:
-        """Let a replica serve nobody from now on."""
+        """Make a replica unavailable from now on."""
         artifact_id = message.artifact_id.strip()
         if artifact_id:
             artifact_id = looked_up("artifact_id", artifact_id)

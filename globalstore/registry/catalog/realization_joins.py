@@ -304,8 +304,8 @@ def _check_version(realization: Realization, join: Join, part: Part) -> None:
 def _check_fingerprint(join: Join, fingerprint: bytes) -> None:
     if join.fingerprint and join.fingerprint != fingerprint:
         raise AlreadyExists(
-            f"transaction_fingerprint is {join.fingerprint.hex()[:64]}, but that of this"
-            f" realization is {fingerprint.hex()}"
+            f"transaction_fingerprint is {join.fingerprint.hex()[:64]}, but that of this slot is"
+            f" {fingerprint.hex()}"
         )
 
 

@@ -313,7 +313,7 @@ def _marks(keys: Sequence[object]) -> str:
 
 
 def release(tx: Transaction, token: str, clock: LeaseNow) -> bool:
-    """Give a lease up, also one that has expired if nobody took it over; False without one."""
+    """Give a lease up, also one that has expired and was not taken over; False without one."""
     row = _row_of_token(tx, token)
     if row is None:
         return False
@@ -384,7 +384,7 @@ def expire_shard_leases(
 def restore_shard_leases(tx: Transaction, now_us: int) -> list[tuple[int, int]]:
     """Return shard and deadline of every live lease, none later than its own length from now.
 
-    Without that bound a wall clock that starts in the past would keep shards from everybody.
+    Without that bound a wall clock that starts in the past would keep shards from every daemon.
     """
     tx.run(
         "UPDATE shard_leases SET expires_at = :now + ttl WHERE expires_at > :now + ttl",
