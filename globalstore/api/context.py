@@ -90,7 +90,8 @@ class HandlerContext:
     ) -> R:
         """Run an operation for a call and return its result once it is durable.
 
-        Raises what the operation refuses with, and what ``Store.write`` raises.
+        Raises what the operation refuses with, and what ``Store.write`` raises; on cancellation see
+        there.
         """
         self.handler_slots.release(call)
         return await self.store.write(operation, *args, lane=lane)
@@ -127,7 +128,10 @@ class HandlerContext:
         return outcome
 
     async def read(self, query: Callable[[Snapshot, *Arguments], R], *args: *Arguments) -> R:
-        """Run a query that sees all that was answered before."""
+        """Run a query that sees all that was answered before.
+
+        Raises what ``Store.read`` raises. A cancelled caller leaves at once.
+        """
         return await self.store.read(query, *args)
 
     def patience_s(self, call: Call, wanted_s: float) -> float:

@@ -66,12 +66,17 @@ class KeyCache:
         return self._present.get(key) or self._absent.get(key)
 
     async def look_up(self, key: str) -> Known:
-        """Look a key up in the database. Raises DatabaseError."""
+        """Look a key up in the database, together with all callers that want it meanwhile.
+
+        Raises DatabaseError. When the caller that reads is cancelled or fails, the next one reads
+        again.
+        """
         while True:
             look = self._looks.get(key)
             if look is None:
                 return await self._look(key)
-            # Begun before any change that was answered before this call: its answer is good.
+            # A change that was answered before this call has dropped older look-ups, so this one is
+            # good.
             await look.done.wait()
             if look.found is not None:
                 return look.found

@@ -20,7 +20,10 @@ class WorkerDigests:
         self._store = store
 
     async def checksum_of(self, worker: LiveWorker) -> str:
-        """Return the digest of what a worker holds; see ``rules.checksums``."""
+        """Return the digest of what a worker holds; see ``rules.checksums``.
+
+        Raises DatabaseError. A cancelled look-up keeps nothing.
+        """
         return await self.derived(
             worker,
             _CHECKSUM,
@@ -28,7 +31,7 @@ class WorkerDigests:
         )
 
     def known_checksum_of(self, worker: LiveWorker) -> str | None:
-        """Return the same if it was asked for since the worker's replicas last changed."""
+        """Return the digest if it was read since the worker's replicas last changed, else None."""
         revision, checksum = worker.derived.get(_CHECKSUM, (None, None))
         return cast("str", checksum) if revision == worker.replicas_revision else None
 

@@ -149,7 +149,10 @@ class StoreClient:
         return self.connections if self._connected.is_set() and not self._broken.is_set() else 0
 
     async def newer_than(self, connection: int) -> int:
-        """Wait for a connection with a higher number, and return that."""
+        """Wait for a connection with a higher number, and return that.
+
+        Cancellation changes nothing.
+        """
         while self.connections <= connection:
             await self._made.wait()
         return self.connections

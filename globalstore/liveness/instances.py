@@ -162,7 +162,10 @@ class Instances:
         return None if key is None else self._live[key]
 
     async def decided(self, instance_id: str) -> LiveInstance | None:
-        """Return an active instance, after waiting for the outcome if its end is being written."""
+        """Return an active instance, after waiting for the outcome if its end is being written.
+
+        Cancellation changes nothing.
+        """
         while (instance := self.find(instance_id)) and self.heartbeats.is_expiring(instance.key):
             await self.heartbeats.decided(instance.key)
         return instance

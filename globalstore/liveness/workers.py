@@ -200,7 +200,10 @@ class Workers:
         return self._by_id.get(worker_id)
 
     async def decided(self, worker_id: str) -> LiveWorker | None:
-        """Return an active worker, after waiting for the outcome if its end is being written."""
+        """Return an active worker, after waiting for the outcome if its end is being written.
+
+        Cancellation changes nothing.
+        """
         while (worker := self.find(worker_id)) and self.heartbeats.is_expiring(worker.key):
             await self.heartbeats.decided(worker.key)
         return worker
