@@ -81,10 +81,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each slice")
+    parser.add_argument("--many", type=int, default=_MANY, help="keys where there are many")
     arguments = parser.parse_args()
     kinds = {
         "few": [f"few-{number}" for number in range(_FEW)],
-        "many": [f"many-{number}" for number in range(_MANY)],
+        "many": [f"many-{number}" for number in range(arguments.many)],
         "limited": [f"limited-{number}" for number in range(_FEW)],
         "unknown": [f"unknown-{number}" for number in range(_FEW)],
     }

@@ -94,9 +94,9 @@ def write_config(folder: Path, **sections: Any) -> Path:
 
 
 @contextmanager
-def running(folder: Path, **sections: Any) -> Iterator[Process]:
-    """A server that is ready; killed at the end if it still runs."""
-    process = Process(write_config(folder, **sections))
+def started(config: Path, environment: dict[str, str] | None = None) -> Iterator[Process]:
+    """Start a server that is ready; killed at the end if it still runs."""
+    process = Process(config, environment)
     try:
         process.wait_for("globalstore.server ready")
         yield process
@@ -104,6 +104,13 @@ def running(folder: Path, **sections: Any) -> Iterator[Process]:
         if process.child.poll() is None:
             process.signal(signal.SIGKILL)
             process.wait()
+
+
+@contextmanager
+def running(folder: Path, **sections: Any) -> Iterator[Process]:
+    """Start a server with a configuration that it writes into ``folder``."""
+    with started(write_config(folder, **sections)) as process:
+        yield process
 
 
 class Client:

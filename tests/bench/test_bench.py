@@ -13,33 +13,32 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 # What each script needs to be done in a second or two, and the tables that it prints then: for each
 # the number of its rows.
 SCRIPTS = {
-    "listener": (["--rounds=1", "--seconds=0.1"], [6]),
+    "listener": (["--rounds=1", "--seconds=0.05"], [6]),
     "writes": (["--rounds=1", "--seconds=0.1"], [3]),
     "claims": (
         [
             "--replicas",
-            "10",
             "20",
             "--rounds=1",
             "--operations=5",
-            "--seconds=0.5",
+            "--seconds=0.15",
             "--sources",
             "2",
             "--waiters=5",
         ],
-        [2, 3, 1],
+        [1, 3, 1],
     ),
     "start": (["--replicas=100", "--rounds=1"], [15]),
     "memory": (["--replicas=2000", "--seconds=0.1"], [1]),
     "calls": (["--rounds=1", "--seconds=0.05"], [6]),
-    "keys": (["--rounds=1", "--seconds=0.05"], [5]),
+    "keys": (["--many=128", "--rounds=1", "--seconds=0.05"], [5]),
     "groups": (["--waiters", "2", "--rounds=1"], [1]),
-    "switching": (["--intervals-ms", "5", "0.5", "--rounds=1", "--seconds=0.05"], [2]),
-    "herd": (["--daemons=5", "--replicas=2", "--rounds=1"], [2]),
-    "reconcile": (["--replicas=1200"], [5]),
-    "chunks": (["--chunks", "300", "700", "--rounds=1"], [5]),
-    "leases": (["--leases=200", "--sizes", "50", "200", "--rounds=1"], [2]),
-    "control_plane": (["--times", "1", "--seconds=0.5"], [5]),
+    "switching": (["--intervals-ms", "0.5", "--rounds=1", "--seconds=0.05"], [1]),
+    "herd": (["--daemons=2", "--replicas=1", "--rounds=1"], [2]),
+    "reconcile": (["--replicas=900"], [5]),
+    "chunks": (["--chunks", "300", "--rounds=1"], [3]),
+    "leases": (["--leases=100", "--sizes", "50", "--rounds=1"], [1]),
+    "control_plane": (["--times", "1", "--seconds=0.2"], [5]),
 }
 
 

@@ -16,6 +16,7 @@ from globalstore.config import GlobalStoreConfig
 from globalstore.daemon import Daemon, Held, Identity, OutboxFull, Source, StoreClient, Unreachable
 from globalstore.daemon import outbox as outbox_module
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.leases.wall_clock import wall_us
 
 IDENTITY = Identity("d1", "node-1", "d1.example", 50052, 50053)
 
@@ -169,7 +170,11 @@ async def test_a_replica_that_the_store_refuses_is_not_held(
 async def test_what_is_withdrawn_is_removed_at_once(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock, port: int
 ) -> None:
-    async with site(nursery, mock_clock, port) as here, serving_over_tcp(here.config) as store:
+    # The daemon tells when it took its inventory, by the clock of the machine: so must the server.
+    async with (
+        site(nursery, mock_clock, port) as here,
+        serving_over_tcp(here.config, wall_us) as store,
+    ):
         await here.daemon.until_in_step()
         kept = await here.daemon.publish(held("a"))
         gone = await here.daemon.publish(held("b"))

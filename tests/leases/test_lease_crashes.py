@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,13 @@ def tier_call(client: Client, method: str, request: Any) -> Any:
 
 
 class Holder:
-    """A daemon that takes shards of its own, reports chunks and asks for memory, until cut off."""
+    """A daemon that takes shards of its own, reports chunks and asks for memory, until cut off.
 
-    def __init__(self, number: int) -> None:
+    ``answered`` gets a turn of each holder that was answered.
+    """
+
+    def __init__(self, number: int, answered: threading.Semaphore) -> None:
+        self._answered = answered
         self.name = f"holder-{number}"
         self.shards = [number * 10 + each for each in range(3)]
         self.leases: dict[int, Any] = {}
@@ -79,6 +82,7 @@ class Holder:
         )
         self.wishes[request_id] = tier_call(client, "RequestMemoryTierLease", wish).lease.lease_id
         self.answers += 1
+        self._answered.release()
 
     def check(self, client: Client) -> None:
         """What was answered before the crash is there; what was not is there wholly or not."""
@@ -112,7 +116,8 @@ class Holder:
 
 def test_what_was_answered_outlives_kill_9(tmp_path: Path) -> None:
     path = {"db_file": str(tmp_path / "store.db")}
-    holders = [Holder(number) for number in range(CLIENTS)]
+    answered = threading.Semaphore(0)
+    holders = [Holder(number, answered) for number in range(CLIENTS)]
     for round_ in range(ROUNDS):
         with running(tmp_path, database=path) as process:
             threads = [
@@ -121,14 +126,15 @@ def test_what_was_answered_outlives_kill_9(tmp_path: Path) -> None:
             ]
             for thread in threads:
                 thread.start()
-            before = sum(holder.answers for holder in holders)
-            while sum(holder.answers for holder in holders) < before + 40 + 7 * round_:
-                time.sleep(0.005)
+            for _ in range(40 + 7 * round_):
+                assert answered.acquire(timeout=PATIENCE_S)
             process.signal(signal.SIGKILL)
             process.wait()
             for thread in threads:
                 thread.join(PATIENCE_S)
                 assert not thread.is_alive()
+            while answered.acquire(blocking=False):
+                pass  # answered after the kill was decided
         with running(tmp_path, database=path) as process, Client(process.port) as client:
             for holder in holders:
                 holder.check(client)

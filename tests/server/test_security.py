@@ -3,6 +3,7 @@
 import hashlib
 import signal
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ def token_file(folder: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server that asks for tokens; its log never shows one."""
+    folder = tmp_path_factory.mktemp("secured")
+    with running(folder, server={"auth": {"token_file": str(token_file(folder))}}) as process:
+        yield process
+        assert process.stop() == 0
+        assert not any(FULL in line or READ in line for line in process.lines)
+
+
 @pytest.mark.parametrize(
     ("header", "read", "mutation"),
     [
@@ -132,7 +143,7 @@ def token_file(folder: Path) -> Path:
     ],
 )
 def test_tokens_say_who_may_read_and_who_may_write(
-    tmp_path: Path, header: str | None, read: str, mutation: str
+    secured: Process, header: str | None, read: str, mutation: str
 ) -> None:
     metadata = [("authorization", header)] if header else []
 
@@ -143,13 +154,10 @@ def test_tokens_say_who_may_read_and_who_may_write(
             return str(error.code().name)
         return "OK"
 
-    server = {"auth": {"token_file": str(token_file(tmp_path))}}
-    with running(tmp_path, server=server) as process, Client(process.port) as client:
+    with Client(secured.port) as client:
         assert code("ListActiveWorkers", wire.ListActiveWorkersRequest()) == read
         assert code("RegisterWorker", worker_request()) == mutation
-        assert health_code(process.port, None) is grpc.StatusCode.OK
-        assert process.stop() == 0
-        assert not any(FULL in line or READ in line for line in process.lines)
+        assert health_code(secured.port, None) is grpc.StatusCode.OK
 
 
 @pytest.mark.parametrize("text", [None, "", "full nothex", "admin " + "0" * 64, "full"])

@@ -1,16 +1,20 @@
 """How the server starts, and how it refuses to: exit code and last line."""
 
+import io
 import os
 import socket
 import stat
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from server_process import PATIENCE_S, Client, Process, running, write_config
+from server_process import PATIENCE_S, Client, Process, running, started, write_config
 
+from globalstore.cli import main
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.schema import MIGRATIONS
 
@@ -25,6 +29,27 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process; it must end before it would serve."""
+    out, error = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(error):
+        try:
+            code = main(list(words))
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), error.getvalue())
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server in memory that has a cluster token, and an environment with old settings."""
+    config = write_config(tmp_path_factory.mktemp("server"), meta={"cluster_token": "sesame-42"})
+    with started(config, {"GLOBAL_STORE_PORT": "1", "LOG_LEVEL": "sesame"}) as server:
+        yield server
+        assert server.stop() == 0
+        assert not any("sesame" in line for line in server.lines)
+
+
 def last_line(text: str) -> str:
     return text.rstrip("\n").rpartition("\n")[2]
 
@@ -37,26 +62,26 @@ def refusal(config: Path) -> tuple[int, str]:
 
 
 def test_version_names_program_and_schema() -> None:
-    done = run("--version")
+    done = command("--version")
     assert done.returncode == 0
     assert done.stdout.startswith("globalstore 0.")
     assert f"schema {len(MIGRATIONS)}" in done.stdout
 
 
 def test_a_missing_config_flag_is_a_usage_error() -> None:
-    done = run()
+    done = command()
     assert done.returncode == 2
     assert last_line(done.stderr) == "config: --config=FILE is required"
 
 
 def test_an_unknown_flag_is_a_usage_error() -> None:
-    assert run("--port=1").returncode == 2
+    assert command("--port=1").returncode == 2
 
 
 def test_check_config_opens_neither_port_nor_database(tmp_path: Path) -> None:
     database = tmp_path / "sub" / "store.db"
     config = write_config(tmp_path, database={"db_file": str(database)})
-    done = run(f"--config={config}", "--check-config")
+    done = command(f"--config={config}", "--check-config")
     assert (done.returncode, done.stderr) == (0, "")
     assert not database.parent.exists()
 
@@ -71,7 +96,7 @@ def test_every_problem_of_a_configuration_is_named_before_anything_is_opened(
         worker_policy={"heartbeat_timeout": "10m"},
     )
     for flags in ((), ("--check-config",)):
-        done = run(f"--config={config}", *flags)
+        done = command(f"--config={config}", *flags)
         assert done.returncode == 2
         assert "database.db_fil" in done.stderr
         assert "worker_policy.heartbeat_timeout" in done.stderr
@@ -154,24 +179,19 @@ def test_tls_without_usable_files_never_falls_back_to_plaintext(
     assert "cert.pem" in line
 
 
-def test_names_that_were_settings_once_change_nothing_and_are_warned_of(tmp_path: Path) -> None:
-    process = Process(write_config(tmp_path), {"GLOBAL_STORE_PORT": "1", "LOG_LEVEL": "sesame"})
-    try:
-        line = process.wait_for("GLOBAL_STORE_PORT").string
-        assert " WARN " in line
-        assert "LOG_LEVEL" in line
-        assert "server.listen.port" in line
-        assert "sesame" not in line
-        assert process.port != 1
-    finally:
-        process.stop()
+def test_names_that_were_settings_once_change_nothing_and_are_warned_of(process: Process) -> None:
+    line = process.wait_for("GLOBAL_STORE_PORT").string
+    assert " WARN " in line
+    assert "LOG_LEVEL" in line
+    assert "server.listen.port" in line
+    assert "sesame" not in line
+    assert process.port != 1
 
 
-def test_a_server_in_memory_warns_that_nothing_survives(tmp_path: Path) -> None:
-    with running(tmp_path) as process:
-        assert " WARN " in process.wait_for("database.db_file").string or process.wait_for(
-            "memory.*lost|lost.*memory"
-        )
+def test_a_server_in_memory_warns_that_nothing_survives(process: Process) -> None:
+    assert " WARN " in process.wait_for("database.db_file").string or process.wait_for(
+        "memory.*lost|lost.*memory"
+    )
 
 
 def test_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
@@ -208,27 +228,28 @@ def test_server_info_tells_what_was_bound(tmp_path: Path) -> None:
         assert again.cluster_id == cluster_id
 
 
-def test_health_has_the_cluster_token_and_the_log_has_not(tmp_path: Path) -> None:
-    with running(tmp_path, meta={"cluster_token": "sesame-42"}) as process:
-        with Client(process.port) as client:
-            answer = client.admin("HealthCheck", wire.HealthCheckRequest())
-        assert (answer.status, answer.cluster_token) == (wire.STATUS_OK, "sesame-42")
-        assert process.stop() == 0
-        assert not any("sesame-42" in line for line in process.lines)
+def test_health_has_the_cluster_token_and_the_log_has_not(process: Process) -> None:
+    with Client(process.port) as client:
+        answer = client.admin("HealthCheck", wire.HealthCheckRequest())
+    assert (answer.status, answer.cluster_token) == (wire.STATUS_OK, "sesame-42")
+    # When the server has stopped, its whole log is looked through.
+    assert not any("sesame-42" in line for line in process.lines)
 
 
-def test_the_metrics_show_calls_under_their_names(tmp_path: Path) -> None:
-    with running(tmp_path) as process, Client(process.port) as client:
-        client.admin("HealthCheck", wire.HealthCheckRequest())
-        text = (
-            urllib.request.urlopen(
-                f"http://127.0.0.1:{process.http_port}/metrics", timeout=PATIENCE_S
-            )
-            .read()
-            .decode()
-        )
+def test_the_metrics_show_calls_under_their_names(process: Process) -> None:
     path = "/tensorcast.global_store.v1.ClusterAdminService/HealthCheck"
-    assert f'tc_grpc_server_handled_total{{code="OK",method="{path}"}} 1.0' in text
+    counter = f'tc_grpc_server_handled_total{{code="OK",method="{path}"}}'
+
+    def counted() -> float:
+        url = f"http://127.0.0.1:{process.http_port}/metrics"
+        text = urllib.request.urlopen(url, timeout=PATIENCE_S).read().decode()
+        values = [line.split()[-1] for line in text.splitlines() if line.startswith(counter)]
+        return float(values[0]) if values else 0.0
+
+    before = counted()
+    with Client(process.port) as client:
+        client.admin("HealthCheck", wire.HealthCheckRequest())
+    assert counted() == before + 1
 
 
 def test_settings_that_nothing_heeds_are_named_in_one_line(tmp_path: Path) -> None:

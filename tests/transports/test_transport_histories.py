@@ -3,7 +3,6 @@
 import random
 import sqlite3
 import threading
-import time
 import uuid
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ import trio
 from claims import OK, TIMED_OUT, another_client
 from google.protobuf.timestamp_pb2 import Timestamp
 from linearizability import Operation, assert_linearizable, impossible_after
-from server_process import Client, running
+from server_process import PATIENCE_S, Client, running
 from servers import (
     Serving,
     claim_request,
@@ -140,12 +139,23 @@ FROM replicas r ORDER BY 1
 
 
 class Claimer(threading.Thread):
-    """Claims and completes over a connection of its own until that breaks; remembers answers."""
+    """Claims and completes over a connection of its own until that breaks; remembers answers.
 
-    def __init__(self, port: int, seed: int) -> None:
+    Each call that was answered is counted in ``answered``, each grant also in ``granted_by_all``.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        seed: int,
+        granted_by_all: threading.Semaphore,
+        answered: threading.Semaphore,
+    ) -> None:
         super().__init__(daemon=True)
         self.port = port
         self.rng = random.Random(seed)
+        self._granted_by_all = granted_by_all
+        self._answered = answered
         self.granted: dict[str, str] = {}
         self.ended: set[str] = set()
         self.unsure: set[str] = set()
@@ -155,6 +165,7 @@ class Claimer(threading.Thread):
             try:
                 while True:
                     self.act(client)
+                    self._answered.release()
             except grpc.RpcError:
                 return
 
@@ -173,6 +184,7 @@ class Claimer(threading.Thread):
         answer = client.runtime("RequestReplicaTransport", request)
         if answer.status == OK:
             self.granted[answer.transport_id] = request.request_id
+            self._granted_by_all.release()
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -203,13 +215,19 @@ def test_after_a_kill_all_that_was_answered_holds_and_the_counters_are_right(
                         assert admin.runtime("CompleteReplicaTransport", ended).status == OK
                         for each in claimers:
                             each.ended |= {row.transport_id} & each.granted.keys()
-            new = [Claimer(process.port, rng.randrange(2**32)) for _ in range(CLIENTS)]
+            granted, answered = threading.Semaphore(0), threading.Semaphore(0)
+            new = [
+                Claimer(process.port, rng.randrange(2**32), granted, answered)
+                for _ in range(CLIENTS)
+            ]
             for each in new:
                 each.start()
-            until = time.monotonic() + 30
-            while sum(len(each.granted) for each in new) < 25 and time.monotonic() < until:
-                time.sleep(0.01)  # a machine that is busy takes its time
-            time.sleep(rng.uniform(0, 0.05))
+            for _ in range(25):
+                assert granted.acquire(timeout=PATIENCE_S)
+            while answered.acquire(blocking=False):
+                pass
+            for _ in range(rng.randrange(50)):
+                assert answered.acquire(timeout=PATIENCE_S)
             process.child.kill()
             process.wait()
             for each in new:
