@@ -5,6 +5,7 @@ import ssl
 import grpc
 import pytest
 import trio
+import trio.testing
 from google.protobuf.wrappers_pb2 import StringValue
 
 from globalstore.rpc import Limits, Listener, ListenerOptions, server_context
@@ -140,9 +141,11 @@ async def test_clients_without_a_valid_certificate_are_refused(tmp_path, ca, ser
         assert (await friend.answer(await friend.call("Unary"))).status == "0"
 
 
-async def test_a_handshake_has_bounded_time(ca, server, caplog):
-    async with secured(server, limits=Limits(handshake_seconds=0.05)) as listener:
+async def test_a_handshake_has_bounded_time(ca, server, caplog, mock_clock):
+    async with secured(server, limits=Limits(handshake_seconds=5)) as listener:
         stream = await trio.open_tcp_stream("127.0.0.1", listener.port)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(5)
         assert await stream.receive_some(10) == b""
         assert await works(listener, client_context(ca))
     assert "reason=timed out" in caplog.text

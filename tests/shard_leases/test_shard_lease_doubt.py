@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 
 import trio
+import trio.testing
 from purerpc import StatusCode
 from servers import configuration, refused, serving
 from shard_lease_calls import acquire, get, keep
@@ -57,11 +58,13 @@ async def test_a_reader_does_not_decide_what_the_writer_may_have_decided_otherwi
         assert await store.read(shard_leases.routes, [7, 8], clock) == ([], [])
 
 
-async def test_reads_of_a_lease_that_has_just_ended_write_nothing(tmp_path: Path) -> None:
+async def test_reads_of_a_lease_that_has_just_ended_write_nothing(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
     config = configuration(database={"db_file": str(tmp_path / "store.db")})
     async with serving(config, runner=Runner.THREADS) as store:
         lease = (await acquire(store, ttl_ms=1)).lease
-        await trio.sleep(0.01)
+        mock_clock.jump(0.01)
         wal = store.components.store.statistics().wal_bytes
         for _ in range(50):
             async with refused(StatusCode.NOT_FOUND):

@@ -18,6 +18,7 @@ from purerpc import StatusCode
 from servers import serving
 from simulated_host import CallFailed, Host, folder_in_memory
 
+from globalstore.db import Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 CLIENTS = 9
@@ -29,11 +30,14 @@ def judge(clients: Clients) -> None:
 
 
 @pytest.mark.parametrize("_", range(3))
-async def test_clients_of_a_real_server_see_one_history(_: int) -> None:
+async def test_clients_of_a_real_server_see_one_history(
+    _: int, mock_clock: trio.testing.MockClock
+) -> None:
+    mock_clock.rate = 20  # time passes for leases, and hardly any for the test
     seed = random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
-    async with serving() as store:
+    async with serving(runner=Runner.THREADS) as store:
         ids = {daemon: (await store.register(daemon)).worker_id for daemon in DAEMONS}
 
         async def call(request: Any) -> Any:
