@@ -36,7 +36,7 @@ def effective(config: GlobalStoreConfig) -> dict[str, str]:
 
 
 def without_effect(config: GlobalStoreConfig) -> list[str]:
-    """Return the settings that differ from their default although nothing heeds them."""
+    """Return the settings that differ from their default that have no effect in this version."""
     default = effective(GlobalStoreConfig())
     return [
         path

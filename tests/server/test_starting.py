@@ -252,7 +252,7 @@ def test_the_metrics_show_calls_under_their_names(process: Process) -> None:
     assert counted() == before + 1
 
 
-def test_settings_that_nothing_heeds_are_named_in_one_line(tmp_path: Path) -> None:
+def test_settings_without_effect_are_named_in_one_line(tmp_path: Path) -> None:
     policy = {"control_reducer": {"coalesce_window": "1s"}}
     with running(tmp_path, worker_policy=policy, backup={"keep_last": 3}) as process:
         line = process.wait_for("without effect").string

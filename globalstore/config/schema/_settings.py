@@ -12,7 +12,7 @@ class Manual:
     ``text`` gives meaning, unit and trade-off for the author of a file. A value below ``floor`` is
     raised to it. With ``zero_is_default`` an explicit 0 stands for the default. The value of a
     ``secret`` appears neither in a log nor in a message. ``has_effect`` is False for a setting that
-    the contract accepts and nothing of this version heeds; of a section, for all in it.
+    the contract accepts and this version does not use; of a section, for all in it.
     """
 
     text: str
