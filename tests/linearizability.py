@@ -26,7 +26,7 @@ class Operation:
 
     began: float
     ended: float
-    asked: Any
+    request: Any
     outcome: Any
     only_reads: bool = False
 
@@ -35,9 +35,9 @@ class Operation:
         return self.ended == math.inf
 
 
-def unknown(began: float, asked: Any) -> Operation:
+def unknown(began: float, request: Any) -> Operation:
     """A call that ended without an answer."""
-    return Operation(began, math.inf, asked, None)
+    return Operation(began, math.inf, request, None)
 
 
 # Returns every state in which an operation may leave a state, given its outcome; none if it cannot

@@ -21,15 +21,15 @@ OTHER = multihash.of(b"other")
 BYTE_ARTIFACT = "cgid:byte_artifact~ns~vllm~b64u.bQ~lay~b64u.ZQ"
 
 
-def metadata(artifact_id: str = "model", data: bytes = INDEX, **said: Any) -> Any:
-    described = {"artifact_id": artifact_id, "index_multihash": multihash.of(data)} | said
+def metadata(artifact_id: str = "model", data: bytes = INDEX, **fields: Any) -> Any:
+    described = {"artifact_id": artifact_id, "index_multihash": multihash.of(data)} | fields
     return wire.UpsertArtifactMetadataRequest(
         descriptor=common.ArtifactDescriptor(**described), canonical_index_data=data
     )
 
 
-async def describe(store: Serving, *positional: Any, **said: Any) -> Any:
-    return await store.catalog.UpsertArtifactMetadata(metadata(*positional, **said))
+async def describe(store: Serving, *positional: Any, **fields: Any) -> Any:
+    return await store.catalog.UpsertArtifactMetadata(metadata(*positional, **fields))
 
 
 async def index(store: Serving, key: str = INDEX_KEY) -> Any:
@@ -49,10 +49,10 @@ async def rows(store: Serving) -> list[Any]:
     )
 
 
-async def bind(store: Serving, from_: str = "cgid:assembly", to: str = MI2, **said: Any) -> Any:
+async def bind(store: Serving, from_: str = "cgid:assembly", to: str = MI2, **fields: Any) -> Any:
     return await store.catalog.UpsertArtifactBinding(
         wire.UpsertArtifactBindingRequest(
-            binding=wire.ArtifactBinding(from_artifact_id=from_, to_artifact_id=to, **said)
+            binding=wire.ArtifactBinding(from_artifact_id=from_, to_artifact_id=to, **fields)
         )
     )
 
@@ -63,16 +63,16 @@ async def bound(store: Serving, artifact_id: str = "cgid:assembly") -> Any:
     )
 
 
-async def lay(store: Serving, path: str = "a/b", **said: Any) -> Any:
-    request = {"artifact_id": "model", "cluster_id": store.info.cluster_id} | said
+async def lay(store: Serving, path: str = "a/b", **fields: Any) -> Any:
+    request = {"artifact_id": "model", "cluster_id": store.info.cluster_id} | fields
     return await store.catalog.UpsertArtifactDiskLocation(
         wire.UpsertArtifactDiskLocationRequest(relative_path=path, **request)
     )
 
 
-async def lies(store: Serving, artifact_id: str = "model", **said: Any) -> list[Any]:
+async def lies(store: Serving, artifact_id: str = "model", **fields: Any) -> list[Any]:
     answer = await store.catalog.ListArtifactDiskLocations(
-        wire.ListArtifactDiskLocationsRequest(artifact_id=artifact_id, **said)
+        wire.ListArtifactDiskLocationsRequest(artifact_id=artifact_id, **fields)
     )
     assert answer.status == OK
     return list(answer.locations)

@@ -29,7 +29,7 @@ NOW_US = 1_700_000_000_000_000
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "fragment"),
+    ("fields", "code", "fragment"),
     [
         ({"from_": " "}, INVALID, "binding.from_artifact_id is required"),
         ({"to": ""}, INVALID, "binding.to_artifact_id is required"),
@@ -46,11 +46,11 @@ NOW_US = 1_700_000_000_000_000
     ],
 )
 async def test_what_cannot_be_sealed_is_refused(
-    said: dict[str, Any], code: StatusCode, fragment: str
+    fields: dict[str, Any], code: StatusCode, fragment: str
 ) -> None:
     async with serving() as store:
         async with refused(code, fragment):
-            await bind(store, **said)
+            await bind(store, **fields)
         assert await store.read("SELECT count(*) FROM artifact_bindings") == [(0,)]
 
 

@@ -135,16 +135,16 @@ CHECKS: list[tuple[str, dict[str, Any], StatusCode, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "fragment"),
+    ("fields", "code", "fragment"),
     [check[1:] for check in CHECKS],
     ids=[check[0] for check in CHECKS],
 )
 async def test_the_first_fault_is_told_and_nothing_is_stored(
-    said: dict[str, Any], code: StatusCode, fragment: str
+    fields: dict[str, Any], code: StatusCode, fragment: str
 ) -> None:
     async with serving() as store:
         async with refused(code, fragment):
-            await describe(store, **said)
+            await describe(store, **fields)
         assert await rows(store) == []
         assert await store.read("SELECT count(*) FROM tensor_indexes") == [(0,)]
 

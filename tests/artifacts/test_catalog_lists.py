@@ -15,15 +15,15 @@ from globalstore.registry import catalog_lists
 NOW_US = 1_700_000_000_000_000
 
 
-async def names(store: Serving, **said: Any) -> list[str]:
+async def names(store: Serving, **fields: Any) -> list[str]:
     """All keys, page by page."""
     found: list[str] = []
     while True:
-        answer = await store.operators.ListKeys(admin.ListKeysRequest(**said))
+        answer = await store.operators.ListKeys(admin.ListKeysRequest(**fields))
         found += [key.key for key in answer.keys]
         if not answer.next_after:
             return found
-        said["after"] = answer.next_after
+        fields["after"] = answer.next_after
 
 
 @pytest.mark.parametrize("page_size", [0, 1, 2, 3, 5000])
@@ -115,11 +115,11 @@ async def test_what_is_unknown_is_not_found() -> None:
             await store.operators.ShowArtifact(admin.ShowArtifactRequest())
         async with refused(StatusCode.FAILED_PRECONDITION, "daemon-session-local"):
             await store.operators.ShowArtifact(admin.ShowArtifactRequest(artifact_id="msa1:x"))
-        for said in ({"prefix": "a\0"}, {"after": "x" * 1025}):
-            async with refused(StatusCode.INVALID_ARGUMENT, next(iter(said))):
-                await store.operators.ListKeys(admin.ListKeysRequest(**said))
-            async with refused(StatusCode.INVALID_ARGUMENT, next(iter(said))):
-                await store.operators.ListArtifacts(admin.ListArtifactsRequest(**said))
+        for fields in ({"prefix": "a\0"}, {"after": "x" * 1025}):
+            async with refused(StatusCode.INVALID_ARGUMENT, next(iter(fields))):
+                await store.operators.ListKeys(admin.ListKeysRequest(**fields))
+            async with refused(StatusCode.INVALID_ARGUMENT, next(iter(fields))):
+                await store.operators.ListArtifacts(admin.ListArtifactsRequest(**fields))
 
 
 async def test_all_about_an_artifact_is_shown() -> None:

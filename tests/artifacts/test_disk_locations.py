@@ -28,7 +28,7 @@ class Wall:
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "fragment"),
+    ("fields", "code", "fragment"),
     [
         ({"artifact_id": " "}, INVALID, "artifact_id is required"),
         ({"cluster_id": "\t"}, INVALID, "cluster_id is required"),
@@ -60,11 +60,11 @@ class Wall:
     ],
 )
 async def test_a_bad_location_is_refused_by_its_field(
-    said: dict[str, Any], code: StatusCode, fragment: str
+    fields: dict[str, Any], code: StatusCode, fragment: str
 ) -> None:
     async with serving() as store:
         async with refused(code, fragment):
-            await lay(store, **said)
+            await lay(store, **fields)
         assert await store.read("SELECT count(*) FROM disk_locations") == [(0,)]
 
 
@@ -86,8 +86,8 @@ async def test_a_list_needs_an_artifact() -> None:
 async def test_a_location_is_shown_as_it_was_said(kind: int, shown: int, artifact_id: str) -> None:
     wall = Wall()
     async with serving(wall=wall) as store:
-        said = {"artifact_id": f" {artifact_id} ", "cluster_id": f" {store.info.cluster_id} "}
-        answer = await lay(store, " a/..b/c d ", kind=kind, **said)
+        fields = {"artifact_id": f" {artifact_id} ", "cluster_id": f" {store.info.cluster_id} "}
+        answer = await lay(store, " a/..b/c d ", kind=kind, **fields)
         assert answer == wire.UpsertArtifactDiskLocationResponse(status=OK)
         expected = wire.ArtifactDiskLocation(
             artifact_id=artifact_id,

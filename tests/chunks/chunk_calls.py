@@ -42,9 +42,9 @@ async def query(store: Serving, artifact_id: str = "model", *chunks: int) -> lis
 async def states(store: Serving, artifact_id: str = "model", *chunks: int) -> dict[int, int]:
     """State by chunk, of an artifact that is in one place."""
     found = await query(store, artifact_id, *chunks)
-    told = {each.chunk_idx: each.state for each in found}
-    assert len(told) == len(found)
-    return told
+    by_chunk = {each.chunk_idx: each.state for each in found}
+    assert len(by_chunk) == len(found)
+    return by_chunk
 
 
 async def where(store: Serving, *chunks: int) -> list[tuple[int, str]]:

@@ -185,13 +185,13 @@ def scattered(state: int) -> Patches:
 async def test_a_scattered_report_that_was_accepted_is_applied_by_the_next_server(
     parts_applied: int, tmp_path: Path
 ) -> None:
-    said = ChunkReport("n1", "w1", 1)
+    chunk_report = ChunkReport("n1", "w1", 1)
     path = tmp_path / "store.db"
     async with Store(path, migrations=MIGRATIONS) as store:
-        batch = await store.write(chunks.open_batch, said)
+        batch = await store.write(chunks.open_batch, chunk_report)
         for part in scattered(COLD).parts(500):
             await store.bulk(chunks.add_part, batch, chunks.part_json(part))
-        await store.write(chunks.accept_report, batch, said)
+        await store.write(chunks.accept_report, batch, chunk_report)
         for _ in range(parts_applied):
             assert await store.bulk(chunks.apply_part)
     async with Store(path, migrations=MIGRATIONS) as store, trio.open_nursery() as nursery:

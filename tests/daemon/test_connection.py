@@ -25,11 +25,11 @@ async def listen(
 async def test_a_server_that_answers_no_ping_is_left_after_forty_seconds(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
-    async def deaf(stream: trio.SocketStream) -> None:
+    async def silent(stream: trio.SocketStream) -> None:
         async with stream:
             await trio.sleep_forever()
 
-    client = await listen(nursery, deaf)
+    client = await listen(nursery, silent)
     await trio.testing.wait_all_tasks_blocked()
     assert client.connection == 1
     mock_clock.jump(30)
@@ -70,17 +70,17 @@ async def test_a_server_that_answers_pings_is_kept(
 async def test_a_call_ends_with_its_connection_and_not_only_at_its_deadline(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
-    asked = trio.Event()
+    called = trio.Event()
 
     async def hang_up(stream: trio.SocketStream) -> None:
         async with stream:
-            await asked.wait()
+            await called.wait()
 
     client = await listen(nursery, hang_up)
 
     async def hang_up_when_asked() -> None:
         await trio.testing.wait_all_tasks_blocked()
-        asked.set()
+        called.set()
 
     nursery.start_soon(hang_up_when_asked)
     with pytest.raises(Unreachable, match="HealthCheck"):

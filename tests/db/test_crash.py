@@ -49,9 +49,9 @@ async def test_no_answered_write_is_lost_wherever_the_writer_ends(tmp_path, site
     assert child.returncode == 137, child.stderr
     lines = child.stdout.splitlines()
     answered = {line.removeprefix("stored ") for line in lines if line.startswith("stored ")}
-    asked = {line.removeprefix("asked ") for line in lines if line.startswith("asked ")}
+    submitted = {line.removeprefix("asked ") for line in lines if line.startswith("asked ")}
     stored = set(await _names(path))
-    assert answered <= stored <= asked
+    assert answered <= stored <= submitted
 
 
 @pytest.mark.parametrize("site", [Site.CREATED, Site.CREATED_AND_RENAMED])
@@ -105,11 +105,11 @@ def test_killed_at_random_moments_it_loses_no_answered_write(tmp_path):
         command = [sys.executable, CHILD, path, "flood", str(highest)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
             lines = dice.randrange(1, 2 * WRITES // ROUNDS)
-            told = b"".join(child.stdout.readline() for _ in range(lines))
+            output = b"".join(child.stdout.readline() for _ in range(lines))
             child.kill()
             # What it said before it died counts, except for a line it did not finish.
             rest, _, _ = child.stdout.read().rpartition(b"\n")
-        numbers = [int(text) for text in (told + rest).split()]
+        numbers = [int(text) for text in (output + rest).split()]
         assert numbers, "the child said nothing"
         connection = sqlite3.connect(path)
         stored = {

@@ -38,10 +38,10 @@ def _killed_after(lines, path, durable, shim, verb) -> set[str]:
     environment = os.environ | {"LD_PRELOAD": str(shim), "DURABLE": str(durable)}
     command = [sys.executable, HERE / "child.py", path, verb, "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as child:
-        told = b"".join(child.stdout.readline() for _ in range(lines))
+        output = b"".join(child.stdout.readline() for _ in range(lines))
         child.kill()
         rest, _, _ = child.stdout.read().rpartition(b"\n")
-    return {f"{int(number):09}" for number in (told + rest).split()}
+    return {f"{int(number):09}" for number in (output + rest).split()}
 
 
 def _power_cut(path: Path, durable: Path, after: Path, dice: random.Random | None) -> Path:

@@ -86,9 +86,9 @@ def test_the_first_conversation_goes_as_told(server: None, tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     outputs = re.split(r"--- end of \d+\n", done.stdout)
-    for (command, told), output in zip(commands, outputs, strict=False):
+    for (command, promised), output in zip(commands, outputs, strict=False):
         pattern = ".*".join(
-            "^" + re.escape(line).replace("…", ".*") + "$" for line in told if line != "…"
+            "^" + re.escape(line).replace("…", ".*") + "$" for line in promised if line != "…"
         )
         assert re.search(pattern, output, re.DOTALL | re.MULTILINE), f"$ {command}\n{output}"
 

@@ -32,13 +32,13 @@ async def test_a_connection_serves_one_request_after_another(site, nursery):
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"GET /livez HT", b"GET /livez HTTP/1.1\r\nHost: x\r\n", REQUEST]
+    "sent", [b"", b"GET /livez HT", b"GET /livez HTTP/1.1\r\nHost: x\r\n", REQUEST]
 )
-async def test_a_client_that_falls_silent_is_disconnected(site, nursery, mock_clock, said):
+async def test_a_client_that_falls_silent_is_disconnected(site, nursery, mock_clock, sent):
     await site.start(nursery)
     stream = await site.connect()
-    await stream.send_all(said)
-    if said == REQUEST:
+    await stream.send_all(sent)
+    if sent == REQUEST:
         assert (await read_answer(stream)).status == 200
     await trio.testing.wait_all_tasks_blocked(0.01)
     mock_clock.jump(serving.HEAD_SECONDS_MAX + 0.1)

@@ -1,7 +1,6 @@
 """UnregisterInstance and expiry: one end, on the record, that nothing but a registration undoes."""
 
 import logging
-import threading
 from typing import Any
 
 import attrs
@@ -10,8 +9,8 @@ import trio
 import trio.testing
 from instance_calls import SIGNALS, beat, capable, ids, listed, only, register, unregister
 from purerpc import StatusCode
-from server_process import PATIENCE_S
 from servers import Serving, configuration, eventually, pass_time, refused, serving
+from stuck_disk import StuckDisk
 
 from globalstore.db import Full, Lane, Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -197,36 +196,12 @@ async def fill(store: Serving, count: int) -> None:
 
     def register_all(tx: Any) -> None:
         for number in range(count):
-            asked = registry.InstanceRegistration(
+            registration = registry.InstanceRegistration(
                 f"n{number:05}", "d1", "", "e", "", "{}", "", "", 0
             )
-            registry.register_instance(tx, asked, NOW_US)
+            registry.register_instance(tx, registration, NOW_US)
 
     await store.components.store.bulk(register_all)
-
-
-class StuckDisk:
-    """Holds the store's writer inside an operation until it is left."""
-
-    def __init__(self, store: Serving, nursery: trio.Nursery) -> None:
-        self._store = store
-        self._nursery = nursery
-        self._go = threading.Event()
-
-    async def __aenter__(self) -> "StuckDisk":
-        entered = trio.Event()
-        token = trio.lowlevel.current_trio_token()
-
-        def stand_still(tx: Any) -> None:
-            token.run_sync_soon(entered.set)
-            self._go.wait(PATIENCE_S)
-
-        self._nursery.start_soon(self._store.components.store.write, stand_still)
-        await entered.wait()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._go.set()
 
 
 async def test_nobody_hears_that_it_lives_while_its_end_is_being_written(
@@ -273,7 +248,7 @@ async def test_a_registration_that_overtakes_the_expiry_lives_and_one_after_it_r
         # The same order once more, and as late as it can come, touches no later generation.
         row = "SELECT * FROM instances"
         stored = await store.read(row)
-        said = registry.LivenessRow(
+        row_heard = registry.LivenessRow(
             instance_key=before.key,
             generation=before.state.generation,
             last_heartbeat=NOW_US,
@@ -281,7 +256,7 @@ async def test_a_registration_that_overtakes_the_expiry_lives_and_one_after_it_r
             capability_flags=1,
         )
         late = await store.components.store.write(
-            registry.expire_instances, [said], NOW_US + 1, lane=Lane.CONTROL
+            registry.expire_instances, [row_heard], NOW_US + 1, lane=Lane.CONTROL
         )
         assert late == set()
         assert await store.read(row) == stored
@@ -348,20 +323,20 @@ async def test_the_log_tells_who_came_and_how_each_left(
             await eventually(
                 lambda: any(r.getMessage() == "instance expired" for r in caplog.records)
             )
-    said = [
+    row_heard = [
         (record.levelname, record.getMessage(), record.fields)
         for record in caplog.records
         if record.name == "globalstore.instances"
     ]
     one = {"instance_id": "i1", "daemon_id": "d1", "worker_id": "w1", "engine": "vllm"}
     two = {"instance_id": "i2", "daemon_id": "d1", "worker_id": "", "engine": "vllm"}
-    assert [(level, message) for level, message, _ in said] == [
+    assert [(level, message) for level, message, _ in row_heard] == [
         ("INFO", "instance registered"),
         ("INFO", "instance registered"),
         ("INFO", "instance unregistered"),
         ("INFO", "instance expired"),
     ]
     for (_, _, fields), expected in zip(
-        said, [one, two, one | {"graceful": True}, two], strict=True
+        row_heard, [one, two, one | {"graceful": True}, two], strict=True
     ):
         assert {name: fields.get(name) for name in expected} == expected

@@ -151,11 +151,11 @@ async def test_what_was_gathered_of_an_earlier_registration_is_not_written_over_
     async with serving(configuration(worker_policy=POLICY)) as store:
         await register(store)
         await beat(store, capability_flags=SIGNALS, worker_id="w1")
-        heard = store.components.instances.take_unwritten(10)
-        assert len(heard) == 1
+        unwritten = store.components.instances.take_unwritten(10)
+        assert len(unwritten) == 1
         await register(store)
         record = store.components.instance_heartbeats._record
-        assert await store.components.store.write(record, heard) == 0
+        assert await store.components.store.write(record, unwritten) == 0
         assert [row[1:] for row in await store.read(ROW)] == [(0, "")]
 
 
@@ -166,5 +166,5 @@ async def test_a_flood_of_heartbeats_of_the_unknown_is_one_line_a_minute(
         with caplog.at_level(logging.WARNING, logger="globalstore.instances"):
             for _ in range(5):
                 await beat(store, "flooding-instance")
-    said = [r for r in caplog.records if r.getMessage() == "heartbeat of an unknown instance"]
-    assert len(said) == 1
+    warnings = [r for r in caplog.records if r.getMessage() == "heartbeat of an unknown instance"]
+    assert len(warnings) == 1

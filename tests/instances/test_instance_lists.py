@@ -190,10 +190,10 @@ async def fill(store: Serving, active: int, ended: int) -> None:
     def register_all(tx: Any) -> None:
         for number in range(active + ended):
             name = f"engine-{number:06}"
-            asked = registry.InstanceRegistration(
+            registration = registry.InstanceRegistration(
                 name, f"d{number // 8}", "", "vllm", "10.0.0.1:7", labels, "10.0.0.1:8", "", SIGNALS
             )
-            registry.register_instance(tx, asked, NOW_US + number)
+            registry.register_instance(tx, registration, NOW_US + number)
             if number >= active:
                 registry.unregister_instance(tx, name, [], NOW_US + number)
 

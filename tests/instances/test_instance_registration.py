@@ -126,7 +126,7 @@ async def test_a_node_agent_needs_an_execution_endpoint(endpoint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said", "shown"),
+    ("flags", "given", "shown"),
     [
         (NODE_AGENT, " ", "node_agent_grpc"),
         (NODE_AGENT, "mine", "mine"),
@@ -134,10 +134,10 @@ async def test_a_node_agent_needs_an_execution_endpoint(endpoint: str) -> None:
         (SIGNALS, "mine", "mine"),
     ],
 )
-async def test_what_hosts_a_node_agent_has_a_default(flags: int, said: str, shown: str) -> None:
+async def test_what_hosts_a_node_agent_has_a_default(flags: int, given: str, shown: str) -> None:
     async with serving() as store:
         await register(
-            store, capability_flags=flags, execution_endpoint="e", execution_host_kind=said
+            store, capability_flags=flags, execution_endpoint="e", execution_host_kind=given
         )
         assert (await only(store)).execution_host_kind == shown
 
@@ -161,14 +161,14 @@ async def test_labels_have_a_bound_in_number_and_bytes(
         assert dict((await only(store)).labels) == most
 
 
-@pytest.mark.parametrize("said", [{}, {"worker_id": ""}, {"worker_id": "  "}])
+@pytest.mark.parametrize("given", [{}, {"worker_id": ""}, {"worker_id": "  "}])
 async def test_who_names_no_worker_belongs_to_the_active_one_of_its_daemon(
-    said: dict[str, Any],
+    given: dict[str, Any],
 ) -> None:
     async with serving() as store:
         worker = await store.register("d1")
         await store.register("d2")
-        await register(store, **said)
+        await register(store, **given)
         assert (await only(store)).worker_id == worker.worker_id
 
 

@@ -29,7 +29,7 @@ async def test_a_known_key_is_resolved_without_the_database() -> None:
         assert queries(store) == before
 
 
-async def test_a_crowd_of_calls_for_a_known_key_asks_no_database_either() -> None:
+async def test_many_calls_for_a_known_key_ask_no_database_either() -> None:
     async with serving() as store:
         await ready(store, "a")
         await upsert(store)
@@ -100,19 +100,19 @@ class Database:
     """Answers a query when the test says so, with what was true when it was asked."""
 
     now: KeyMapping | None = None
-    asked: list[tuple[KeyMapping | None, trio.Event]] = attrs.Factory(list)
+    looks: list[tuple[KeyMapping | None, trio.Event]] = attrs.Factory(list)
     failure: DatabaseError | None = None
 
     async def read(self, query: Any, key: str) -> KeyMapping | None:
         seen, answered = self.now, trio.Event()
-        self.asked.append((seen, answered))
+        self.looks.append((seen, answered))
         await answered.wait()
         if self.failure is not None:
             raise self.failure
         return seen
 
     def answer(self) -> None:
-        self.asked.pop(0)[1].set()
+        self.looks.pop(0)[1].set()
 
 
 def cache(database: Database, **bounds: int) -> KeyCache:
@@ -121,10 +121,10 @@ def cache(database: Database, **bounds: int) -> KeyCache:
 
 async def test_a_look_that_a_commit_overtakes_is_told_and_not_kept(nursery: trio.Nursery) -> None:
     database = Database(mapping("old"))
-    keys, told = cache(database), []
+    keys, mappings = cache(database), []
 
     async def ask() -> None:
-        told.append((await keys.look_up("k")).mapping)
+        mappings.append((await keys.look_up("k")).mapping)
 
     nursery.start_soon(ask)
     await trio.testing.wait_all_tasks_blocked()
@@ -133,14 +133,14 @@ async def test_a_look_that_a_commit_overtakes_is_told_and_not_kept(nursery: trio
     # Whoever asks from now on has to see the change, although the old look is still under way.
     nursery.start_soon(ask)
     await trio.testing.wait_all_tasks_blocked()
-    assert len(database.asked) == 2
+    assert len(database.looks) == 2
     database.answer()
     await trio.testing.wait_all_tasks_blocked()
-    assert told == [mapping("old")]
+    assert mappings == [mapping("old")]
     assert keys.known("k") is None
     database.answer()
     await trio.testing.wait_all_tasks_blocked()
-    assert told[1:] == [mapping("new", 1)]
+    assert mappings[1:] == [mapping("new", 1)]
     known = keys.known("k")
     assert known is not None
     assert known.mapping == mapping("new", 1)
@@ -155,7 +155,7 @@ async def test_a_late_old_answer_does_not_replace_a_newer_one(nursery: trio.Nurs
     keys.changed(KeyChanged("k"))
     nursery.start_soon(keys.look_up, "k")
     await trio.testing.wait_all_tasks_blocked()
-    old = database.asked.pop(0)
+    old = database.looks.pop(0)
     database.answer()
     await trio.testing.wait_all_tasks_blocked()
     old[1].set()
@@ -176,30 +176,30 @@ async def test_a_change_of_another_key_disturbs_no_look(nursery: trio.Nursery) -
     assert keys.known("k") is not None
 
 
-async def test_a_crowd_asks_once(nursery: trio.Nursery) -> None:
+async def test_many_who_ask_together_ask_once(nursery: trio.Nursery) -> None:
     database = Database(mapping("a"))
-    keys, told = cache(database), []
+    keys, mappings = cache(database), []
 
     async def ask() -> None:
-        told.append((await keys.look_up("k")).mapping)
+        mappings.append((await keys.look_up("k")).mapping)
 
     for _ in range(1000):
         nursery.start_soon(ask)
     await trio.testing.wait_all_tasks_blocked()
-    assert len(database.asked) == 1
+    assert len(database.looks) == 1
     database.answer()
     await trio.testing.wait_all_tasks_blocked()
-    assert told == [mapping("a")] * 1000
+    assert mappings == [mapping("a")] * 1000
 
 
 async def test_when_the_one_who_asks_goes_away_another_takes_over(nursery: trio.Nursery) -> None:
     database = Database(mapping("a"))
-    keys, told = cache(database), []
+    keys, mappings = cache(database), []
     first = trio.CancelScope()
 
     async def ask(scope: trio.CancelScope) -> None:
         with scope:
-            told.append((await keys.look_up("k")).mapping)
+            mappings.append((await keys.look_up("k")).mapping)
 
     nursery.start_soon(ask, first)
     await trio.testing.wait_all_tasks_blocked()
@@ -207,11 +207,11 @@ async def test_when_the_one_who_asks_goes_away_another_takes_over(nursery: trio.
     await trio.testing.wait_all_tasks_blocked()
     first.cancel()
     await trio.testing.wait_all_tasks_blocked()
-    assert told == []
-    assert len(database.asked) == 2
-    database.asked[1][1].set()
+    assert mappings == []
+    assert len(database.looks) == 2
+    database.looks[1][1].set()
     await trio.testing.wait_all_tasks_blocked()
-    assert told == [mapping("a")]
+    assert mappings == [mapping("a")]
 
 
 async def test_a_failure_is_told_and_not_remembered(nursery: trio.Nursery) -> None:

@@ -128,10 +128,10 @@ STEPS = st.one_of(
 )  # fmt: skip
 
 
-async def call(host: Host, what: str, *said: Any) -> Any:
+async def call(host: Host, what: str, *arguments: Any) -> Any:
     """Make a call; return what the model would."""
     try:
-        match what, *said:
+        match what, *arguments:
             case "upsert", name, target, hint, ttl_s:
                 request = wire.UpsertKeyMappingRequest(
                     key=name, artifact_id=target, replica_uuid=hint
@@ -178,20 +178,20 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
                     )
                 )
             targets: dict[tuple[str, int], str] = {}
-            for what, *said in steps:
+            for what, *arguments in steps:
                 if what == "pass":
-                    clock.jump(said[0])
-                    model.now_s += said[0]
+                    clock.jump(arguments[0])
+                    model.now_s += arguments[0]
                 elif what == "sweep":
                     await host.running.components.maintenance.run_pass()
                     model.sweep()
                 elif what == "restart":
-                    await (host.stop() if said[0] else host.kill())
+                    await (host.stop() if arguments[0] else host.kill())
                     await host.start()
                 else:
-                    assert await call(host, what, *said) == getattr(model, what)(*said), (
+                    assert await call(host, what, *arguments) == getattr(model, what)(*arguments), (
                         what,
-                        said,
+                        arguments,
                     )
                 for name, key in model.keys.items():
                     if model.key(name).target:

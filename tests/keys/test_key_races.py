@@ -100,13 +100,13 @@ async def test_one_of_many_revocations_finds_the_key() -> None:
 def _step(state: Any, call: Operation) -> Any:
     """The states in which a call may leave a key; a state is (artifact id or "", last number)."""
     now, last = state
-    what, *said = call.asked
+    what, *arguments = call.request
     if what == "resolve":
         expected = (now, last) if now else None
         return [state] if call.outcome == expected else []
     if what == "revoke":
         return [("", last)] if call.outcome == bool(now) else []
-    name, guard = said
+    name, guard = arguments
     if guard is not None and (not now or guard != last):
         return [state] if call.outcome == (ERROR, now, last if now else 0) else []
     number = last if name == now else last + 1
@@ -123,25 +123,25 @@ async def _client(store: Serving, rng: random.Random, calls: list[Operation]) ->
             began = trio.current_time()
             outcome: Any
             if choice < 0.5:
-                asked: Any = ("resolve",)
+                request: Any = ("resolve",)
                 answer = await catalog.ResolveKeyMapping(wire.ResolveKeyMappingRequest(key="k"))
                 outcome = (answer.artifact_id, answer.generation) if answer.status == OK else None
                 seen = answer.generation
             elif choice < 0.6:
-                asked = ("revoke",)
+                request = ("revoke",)
                 answer = await catalog.RevokeKeyMapping(wire.RevokeKeyMappingRequest(key="k"))
                 outcome = answer.status == OK
             else:
                 name = rng.choice("abc")
                 guard = seen if rng.random() < 0.6 else None
-                asked = ("swap", name, guard)
+                request = ("swap", name, guard)
                 answer = await catalog.SwapKeyMapping(
                     wire.SwapKeyMappingRequest(
                         key="k", new_artifact_id=name, expected_generation=guard
                     )
                 )
                 outcome = (answer.status, answer.artifact_id, answer.generation)
-            calls.append(Operation(began, trio.current_time(), asked, outcome))
+            calls.append(Operation(began, trio.current_time(), request, outcome))
 
 
 async def test_concurrent_swaps_resolves_and_revocations_are_linearizable() -> None:

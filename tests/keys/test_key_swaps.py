@@ -122,14 +122,14 @@ async def test_a_target_that_comes_back_gets_a_new_generation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("configured", "told"), [("0s", 0), ("0.001s", 1), ("1s", 1), ("1.5s", 2), ("90s", 90)]
+    ("configured", "shown"), [("0s", 0), ("0.001s", 1), ("1s", 1), ("1.5s", 2), ("90s", 90)]
 )
-async def test_an_alias_is_cached_as_long_as_configured(configured: str, told: int) -> None:
+async def test_an_alias_is_cached_as_long_as_configured(configured: str, shown: int) -> None:
     config = configuration(worker_policy={"key_mapping": {"alias_cache_ttl": configured}})
     async with serving(config) as store:
         await ready(store, "a")
         await swap(store, artifact_id="a")
-        assert (await resolve(store)).cache_ttl_seconds == told
+        assert (await resolve(store)).cache_ttl_seconds == shown
 
 
 # Repeats that name themselves.

@@ -38,7 +38,7 @@ class Book:
         self.expiry = LeaseExpiry(self, self.clock, self.stalls, {KIND: kind})
         self.until: dict[int, int] = {}
         self.ended: list[tuple[int, int]] = []
-        self.asked = 0
+        self.writes = 0
         self.failures = 0
 
     def grant(self, key: int, seconds: float) -> None:
@@ -53,7 +53,7 @@ class Book:
         return operation(self, *args)
 
     def expire(self, _: Any, keys: list[int], wall_us: int, lease_now: Any) -> list[int]:
-        self.asked += 1
+        self.writes += 1
         if self.failures:
             self.failures -= 1
             raise Full("no space")
@@ -94,7 +94,7 @@ async def test_extending_costs_nothing_and_delays_the_end(
             await trio.sleep(3)
             book.extend(1, 9)
         assert book.ended == []
-        assert book.asked <= 15
+        assert book.writes <= 15
         await trio.sleep(8.9)
         assert book.ended == []
         await trio.sleep(0.2)
@@ -117,7 +117,7 @@ async def test_a_lease_that_ends_before_its_deadline_is_forgotten(
         book.grant(1, 5)
         book.expiry.ended(LeaseEnded(KIND, 1))
         await trio.sleep(10)
-        assert book.asked == 0
+        assert book.writes == 0
 
 
 async def test_none_is_lost_while_the_database_refuses(
@@ -216,8 +216,8 @@ async def test_expired_leases_are_told_in_the_log_and_their_rows_stay(
         await host.call(acquisition(shard, 1))
     await host.call(acquisition(3, 60))
     await trio.sleep(1.1)
-    (said,) = [r for r in caplog.records if r.getMessage() == "shard leases expired"]
-    assert said.fields == {"count": 2, "shards": f"{2**64 - 1} 1"}  # type: ignore[attr-defined]
+    (record,) = [r for r in caplog.records if r.getMessage() == "shard leases expired"]
+    assert record.fields == {"count": 2, "shards": f"{2**64 - 1} 1"}  # type: ignore[attr-defined]
     assert await host.rows("SELECT count(*) FROM shard_leases") == [(3,)]
     assert host.running.components.leases.pending(KIND) == 1
     assert "shard_home: 1" in repr(host.running.components.leases)

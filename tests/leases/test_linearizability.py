@@ -11,7 +11,7 @@ from linearizability import Operation, assert_linearizable, impossible_after, un
 
 def register(state: int, call: Operation) -> Iterator[int]:
     """One number that is written and read."""
-    kind, value = call.asked
+    kind, value = call.request
     if kind == "write":
         yield value
     elif call.may_have_failed or call.outcome == state:
@@ -89,12 +89,12 @@ def recorded(rng: random.Random, clients: int, calls: int) -> list[Operation]:
         free_at[client] = history[-1][2]
     answers: list[Operation] = []
     for number, (_, began, ended) in enumerate(sorted(history)):
-        asked: Any = rng.choice([("write", number + 1), ("read", None)])
-        if asked[0] == "write":
-            value = asked[1]
-        lost = asked[0] == "write" and rng.random() < 0.01
-        call = Operation(began, ended, asked, value, only_reads=asked[0] == "read")
-        answers.append(unknown(began, asked) if lost else call)
+        request: Any = rng.choice([("write", number + 1), ("read", None)])
+        if request[0] == "write":
+            value = request[1]
+        lost = request[0] == "write" and rng.random() < 0.01
+        call = Operation(began, ended, request, value, only_reads=request[0] == "read")
+        answers.append(unknown(began, request) if lost else call)
     return answers
 
 
@@ -105,15 +105,15 @@ def test_a_thousand_calls_of_eight_clients_are_judged_in_seconds() -> None:
     history = recorded(rng, 8, 1000)
     began = time.monotonic()
     assert_linearizable(history, 0, register)
-    reads = [n for n, call in enumerate(history) if call.asked[0] == "read" and n > 100]
+    reads = [n for n, call in enumerate(history) if call.request[0] == "read" and n > 100]
     spoilt = rng.choice(reads)
     call = history[spoilt]
-    history[spoilt] = Operation(call.began, call.ended, call.asked, -1)
+    history[spoilt] = Operation(call.began, call.ended, call.request, -1)
     assert impossible_after(history, 0, register) is not None
     assert time.monotonic() - began < 30
 
 
 def test_a_search_without_end_is_given_up() -> None:
-    crowd = [write(0, 1, n) for n in range(30)] + [read(2, 3, -1)]
+    concurrent = [write(0, 1, n) for n in range(30)] + [read(2, 3, -1)]
     with pytest.raises(RuntimeError, match="overlapping"):
-        impossible_after(crowd, 0, register, looks_max=10_000)
+        impossible_after(concurrent, 0, register, looks_max=10_000)

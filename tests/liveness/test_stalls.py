@@ -25,27 +25,27 @@ async def test_lateness_is_published_once_a_second(
 async def test_a_stall_is_told_to_everybody_who_holds_deadlines(
     nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
-    told: list[float] = []
+    delays: list[float] = []
     stalls = StallDetector()
-    stalls.subscribe(told.append)
+    stalls.subscribe(delays.append)
     nursery.start_soon(stalls.run)
     await trio.testing.wait_all_tasks_blocked()
     for _ in range(10):
         mock_clock.jump(0.25)
         await trio.testing.wait_all_tasks_blocked()
-    assert told == []
+    assert delays == []
     mock_clock.jump(40)
     await trio.testing.wait_all_tasks_blocked()
-    assert told == pytest.approx([39.75])
+    assert delays == pytest.approx([39.75])
 
 
 async def test_whoever_asks_first_after_a_stall_is_told_of_it(
     mock_clock: trio.testing.MockClock,
 ) -> None:
-    told: list[float] = []
+    delays: list[float] = []
     stalls = StallDetector()
-    stalls.subscribe(told.append)
+    stalls.subscribe(delays.append)
     mock_clock.jump(10)
     assert stalls.check()
-    assert told == pytest.approx([9.75])
+    assert delays == pytest.approx([9.75])
     assert not stalls.check()

@@ -22,15 +22,15 @@ class Task:
 
 
 async def supervised(task: Task, seconds: float) -> list[str]:
-    said: list[str] = []
+    reports: list[str] = []
     with trio.move_on_after(seconds):
         await keep_running(
             "reaper",
             task.run,
-            lambda name, reason: said.append(f"{name}: {reason}"),
-            lambda name: said.append(f"{name} is well"),
+            lambda name, reason: reports.append(f"{name}: {reason}"),
+            lambda name: reports.append(f"{name} is well"),
         )
-    return said
+    return reports
 
 
 async def test_one_failure_is_put_right_without_a_word(
@@ -44,8 +44,8 @@ async def test_one_failure_is_put_right_without_a_word(
 async def test_a_task_that_keeps_failing_is_reported_until_it_ran_for_a_minute(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    said = await supervised(Task(failures=3), 100)
-    assert said == ["reaper: reaper keeps failing: out of order"] * 2 + ["reaper is well"]
+    reports = await supervised(Task(failures=3), 100)
+    assert reports == ["reaper: reaper keeps failing: out of order"] * 2 + ["reaper is well"]
 
 
 async def test_pauses_grow_and_have_a_bound(autojump_clock: trio.testing.MockClock) -> None:

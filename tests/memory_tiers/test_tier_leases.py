@@ -142,19 +142,19 @@ async def test_an_acknowledgement_moves_a_lease(
 ) -> None:
     async with serving() as store:
         lease = await in_state(store, state, ledger_version=1, request_id="first")
-        said = {
+        fields = {
             "chunk_ids": [8, 4],
             "chunk_range": wire.ChunkRange(start=4, count=5),
             "ledger_version": 6,
             "bytes": LAST,
             "ack_epoch_ns": LAST,
         }
-        answer = await acknowledge(store, lease, action, node_id="n1", request_id="ack", **said)
+        answer = await acknowledge(store, lease, action, node_id="n1", request_id="ack", **fields)
         expected = wire.MemoryTierLease()
         expected.CopyFrom(lease)
         if recorded:
             del expected.chunk_ids[:]
-            expected.MergeFrom(wire.MemoryTierLease(**said))
+            expected.MergeFrom(wire.MemoryTierLease(**fields))
         expected.state = after  # type: ignore[assignment]
         assert answer == expected
         assert answer.request_id == "first"

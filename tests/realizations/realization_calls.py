@@ -38,31 +38,31 @@ def on(**policy: Any) -> GlobalStoreConfig:
 EXPLICIT = "GROUP_PUBLISH_AUTHORITY_MODE_COORDINATOR_EXPLICIT"
 
 
-def selection(artifact_id: str = "aid-shared", **said: Any) -> Any:
-    return common.ArtifactSelection(artifact_id=artifact_id, **said)
+def selection(artifact_id: str = "aid-shared", **fields: Any) -> Any:
+    return common.ArtifactSelection(artifact_id=artifact_id, **fields)
 
 
-def part(part_id: str, chosen: Any = None, space: Any = None, **said: Any) -> Any:
-    made = wire.GroupVersionSetPart(part_id=part_id, **said)
+def part(part_id: str, chosen: Any = None, space: Any = None, **fields: Any) -> Any:
+    made = wire.GroupVersionSetPart(part_id=part_id, **fields)
     made.selection.CopyFrom(selection() if chosen is None else chosen)
     if space is not None:
         made.requested_byte_space.CopyFrom(space)
     return made
 
 
-async def register(store: Serving, *parts: Any, kind: int = SAME, **said: Any) -> Any:
+async def register(store: Serving, *parts: Any, kind: int = SAME, **fields: Any) -> Any:
     given = [part(each) if isinstance(each, str) else each for each in parts]
     return await store.catalog.RegisterGroupVersionSet(
-        wire.RegisterGroupVersionSetRequest(realization_kind=kind, parts=given, **said)
+        wire.RegisterGroupVersionSetRequest(realization_kind=kind, parts=given, **fields)
     )
 
 
-def by_key(key: str = "k", **said: Any) -> Any:
-    return wire.VersionReference(key_reference=wire.KeyVersionReference(key=key, **said))
+def by_key(key: str = "k", **fields: Any) -> Any:
+    return wire.VersionReference(key_reference=wire.KeyVersionReference(key=key, **fields))
 
 
-def by_set(version_set_id: str, **said: Any) -> Any:
-    reference = wire.GroupVersionSetRef(version_set_id=version_set_id, **said)
+def by_set(version_set_id: str, **fields: Any) -> Any:
+    reference = wire.GroupVersionSetRef(version_set_id=version_set_id, **fields)
     return wire.VersionReference(explicit_version_set=reference)
 
 
@@ -70,7 +70,7 @@ def by_selection(chosen: Any = None) -> Any:
     return wire.VersionReference(explicit_selection=selection() if chosen is None else chosen)
 
 
-def joining(part_id: str = "0", version: Any = None, parts: Any = "01", **said: Any) -> Any:
+def joining(part_id: str = "0", version: Any = None, parts: Any = "01", **fields: Any) -> Any:
     """A request to begin or join; what concerns the context may be given by its own names."""
     context = {
         "group_kind": "tp_serving",
@@ -80,40 +80,40 @@ def joining(part_id: str = "0", version: Any = None, parts: Any = "01", **said: 
         "required_part_ids": list(parts),
         "total_parts": len(set(parts)),
     }
-    context |= {name: said.pop(name) for name in list(said) if name in context}
+    context |= {name: fields.pop(name) for name in list(fields) if name in context}
     return wire.BeginOrJoinGroupRealizationRequest(
         version=by_selection() if version is None else version,
         context=wire.GroupRealizationContext(**context),
-        **said,
+        **fields,
     )
 
 
-async def join(store: Serving, *positional: Any, **said: Any) -> Any:
-    return await store.catalog.BeginOrJoinGroupRealization(joining(*positional, **said))
+async def join(store: Serving, *positional: Any, **fields: Any) -> Any:
+    return await store.catalog.BeginOrJoinGroupRealization(joining(*positional, **fields))
 
 
 STAGED = {"binding_id": "b1", "binding_value_id": "v1", "staging_token": "t1", "staging_epoch": 1}
 
 
-def reporting(transaction_id: str, part_id: str = "0", **said: Any) -> Any:
-    staged = STAGED | said.pop("staged", {})
+def reporting(transaction_id: str, part_id: str = "0", **fields: Any) -> Any:
+    staged = STAGED | fields.pop("staged", {})
     return wire.ReportGroupRealizationPreparedRequest(
         transaction_id=transaction_id,
         part_id=part_id,
         staged_value=wire.StagedBindingValueRef(**staged),
-        **said,
+        **fields,
     )
 
 
-async def report(store: Serving, transaction_id: str, part_id: str = "0", **said: Any) -> Any:
+async def report(store: Serving, transaction_id: str, part_id: str = "0", **fields: Any) -> Any:
     return await store.catalog.ReportGroupRealizationPrepared(
-        reporting(transaction_id, part_id, **said)
+        reporting(transaction_id, part_id, **fields)
     )
 
 
-async def publish(store: Serving, transaction_id: str, **said: Any) -> Any:
+async def publish(store: Serving, transaction_id: str, **fields: Any) -> Any:
     return await store.catalog.PublishGroupRealization(
-        wire.PublishGroupRealizationRequest(transaction_id=transaction_id, **said)
+        wire.PublishGroupRealizationRequest(transaction_id=transaction_id, **fields)
     )
 
 
@@ -128,9 +128,9 @@ async def wait(store: Serving, transaction_id: str, wait_s: float | None = None)
     return answer.status, answer.state
 
 
-async def abort(store: Serving, transaction_id: str, **said: Any) -> Any:
+async def abort(store: Serving, transaction_id: str, **fields: Any) -> Any:
     return await store.catalog.AbortGroupRealization(
-        wire.AbortGroupRealizationRequest(transaction_id=transaction_id, **said)
+        wire.AbortGroupRealizationRequest(transaction_id=transaction_id, **fields)
     )
 
 
@@ -140,15 +140,15 @@ async def show(store: Serving, transaction_id: str) -> Any:
     )
 
 
-async def begun(store: Serving, parts: str = "01", **said: Any) -> str:
+async def begun(store: Serving, parts: str = "01", **fields: Any) -> str:
     """Begin and let every part join; return the transaction id."""
     for each in parts:
-        answer = await join(store, each, parts=parts, **said)
+        answer = await join(store, each, parts=parts, **fields)
     return str(answer.transaction_id)
 
 
-async def published(store: Serving, parts: str = "01", **said: Any) -> str:
-    transaction_id = await begun(store, parts, **said)
+async def published(store: Serving, parts: str = "01", **fields: Any) -> str:
+    transaction_id = await begun(store, parts, **fields)
     for each in parts:
         await report(store, transaction_id, each)
     return transaction_id

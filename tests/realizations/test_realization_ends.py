@@ -64,7 +64,7 @@ class Waiting:
     def __init__(self, store: Serving, nursery: trio.Nursery) -> None:
         self._store = store
         self._nursery = nursery
-        self.told: list[tuple[int, int]] = []
+        self.outcomes: list[tuple[int, int]] = []
 
     async def start(self, transaction_id: str, wait_s: float, count: int = 1) -> None:
         """Begin to wait, and return when all of the calls are parked."""
@@ -78,7 +78,7 @@ class Waiting:
 
     async def _wait(self, transaction_id: str, wait_s: float) -> None:
         try:
-            self.told.append(await wait(self._store, transaction_id, wait_s))
+            self.outcomes.append(await wait(self._store, transaction_id, wait_s))
         except anyio.EndOfStream:
             """The test is over, and its connection with it."""
 
@@ -133,10 +133,10 @@ async def test_publication_wakes_whoever_waits(
         await waiting.start(transaction_id, 10, count=3)
         assert sample(store, "active_waiters") == 3
         await report(store, transaction_id)
-        assert waiting.told == []
+        assert waiting.outcomes == []
         await report(store, transaction_id, "1")
-        await eventually(lambda: len(waiting.told) == 3)
-        assert waiting.told == [(OK, PUBLISHED)] * 3
+        await eventually(lambda: len(waiting.outcomes) == 3)
+        assert waiting.outcomes == [(OK, PUBLISHED)] * 3
         assert len(store.components.realization_waiters) == 0
         assert sample(store, "active_waiters") == 0
         assert sample(store, "waiter_polls_total", result="published") == 3
@@ -148,8 +148,8 @@ async def test_an_abortion_wakes_whoever_waits(nursery: trio.Nursery) -> None:
         waiting = Waiting(store, nursery)
         await waiting.start(transaction_id, 10)
         await abort(store, transaction_id)
-        await eventually(lambda: waiting.told)
-        assert waiting.told == [(ERROR, ABORTED)]
+        await eventually(lambda: waiting.outcomes)
+        assert waiting.outcomes == [(ERROR, ABORTED)]
 
 
 async def test_a_stale_source_wakes_whoever_waits(nursery: trio.Nursery) -> None:
@@ -159,8 +159,8 @@ async def test_a_stale_source_wakes_whoever_waits(nursery: trio.Nursery) -> None
         await waiting.start(transaction_id, 10)
         async with refused(StatusCode.ALREADY_EXISTS):
             await report(store, transaction_id, source_replica_id="gone")
-        await eventually(lambda: waiting.told)
-        assert waiting.told == [(ERROR, ABORTED)]
+        await eventually(lambda: waiting.outcomes)
+        assert waiting.outcomes == [(ERROR, ABORTED)]
 
 
 async def test_a_waiter_is_told_the_state_at_its_own_deadline(
@@ -173,8 +173,8 @@ async def test_a_waiter_is_told_the_state_at_its_own_deadline(
         for part_id in "01":
             await report(store, transaction_id, part_id)
         mock_clock.jump(5)
-        await eventually(lambda: waiting.told)
-        assert waiting.told == [(TIMED_OUT, READY)]
+        await eventually(lambda: waiting.outcomes)
+        assert waiting.outcomes == [(TIMED_OUT, READY)]
         assert sample(store, "waiter_polls_total", result="timed_out") == 2, "it, and a poll before"
 
 
@@ -187,10 +187,10 @@ async def test_a_waiter_wakes_at_the_deadline_of_the_realization_if_its_own_is_l
         await waiting.start(transaction_id, 1000)
         mock_clock.jump(29.9)
         await trio.testing.wait_all_tasks_blocked()
-        assert waiting.told == []
+        assert waiting.outcomes == []
         mock_clock.jump(0.11)
-        await eventually(lambda: waiting.told)
-        assert waiting.told == [(ERROR, EXPIRED)]
+        await eventually(lambda: waiting.outcomes)
+        assert waiting.outcomes == [(ERROR, EXPIRED)]
         assert sample(store, "cleanup_total", operation="expire", result="ok") == 1
 
 
@@ -208,7 +208,7 @@ async def test_the_waiters_of_one_realization_are_bounded_and_others_are_free(
         await waiting.start(second, 100)
         for part_id in "01":
             await report(store, first, part_id)
-        await eventually(lambda: len(waiting.told) == 2)
+        await eventually(lambda: len(waiting.outcomes) == 2)
         await wait(store, first, 100)
         nursery.cancel_scope.cancel()
 
@@ -228,7 +228,7 @@ async def test_who_goes_away_leaves_room_at_once(nursery: trio.Nursery) -> None:
         await Waiting(store, nursery).start(transaction_id, 100)
 
 
-async def test_a_crowd_of_waiters_takes_no_slot_from_the_reports(nursery: trio.Nursery) -> None:
+async def test_many_waiters_take_no_slot_from_the_reports(nursery: trio.Nursery) -> None:
     config = configuration(
         server={"max_workers": 2}, worker_policy={"group_realization": {"enabled": True}}
     )
@@ -238,8 +238,8 @@ async def test_a_crowd_of_waiters_takes_no_slot_from_the_reports(nursery: trio.N
         await waiting.start(transaction_id, 1000, count=200)
         for part_id in "01":
             await report(store, transaction_id, part_id)
-        await eventually(lambda: len(waiting.told) == 200)
-        assert set(waiting.told) == {(OK, PUBLISHED)}
+        await eventually(lambda: len(waiting.outcomes) == 200)
+        assert set(waiting.outcomes) == {(OK, PUBLISHED)}
 
 
 async def test_a_drain_ends_waiting_at_once(

@@ -84,15 +84,15 @@ BAD: dict[str, tuple[dict[str, Any], StatusCode, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("said", "code", "fragment"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("fields", "code", "fragment"), BAD.values(), ids=BAD)
 async def test_a_bad_beginning_is_refused_and_creates_nothing(
-    said: dict[str, Any], code: StatusCode, fragment: str
+    fields: dict[str, Any], code: StatusCode, fragment: str
 ) -> None:
     async with serving(on(max_total_parts=8)) as store:
         await ready(store, "a")
         await upsert(store)
         async with refused(code, fragment):
-            await join(store, **said)
+            await join(store, **fields)
         for table in ("group_transactions", "group_members", "version_sets", "selections"):
             assert await store.read(f"SELECT count(*) FROM {table}") == [(0,)]
         assert await store.read("SELECT selection_hash FROM key_generations") == [(b"",)]
@@ -278,9 +278,9 @@ OTHERS: dict[str, tuple[dict[str, Any], StatusCode, str]] = {
 
 
 @pytest.mark.parametrize("is_published", [False, True])
-@pytest.mark.parametrize(("said", "code", "fragment"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(("fields", "code", "fragment"), OTHERS.values(), ids=OTHERS)
 async def test_who_means_something_else_is_told_so(
-    said: dict[str, Any], code: StatusCode, fragment: str, is_published: bool
+    fields: dict[str, Any], code: StatusCode, fragment: str, is_published: bool
 ) -> None:
     async with serving(on()) as store:
         await ready(store, "aid-shared")
@@ -293,7 +293,7 @@ async def test_who_means_something_else_is_told_so(
                 await report(store, first.transaction_id, part_id)
         before = await show(store, first.transaction_id)
         async with refused(code, fragment):
-            await join(store, **({"version": by_key()} | said))
+            await join(store, **({"version": by_key()} | fields))
         assert await show(store, first.transaction_id) == before
         again = await join(store, version=by_key(), **who)
         assert again.state == (PUBLISHED if is_published else PREPARING)

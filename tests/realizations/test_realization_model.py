@@ -1,4 +1,4 @@
-"""Any sequence of calls, clocks and restarts leaves of groups what the contract says."""
+"""Any sequence of calls, clocks and restarts leaves of realizations what the contract says."""
 
 import json
 import logging
@@ -35,10 +35,6 @@ class Member:
     session: str = ""
     value: str | None = None
     source: str = ""
-
-    @property
-    def told(self) -> tuple[str, str, str, str | None]:
-        return self.daemon, self.session, self.source, self.value
 
 
 @attrs.define
@@ -101,10 +97,10 @@ class Model:
         member = slot.members[part]
         if member.daemon and daemon and member.daemon != daemon:
             return EXISTS
-        said = f"{daemon} {value}"
+        arguments = f"{daemon} {value}"
         if member.value is not None:
-            return slot.state if (member.value, member.source) == (said, source) else EXISTS
-        member.value, member.source, member.daemon = said, source, daemon or member.daemon
+            return slot.state if (member.value, member.source) == (arguments, source) else EXISTS
+        member.value, member.source, member.daemon = arguments, source, daemon or member.daemon
         if [part for part in PARTS if part in slot.members and slot.members[part].value] != list(
             PARTS
         ):
@@ -202,10 +198,10 @@ def transaction_id(epoch: int, version: str) -> str:
     return f"grt_{fingerprint.hex()}"
 
 
-async def call(host: Host, id_: str, what: str, epoch: int, *said: Any) -> Any:
+async def call(host: Host, id_: str, what: str, epoch: int, *arguments: Any) -> Any:
     """Make a call; return what the model would."""
     try:
-        match what, *said:
+        match what, *arguments:
             case "join", part, version, daemon, session:
                 chosen = wire.VersionReference()
                 chosen.explicit_selection.artifact_id = version
@@ -263,29 +259,32 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
             policy = {"group_realization": {"enabled": True}, "cleanup_interval": "100000000s"}
             host = Host(folder, nursery, worker_policy=policy)
             await host.start()
-            for what, *said in steps:
+            for what, *arguments in steps:
                 for epoch in model.slots:
                     model.slot(epoch)
                 if what == "pass":
                     # What is due already ends now, not after the jump.
                     await trio.sleep(MOMENT_S)
-                    clock.jump(said[0] - MOMENT_S)
-                    model.now_s += said[0]
+                    clock.jump(arguments[0] - MOMENT_S)
+                    model.now_s += arguments[0]
                 elif what == "sweep":
                     await host.running.components.maintenance.run_pass()
                     model.sweep()
                 elif what == "restart":
-                    await (host.stop() if said[0] else host.kill())
+                    await (host.stop() if arguments[0] else host.kill())
                     await host.start()
                 else:
-                    slot = model.slots.get(said[0])
-                    id_ = transaction_id(said[0], "a" if slot is None else slot.version)
-                    told, expected = await call(host, id_, what, *said), getattr(model, what)(*said)
-                    assert told == expected, (what, said)
-                    slot = model.slots.get(said[0])
+                    slot = model.slots.get(arguments[0])
+                    id_ = transaction_id(arguments[0], "a" if slot is None else slot.version)
+                    outcome, expected = (
+                        await call(host, id_, what, *arguments),
+                        getattr(model, what)(*arguments),
+                    )
+                    assert outcome == expected, (what, arguments)
+                    slot = model.slots.get(arguments[0])
                     if slot is not None:
-                        id_ = transaction_id(said[0], slot.version)
-                        assert await seen(host, id_) == model.show(said[0]), (what, said)
+                        id_ = transaction_id(arguments[0], slot.version)
+                        assert await seen(host, id_) == model.show(arguments[0]), (what, arguments)
             used = await host.rows("SELECT epoch, count(*) FROM group_transactions GROUP BY epoch")
             assert used == [(epoch, 1) for epoch in sorted(model.slots)]
             nursery.cancel_scope.cancel()
@@ -297,7 +296,7 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=st.lists(STEPS, min_size=8, max_size=40))
-def test_any_history_of_groups(steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_history_of_realizations(steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "disabled", True)
     clock = trio.testing.MockClock(autojump_threshold=0)
     trio.run(run, steps, clock, clock=clock)

@@ -90,7 +90,7 @@ async def test_one_of_many_daemons_gets_a_part() -> None:
         assert member.daemon_id == daemons[outcomes.index(answers[0])]
 
 
-async def test_exactly_one_report_of_many_completes_the_group() -> None:
+async def test_exactly_one_report_of_many_completes_the_realization() -> None:
     parts = [f"{number:02}" for number in range(CLIENTS)]
     async with serving(on(), runner=Runner.THREADS) as store:
         outcomes = await at_once(lambda each=each: join(store, each, parts=parts) for each in parts)
@@ -187,7 +187,7 @@ class Passes(trio.abc.Instrument):
 async def test_a_publication_wakes_a_thousand_waiters_in_one_pass_and_without_the_database() -> (
     None
 ):
-    async with serving(on(), runner=Runner.THREADS) as store:
+    async with serving(on()) as store:
         transaction_id = await begun(store)
         fingerprint = bytes.fromhex(transaction_id.removeprefix("grt_"))
         waiters, woken = store.components.realization_waiters, []

@@ -77,15 +77,15 @@ BAD: dict[str, tuple[dict[str, Any], StatusCode, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("said", "code", "fragment"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("fields", "code", "fragment"), BAD.values(), ids=BAD)
 async def test_a_bad_report_is_refused_and_changes_nothing(
-    said: dict[str, Any], code: StatusCode, fragment: str
+    fields: dict[str, Any], code: StatusCode, fragment: str
 ) -> None:
     async with serving(on()) as store:
         transaction_id = (await join(store, **WHO)).transaction_id
         before = await show(store, transaction_id)
         async with refused(code, fragment):
-            await report(store, **({"transaction_id": transaction_id} | said))
+            await report(store, **({"transaction_id": transaction_id} | fields))
         assert await show(store, transaction_id) == before
 
 
@@ -132,9 +132,9 @@ async def test_the_report_of_the_contract_has_the_fingerprint_of_the_contract(
 ) -> None:
     async with serving(on()) as store:
         transaction_id = await begun(store)
-        said = {"worker_id": "w1"} if staged else WHO
+        fields = {"worker_id": "w1"} if staged else WHO
         answer = await report(
-            store, transaction_id, staged=staged, member_fingerprint=MEMBER, **said
+            store, transaction_id, staged=staged, member_fingerprint=MEMBER, **fields
         )
         assert answer.member_fingerprint == MEMBER
 
@@ -171,20 +171,20 @@ async def test_the_same_report_again_is_fine_and_another_one_is_not(
     change: dict[str, Any], stage: str
 ) -> None:
     mode = {"publish_authority_mode": EXPLICIT} if stage == "ready" else {}
-    said = {"expected_previous_seal_generation": 4, "prepared_value_hash": b"hash"}
+    fields = {"expected_previous_seal_generation": 4, "prepared_value_hash": b"hash"}
     async with serving(on(**mode)) as store:
         transaction_id = await begun(store)
-        first = await report(store, transaction_id, **said)
+        first = await report(store, transaction_id, **fields)
         if stage != "preparing":
             await report(store, transaction_id, "1")
         before = await show(store, transaction_id)
-        again = await report(store, transaction_id, **said)
+        again = await report(store, transaction_id, **fields)
         assert again.member_fingerprint == first.member_fingerprint
         assert again.state == {"preparing": PREPARING, "ready": READY}.get(stage, PUBLISHED)
         published_now = stage == "published"
         assert again.member_state == (MEMBER_PUBLISHED if published_now else PREPARED)
         async with refused(EXISTS, "part '0' has reported"):
-            await report(store, transaction_id, **(said | change))
+            await report(store, transaction_id, **(fields | change))
         assert await show(store, transaction_id) == before
 
 
@@ -378,14 +378,14 @@ STALE: dict[str, tuple[Any, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("happens", "said", "reason"), STALE.values(), ids=STALE)
+@pytest.mark.parametrize(("happens", "fields", "reason"), STALE.values(), ids=STALE)
 async def test_a_stale_source_aborts_the_realization_for_good(
-    happens: Any, said: dict[str, Any], reason: str
+    happens: Any, fields: dict[str, Any], reason: str
 ) -> None:
     async with serving(on()) as store:
         replica_id = await source(store)
         transaction_id = await begun(store)
-        reported = {"source_replica_id": replica_id, "source_export_generation": 3} | said
+        reported = {"source_replica_id": replica_id, "source_export_generation": 3} | fields
         await report(store, transaction_id, **reported)
         await happens(store, replica_id)
         async with refused(EXISTS, "source_visibility_stale", reason):

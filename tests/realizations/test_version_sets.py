@@ -115,13 +115,13 @@ BAD: dict[str, tuple[Any, dict[str, Any], StatusCode, str]] = {
 }
 
 
-@pytest.mark.parametrize(("parts", "said", "code", "fragment"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("parts", "fields", "code", "fragment"), BAD.values(), ids=BAD)
 async def test_a_bad_set_is_refused_and_nothing_is_stored(
-    parts: Any, said: dict[str, Any], code: StatusCode, fragment: str
+    parts: Any, fields: dict[str, Any], code: StatusCode, fragment: str
 ) -> None:
     async with serving(on()) as store:
         async with refused(code, fragment):
-            await register(store, *parts, **said)
+            await register(store, *parts, **fields)
         for table in ("version_sets", "version_set_parts", "selections"):
             assert await store.read(f"SELECT count(*) FROM {table}") == [(0,)]
 

@@ -316,7 +316,7 @@ async def test_an_entry_that_says_nothing_of_availability_keeps_a_hidden_replica
 
 
 @pytest.mark.parametrize(
-    ("said", "state", "keys"),
+    ("fields", "state", "keys"),
     [
         ({"transport": transport()}, "EXPORTABLE", [KEY]),
         ({"transport": transport("DRAINING")}, "DRAINING", [KEY]),
@@ -334,13 +334,13 @@ async def test_an_entry_that_says_nothing_of_availability_keeps_a_hidden_replica
     ],
 )
 async def test_transfer_metadata_is_normalised_and_never_refused(
-    said: dict, state: str, keys: list[str]
+    fields: dict, state: str, keys: list[str]
 ) -> None:
     async with serving() as store:
         daemon = await reconciler(store)
-        assert (await daemon.send(entry("new", **said))).result_kind == APPLIED
-        await daemon.send(entry("new", **said), entry("known"))
-        await daemon.send(entry("new", **said), entry("known", **said))
+        assert (await daemon.send(entry("new", **fields))).result_kind == APPLIED
+        await daemon.send(entry("new", **fields), entry("known"))
+        await daemon.send(entry("new", **fields), entry("known", **fields))
         for listed in await store.replicas():
             assert (
                 common.ReplicaTransportMetadata.ExportState.Name(listed.transport.export_state)
@@ -348,7 +348,7 @@ async def test_transfer_metadata_is_normalised_and_never_refused(
             )
             assert list(listed.remote_memory_keys) == list(listed.transport.remote_memory_keys)
             assert list(listed.remote_memory_keys) == keys
-        again = await daemon.send(entry("new", **said), entry("known", **said))
+        again = await daemon.send(entry("new", **fields), entry("known", **fields))
         assert again.result_kind == NOOP
 
 

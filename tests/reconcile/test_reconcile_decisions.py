@@ -263,20 +263,20 @@ async def test_an_empty_snapshot_that_the_heartbeat_contradicts_removes_nothing(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "fields",
     [
         {"state_checksum": ""},
         {"state_checksum": "0" * 16},
         {"accepting_new_requests": False, "state_checksum": "same"},
     ],
 )
-async def test_a_heartbeat_that_does_not_affirm_contradicts_nothing(said: dict) -> None:
+async def test_a_heartbeat_that_does_not_affirm_contradicts_nothing(fields: dict) -> None:
     async with serving() as store:
         daemon = await reconciler(store)
         applied = await daemon.send(entry())
-        if said["state_checksum"] == "same":
-            said = said | {"state_checksum": applied.new_state_checksum}
-        await store.beat(daemon.worker_id, state_version=2, **said)
+        if fields["state_checksum"] == "same":
+            fields = fields | {"state_checksum": applied.new_state_checksum}
+        await store.beat(daemon.worker_id, state_version=2, **fields)
         assert (await daemon.send()).result_kind == APPLIED
 
 

@@ -25,8 +25,8 @@ from globalstore.rules.checksums import EMPTY, Entry, of_replicas
 OK = wire.STATUS_OK
 
 
-async def needs_sync(daemon: Reconciler, version: int, **said: object) -> bool:
-    answer = await daemon.store.beat(daemon.worker_id, state_version=version, **said)
+async def needs_sync(daemon: Reconciler, version: int, **fields: object) -> bool:
+    answer = await daemon.store.beat(daemon.worker_id, state_version=version, **fields)
     assert answer.status == OK
     return bool(answer.state_sync_required)
 

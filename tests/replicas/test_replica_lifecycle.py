@@ -184,8 +184,8 @@ async def test_a_replica_that_is_marked_gets_no_new_transport_and_keeps_those_it
 async def test_marking_what_is_not_there_updates_nothing(which: str) -> None:
     async with serving() as store:
         _, replica_id = await one_replica(store)
-        asked = (UNKNOWN, "") if which == "unknown" else (replica_id, "other")
-        answer = await mark(store, *asked)
+        arguments = (UNKNOWN, "") if which == "unknown" else (replica_id, "other")
+        answer = await mark(store, *arguments)
         assert (answer.status, answer.updated) == (wire.STATUS_NOT_FOUND, False)
         assert await store.counts("model") == [(1, 1)]
 

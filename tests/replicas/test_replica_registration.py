@@ -184,7 +184,7 @@ async def test_without_a_view_the_bytes_are_the_canonical_ones(given: Any) -> No
 async def test_everything_a_replica_says_of_itself_comes_back() -> None:
     now_us = 1_700_000_000_500_000
     async with serving(wall=lambda: now_us) as store:
-        said = memory_info(
+        described = memory_info(
             memory_type=common.MEMORY_TYPE_GPU,
             device_id=3,
             is_memory_replica=True,
@@ -193,12 +193,12 @@ async def test_everything_a_replica_says_of_itself_comes_back() -> None:
             verification_json=' {"a": "ü"} ',
             expires_at={"seconds": 1_800_000_000, "nanos": 250_000_999},
         )
-        await store.replica("w", mem_info=said)
+        await store.replica("w", mem_info=described)
         (shown,) = await store.replicas()
-        said.byte_space.kind = CANONICAL
-        said.expires_at.nanos = 250_000_000
-        said.creation_ts.FromMicroseconds(now_us)
-        said.transport.CopyFrom(
+        described.byte_space.kind = CANONICAL
+        described.expires_at.nanos = 250_000_000
+        described.creation_ts.FromMicroseconds(now_us)
+        described.transport.CopyFrom(
             common.ReplicaTransportMetadata(
                 export_state=common.ReplicaTransportMetadata.EXPORT_STATE_EXPORTABLE,
                 remote_memory_keys=[KEY],
@@ -206,7 +206,7 @@ async def test_everything_a_replica_says_of_itself_comes_back() -> None:
                 verification_json=' {"a": "ü"} ',
             )
         )
-        assert shown == said
+        assert shown == described
 
 
 @pytest.mark.parametrize(

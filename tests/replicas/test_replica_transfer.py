@@ -24,7 +24,7 @@ def metadata(state: int, generation: int = 0, **fields: Any) -> Any:
     return Metadata(export_state=state, export_generation=generation, **fields)
 
 
-def said(transport: Any = None, **direct: Any) -> Any:
+def reported(transport: Any = None, **direct: Any) -> Any:
     info = memory_info(**(NOTHING | direct))
     if transport is not None:
         info.transport.CopyFrom(transport)
@@ -85,7 +85,7 @@ async def test_the_submessage_is_normalised_and_wins_over_the_direct_fields(
 ) -> None:
     async with serving() as store:
         worker = await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said(given, **DIRECT))
+        await store.replica(worker.worker_id, mem_info=reported(given, **DIRECT))
         assert await shown(store) == kept
         assert await is_source(store) == source
 
@@ -93,8 +93,8 @@ async def test_the_submessage_is_normalised_and_wins_over_the_direct_fields(
 async def test_consistent_direct_fields_are_exportable_at_generation_zero() -> None:
     async with serving() as store:
         worker = await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said(metadata(EXPORTABLE, 7)))
-        await store.replica(worker.worker_id, mem_info=said(**DIRECT))
+        await store.replica(worker.worker_id, mem_info=reported(metadata(EXPORTABLE, 7)))
+        await store.replica(worker.worker_id, mem_info=reported(**DIRECT))
         assert await shown(store) == metadata(EXPORTABLE, 0, **DIRECT)
         assert await is_source(store)
 
@@ -102,7 +102,7 @@ async def test_consistent_direct_fields_are_exportable_at_generation_zero() -> N
 async def test_a_new_replica_that_says_nothing_is_presence_only_and_listed() -> None:
     async with serving() as store:
         worker = await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said(verification_json="{}"))
+        await store.replica(worker.worker_id, mem_info=reported(verification_json="{}"))
         assert await shown(store) == cleared(PRESENCE_ONLY)
         assert not await is_source(store)
         assert await store.counts("model") == [(1, 1)]
@@ -112,16 +112,16 @@ async def test_a_new_replica_that_says_nothing_is_presence_only_and_listed() -> 
 async def test_saying_nothing_again_keeps_what_is_known(state: int) -> None:
     async with serving() as store:
         worker = await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said(metadata(state, 7)))
-        await store.replica(worker.worker_id, mem_info=said())
+        await store.replica(worker.worker_id, mem_info=reported(metadata(state, 7)))
+        await store.replica(worker.worker_id, mem_info=reported())
         assert await shown(store) == metadata(state, 7)
 
 
 async def test_an_empty_submessage_clears_what_is_known() -> None:
     async with serving() as store:
         worker = await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said(**DIRECT))
-        await store.replica(worker.worker_id, mem_info=said(Metadata(), **DIRECT))
+        await store.replica(worker.worker_id, mem_info=reported(**DIRECT))
+        await store.replica(worker.worker_id, mem_info=reported(Metadata(), **DIRECT))
         assert await shown(store) == cleared(PRESENCE_ONLY)
         assert not await is_source(store)
 
@@ -129,10 +129,10 @@ async def test_an_empty_submessage_clears_what_is_known() -> None:
 async def test_keys_that_no_longer_fit_the_size_of_the_replica_make_no_source() -> None:
     async with serving() as store:
         worker = await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said(**DIRECT))
-        await store.replica(worker.worker_id, mem_info=said(memory_size=101))
+        await store.replica(worker.worker_id, mem_info=reported(**DIRECT))
+        await store.replica(worker.worker_id, mem_info=reported(memory_size=101))
         assert not await is_source(store)
-        await store.replica(worker.worker_id, mem_info=said())
+        await store.replica(worker.worker_id, mem_info=reported())
         assert await is_source(store)
 
 
@@ -143,9 +143,9 @@ async def test_keys_that_no_longer_fit_the_size_of_the_replica_make_no_source() 
 async def test_a_lower_export_generation_is_a_late_duplicate(generation: int, taken: bool) -> None:
     async with serving() as store:
         worker = await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said(metadata(EXPORTABLE, 7)))
+        await store.replica(worker.worker_id, mem_info=reported(metadata(EXPORTABLE, 7)))
         late = metadata(EXPORTABLE, generation, remote_memory_keys=["new1", "new2"])
-        await store.replica(worker.worker_id, mem_info=said(late), max_concurrency=5)
+        await store.replica(worker.worker_id, mem_info=reported(late), max_concurrency=5)
         assert await shown(store) == (late if taken else metadata(EXPORTABLE, 7))
         assert await store.read("SELECT max_concurrency FROM replicas") == [(5,)]
 
@@ -156,19 +156,19 @@ async def test_a_new_generation_of_the_worker_starts_the_export_generations_anew
 ) -> None:
     async with serving() as store:
         worker = await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said(metadata(EXPORTABLE, 7)))
+        await store.replica(worker.worker_id, mem_info=reported(metadata(EXPORTABLE, 7)))
         await store.register("d1", is_recovery_registration=recovery)
         early = metadata(EXPORTABLE, 1, remote_memory_keys=["new1", "new2"])
-        await store.replica(worker.worker_id, mem_info=said(early))
+        await store.replica(worker.worker_id, mem_info=reported(early))
         assert await shown(store) == early
 
 
 async def test_after_a_new_process_a_replica_that_says_nothing_has_lost_its_keys() -> None:
     async with serving() as store:
         worker = await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said(**DIRECT))
+        await store.replica(worker.worker_id, mem_info=reported(**DIRECT))
         await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said())
+        await store.replica(worker.worker_id, mem_info=reported())
         assert await shown(store) == cleared(PRESENCE_ONLY)
         assert not await is_source(store)
 
@@ -176,9 +176,9 @@ async def test_after_a_new_process_a_replica_that_says_nothing_has_lost_its_keys
 async def test_after_a_recovery_a_replica_that_says_nothing_keeps_its_keys() -> None:
     async with serving() as store:
         worker = await store.register("d1")
-        await store.replica(worker.worker_id, mem_info=said(**DIRECT))
+        await store.replica(worker.worker_id, mem_info=reported(**DIRECT))
         await store.register("d1", is_recovery_registration=True)
-        await store.replica(worker.worker_id, mem_info=said())
+        await store.replica(worker.worker_id, mem_info=reported())
         assert await is_source(store)
 
 
@@ -186,6 +186,6 @@ async def test_keys_that_another_worker_registered_are_not_taken_over() -> None:
     async with serving() as store:
         first = await store.register("d1")
         second = await store.register("d2")
-        await store.replica(first.worker_id, mem_info=said(**DIRECT))
-        await store.replica(second.worker_id, mem_info=said())
+        await store.replica(first.worker_id, mem_info=reported(**DIRECT))
+        await store.replica(second.worker_id, mem_info=reported())
         assert await shown(store) == cleared(PRESENCE_ONLY)

@@ -14,7 +14,7 @@ from .echo import Peer, Recorder, served, text
 from .wire import head, message
 
 
-async def said(peer: Peer, stream_id: int) -> bytes:
+async def reply(peer: Peer, stream_id: int) -> bytes:
     answer = await peer.answer(stream_id)
     assert answer.status == "0"
     return bytes(answer.data)
@@ -31,9 +31,9 @@ async def test_a_call_that_need_not_wait_has_no_task():
         return counted
 
     async with served(interceptors=[count]) as peer:
-        assert await said(peer, await peer.call("Quick", "q")) == message(text("at once q"))
+        assert await reply(peer, await peer.call("Quick", "q")) == message(text("at once q"))
         assert tasks == []
-        assert await said(peer, await peer.call("Quick", "r")) == message(text("later r"))
+        assert await reply(peer, await peer.call("Quick", "r")) == message(text("later r"))
         assert tasks == ["/test.Echo/Quick"]
 
 
@@ -48,7 +48,7 @@ async def test_an_error_ends_the_call_alone(value, code, says):
         assert answer.status == str(code.value)
         assert says in (answer.headers | answer.trailers)["grpc-message"]
         assert "secret" not in (answer.headers | answer.trailers)["grpc-message"]
-        assert await said(peer, other) == message(text("at once q"))
+        assert await reply(peer, other) == message(text("at once q"))
 
 
 async def test_what_is_no_message_is_refused_like_everywhere():
@@ -65,7 +65,7 @@ async def test_a_compressed_request_takes_the_long_way():
         data = message(gzip.compress(text("q")), compressed=True)
         peer.client.h2.send_data(stream_id, data, end_stream=True)
         await peer.flush()
-        assert await said(peer, stream_id) == message(text("later q"))
+        assert await reply(peer, stream_id) == message(text("later q"))
 
 
 async def test_a_request_in_pieces_takes_the_long_way():
@@ -73,7 +73,7 @@ async def test_a_request_in_pieces_takes_the_long_way():
         stream_id = await peer.begin("Quick")
         await trio.testing.wait_all_tasks_blocked()
         await peer.send(stream_id, "q", end=True)
-        assert await said(peer, stream_id) == message(text("later q"))
+        assert await reply(peer, stream_id) == message(text("later q"))
 
 
 async def test_a_call_whose_time_is_up_is_not_answered():
@@ -87,16 +87,16 @@ async def test_one_read_has_a_limited_number_of_calls_answered_fast():
     async with served() as peer:
         calls = [peer.client.call(text("q"), head("/test.Echo/Quick")) for _ in range(FAST_MAX + 9)]
         await peer.flush()
-        answers = [await said(peer, stream_id) for stream_id in calls]
+        answers = [await reply(peer, stream_id) for stream_id in calls]
         assert answers.count(message(text("at once q"))) == FAST_MAX
         assert answers.count(message(text("later q"))) == 9
-        assert await said(peer, await peer.call("Quick", "q")) == message(text("at once q"))
+        assert await reply(peer, await peer.call("Quick", "q")) == message(text("at once q"))
 
 
 async def test_observers_see_it():
     recorder = Recorder()
     async with served(observers=[recorder]) as peer:
-        await said(peer, await peer.call("Quick", "q"))
+        await reply(peer, await peer.call("Quick", "q"))
         assert recorder.started_paths == ["/test.Echo/Quick"]
         assert recorder.ended == [("Quick", "OK")]
         assert not peer.serving.in_flight

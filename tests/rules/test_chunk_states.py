@@ -18,23 +18,23 @@ def test_patches_do_to_blocks_what_entries_do_to_a_dictionary(seed: int) -> None
     expected: dict[int, int] = {}
     for _ in range(30):
         patches = Patches()
-        said: dict[int, int] = {}
+        reported: dict[int, int] = {}
         for _ in range(rng.choice([1, 3, 300])):
             chunk, state = rng.randrange(600), rng.choice(list(ChunkState))
             patches.add("a", "", 0, chunk, state)
-            said[chunk] = state
+            reported[chunk] = state
         for patch in patches.in_order():
             before = blocks.get(patch.block, b"")
             kept = {
                 chunk: state
                 for chunk, state in unpacked(patch.block, before).items()
-                if chunk not in said
+                if chunk not in reported
             }
             assert unpacked(patch.block, without(before, patch)) == kept
             blocks[patch.block] = patched(before, patch)
-        expected |= said
-        told = {k: v for n, states in blocks.items() for k, v in unpacked(n, states).items()}
-        assert told == {k: v for k, v in expected.items() if v != ChunkState.EVICTED}
+        expected |= reported
+        packed = {k: v for n, states in blocks.items() for k, v in unpacked(n, states).items()}
+        assert packed == {k: v for k, v in expected.items() if v != ChunkState.EVICTED}
         assert all(not states.endswith(b"\0") for states in blocks.values())
 
 

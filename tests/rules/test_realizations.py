@@ -106,7 +106,7 @@ def test_different_contents_have_different_names(
 
 @given(st.integers(0, 3), st.integers(0, 3), st.none() | st.integers(0, 2))
 def test_every_field_of_a_slot_counts(epoch: int, number: int, generation: int | None) -> None:
-    def of(**said: object) -> bytes:
+    def of(**fields: object) -> bytes:
         usual: dict[str, object] = {
             "group_kind": "k",
             "group_id": "g",
@@ -116,15 +116,15 @@ def test_every_field_of_a_slot_counts(epoch: int, number: int, generation: int |
             "kind": RealizationKind.SAME_SELECTION,
             "key_generation": None,
         }
-        return transaction_fingerprint(**usual | said)  # type: ignore[arg-type]
+        return transaction_fingerprint(**usual | fields)  # type: ignore[arg-type]
 
-    said = {
+    fields = {
         "epoch": epoch,
         "group_id": f"g{number}" if number else "g",
         "key_generation": generation,
     }
     usual = {"epoch": 0, "group_id": "g", "key_generation": None}
-    assert (of(**said) == of()) == (said == usual)
+    assert (of(**fields) == of()) == (fields == usual)
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def choice(
     keys = {each.replica_id.decode(): each.worker_key for each in sources}
     given = (loads or {}).items()
     known = {keys[name]: WorkerLoad.of(*load) for name, load in given if name in keys}
-    heard = {each.worker_key for each in sources} if routable is None else routable
-    return Choice(scoring, sorted(sources), known, frozenset(heard), NOW_US)
+    live = {each.worker_key for each in sources} if routable is None else routable
+    return Choice(scoring, sorted(sources), known, frozenset(live), NOW_US)
 
 
 def best(choice: Choice, group: GroupProgress | None = None) -> str | None:

@@ -53,7 +53,7 @@ def base(method: str, transaction_id: str, cluster_id: str) -> Message:
     seal = wire.ArtifactBinding(from_artifact_id="cgid:abc", to_artifact_id="model")
     part = wire.GroupVersionSetPart(part_id="0", selection=selection())
     staged = wire.StagedBindingValueRef(binding_id="b", binding_value_id="v", staging_token="t")
-    said: dict[str, dict[str, Any]] = {
+    arguments: dict[str, dict[str, Any]] = {
         "UpsertArtifactMetadata": {"descriptor": described, "canonical_index_data": b"{}"},
         "GetArtifactIndex": {"tensor_index_key": "0" * 64},
         "UpsertArtifactBinding": {"binding": seal},
@@ -74,10 +74,10 @@ def base(method: str, transaction_id: str, cluster_id: str) -> Message:
         return begin
     kind = getattr(admin if method in _ASKED else wire, f"{method}Request")
     usual = {"artifact_id": "model", "key": "k"}
-    if method not in said:
+    if method not in arguments:
         fields = {field.name for field in kind.DESCRIPTOR.fields}
-        said[method] = {name: value for name, value in usual.items() if name in fields}
-    request: Message = kind(**said[method])
+        arguments[method] = {name: value for name, value in usual.items() if name in fields}
+    request: Message = kind(**arguments[method])
     return request
 
 

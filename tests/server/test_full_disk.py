@@ -40,9 +40,9 @@ def health(process: Process) -> dict[str, str]:
 
 def wait_for_health(process: Process, status: str) -> dict[str, str]:
     ends = time.monotonic() + PATIENCE_S
-    while (said := health(process))["status"] != status:
-        assert time.monotonic() < ends, said
-    return said
+    while (report := health(process))["status"] != status:
+        assert time.monotonic() < ends, report
+    return report
 
 
 def test_writes_are_refused_reads_go_on_and_space_cures_it(small_disk: Path) -> None:

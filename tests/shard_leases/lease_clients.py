@@ -80,14 +80,14 @@ class Clients:
     async def _note(
         self,
         shards: tuple[int, ...],
-        asked: Any,
+        operation: Any,
         request: Any,
         outcomes: Callable[[Any], list[Any]] = lambda answer: [],
     ) -> None:
         """Make a call and write down its outcome, which is one for each shard."""
         # The clock of a restarted server may round otherwise.
         began = self.now_us() - 1
-        each_asked = asked if isinstance(asked, list) else [asked] * len(shards)
+        each_asked = operation if isinstance(operation, list) else [operation] * len(shards)
         outcome: list[Any] | None = None
         try:
             answer = await self.call(request)
@@ -102,19 +102,19 @@ class Clients:
         finally:
             ended = self.now_us() + 1
             lost = [Lost.LOST] * len(shards)
-            for shard, said, became in zip(shards, each_asked, outcome or lost, strict=True):
-                reads = said == ("get",)
-                self.histories[shard].append(Operation(began, ended, said, became, reads))
+            for shard, one, became in zip(shards, each_asked, outcome or lost, strict=True):
+                reads = one == ("get",)
+                self.histories[shard].append(Operation(began, ended, one, became, reads))
         self.answered += outcome is not None
 
     async def _acquire(self, shard: int, daemon: str, ttl_ms: int) -> None:
         def outcome(answer: Any) -> list[Any]:
-            told = _told(answer.lease)
+            route = _told(answer.lease)
             assert answer.lease.shard_id == shard
-            assert bool(told.token) == answer.acquired, "a token is its holder's own"
+            assert bool(route.token) == answer.acquired, "a token is its holder's own"
             if answer.acquired:
-                self.tokens[shard].append((told.token, told.generation))
-            return [(answer.acquired, told)]
+                self.tokens[shard].append((route.token, route.generation))
+            return [(answer.acquired, route)]
 
         request = wire.AcquireShardHomeLeaseRequest(
             shard_id=shard, holder_daemon_id=daemon, ttl_ms=ttl_ms
@@ -131,14 +131,14 @@ class Clients:
 
     async def _keep_all(self, ttl_ms: int) -> None:
         request = wire.BatchKeepaliveShardHomeLeasesRequest(ttl_ms=ttl_ms)
-        asked = []
+        operation = []
         for shard in SHARDS:
             token, generation = self.rng.choice(self.tokens[shard][-2:] or [("1" * 32, 1)])
             request.leases.add(shard_id=shard, lease_generation=generation, lease_token=token)
-            asked.append(("keep", token, ttl_ms * 1000, generation))
+            operation.append(("keep", token, ttl_ms * 1000, generation))
         await self._note(
             SHARDS,
-            asked,
+            operation,
             request,
             lambda answer: [_told(each.lease) if each.ok else None for each in answer.outcomes],
         )

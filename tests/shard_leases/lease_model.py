@@ -60,7 +60,7 @@ class Told:
 
 def step(shard: Shard, call: Operation) -> Iterator[Shard]:
     """Every way in which a call can have gone at this point; see ``linearizability``."""
-    kind, *arguments = call.asked
+    kind, *arguments = call.request
     earliest = max(shard.decided_at, call.began)
     if earliest > call.ended:
         return
@@ -78,22 +78,24 @@ def _acquire(
         if shard.may_be_over(call.ended) or (shard.holder == daemon and shard.fenced):
             yield Shard(shard.generation + 1, daemon, None, ends, earliest)
         return
-    acquired, told = call.outcome
+    acquired, lease = call.outcome
     if not acquired:
-        same = (told.holder, told.generation) == (shard.holder, shard.generation)
-        known = shard.until[0] <= told.until <= shard.until[1]
-        if same and told.holder != daemon and told.until > earliest and known:
-            yield attrs.evolve(shard, until=(told.until, told.until))
+        same = (lease.holder, lease.generation) == (shard.holder, shard.generation)
+        known = shard.until[0] <= lease.until <= shard.until[1]
+        if same and lease.holder != daemon and lease.until > earliest and known:
+            yield attrs.evolve(shard, until=(lease.until, lease.until))
         return
-    at = told.until - ttl
-    if not earliest <= at <= call.ended or told.holder != daemon:
+    at = lease.until - ttl
+    if not earliest <= at <= call.ended or lease.holder != daemon:
         return
-    again = shard.has(told.token) and told.generation == shard.generation
+    again = shard.has(lease.token) and lease.generation == shard.generation
     if again and shard.holder == daemon and shard.may_live(at) and not shard.fenced:
-        yield attrs.evolve(shard, token=told.token, until=(told.until, told.until), decided_at=at)
+        yield attrs.evolve(
+            shard, token=lease.token, until=(lease.until, lease.until), decided_at=at
+        )
     free = shard.may_be_over(at) or (shard.holder == daemon and shard.fenced)
-    if free and told.generation == shard.generation + 1 and told.token != shard.token:
-        yield Shard(told.generation, daemon, told.token, (told.until, told.until), at)
+    if free and lease.generation == shard.generation + 1 and lease.token != shard.token:
+        yield Shard(lease.generation, daemon, lease.token, (lease.until, lease.until), at)
 
 
 def _keep(
@@ -127,18 +129,18 @@ def _release(shard: Shard, call: Operation, earliest: float, token: str) -> Iter
 
 
 def _get(shard: Shard, call: Operation, earliest: float) -> Iterator[Shard]:
-    told = call.outcome
+    lease = call.outcome
     if call.outcome is Lost.LOST:
         yield shard
-    elif told is None:
+    elif lease is None:
         if shard.may_be_over(call.ended):
             yield shard
     elif (
-        (told.holder, told.generation) == (shard.holder, shard.generation)
-        and told.until > earliest
-        and shard.until[0] <= told.until <= shard.until[1]
+        (lease.holder, lease.generation) == (shard.holder, shard.generation)
+        and lease.until > earliest
+        and shard.until[0] <= lease.until <= shard.until[1]
     ):
-        yield attrs.evolve(shard, until=(told.until, told.until))
+        yield attrs.evolve(shard, until=(lease.until, lease.until))
 
 
 def _register(shard: Shard, call: Operation, earliest: float, daemon: str) -> Iterator[Shard]:

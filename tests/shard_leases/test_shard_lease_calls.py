@@ -335,10 +335,10 @@ async def test_reads_tell_live_leases_without_tokens_in_the_order_of_the_request
 async def test_nobody_sees_the_token_of_another(mock_clock: trio.testing.MockClock) -> None:
     async with serving() as store:
         token = (await acquire(store)).lease.lease_token
-        told = [
+        answers = [
             await acquire(store, daemon="b"),
             await get(store),
             *await get_all(store, 7),
             *await keep_all(store, (7, 1, "guess")),
         ]
-        assert all(token not in str(each) for each in told)
+        assert all(token not in str(each) for each in answers)

@@ -16,13 +16,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--daemons", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=60)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     from simulated_cluster import simulate
 
     logging.disable(logging.CRITICAL)
     began = time.monotonic()
-    outcome = simulate(asked.seed, daemons=asked.daemons, minutes=asked.minutes)
-    print(f"{asked.minutes:g} minutes in {time.monotonic() - began:.1f} s, hash {outcome.digest}")
+    outcome = simulate(arguments.seed, daemons=arguments.daemons, minutes=arguments.minutes)
+    print(
+        f"{arguments.minutes:g} minutes in {time.monotonic() - began:.1f} s, hash {outcome.digest}"
+    )
     for event, times in sorted(outcome.counts.items()):
         print(f"{times:7} {event}")
 

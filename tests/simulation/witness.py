@@ -176,12 +176,12 @@ class Witness:
             known = self._known[daemon]
             silent_s = self.now() - self._since(known.may_at, known.may_run)
             assert silent_s <= TIMEOUT_S + GRACE_S + LATE_S, f"{daemon} lives on: {silent_s} s"
-        heard = await self._host.call(wire.ListActiveWorkersRequest(include_unavailable=True))
-        for worker in heard.workers:
+        listed = await self._host.call(wire.ListActiveWorkersRequest(include_unavailable=True))
+        for worker in listed.workers:
             assert self.now() - self._known[worker.daemon_id].may_at <= TIMEOUT_S + CLOCK_ERROR_S, (
                 worker.daemon_id
             )
-        self.note("server", "active", str(len(heard.workers)))
+        self.note("server", "active", str(len(listed.workers)))
 
     async def _active(self) -> list[str]:
         rows = await self._host.rows("SELECT daemon_id FROM workers WHERE inactive_at IS NULL")

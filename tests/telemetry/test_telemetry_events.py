@@ -43,7 +43,7 @@ class Lines(logging.Handler):
         self.events.append((record.levelname, record.getMessage(), fields))
 
     def named(self, message: str) -> list[tuple[str, dict[str, Any]]]:
-        return [(level, fields) for level, said, fields in self.events if said == message]
+        return [(level, fields) for level, line, fields in self.events if line == message]
 
     def only(self, message: str, level: str) -> dict[str, Any]:
         [(found, fields)] = self.named(message)
@@ -157,12 +157,12 @@ async def test_a_heartbeat_that_is_not_taken_is_told_once_a_minute_and_worker(
         known = await store.register("d1")
         await beat_twice(store, nobody, state_version=7)
         await beat_twice(store, known.worker_id, daemon_id="impostor")
-        told = lines.named(name)
-        assert [(level, fields["worker_id"]) for level, fields in told] == [
+        events = lines.named(name)
+        assert [(level, fields["worker_id"]) for level, fields in events] == [
             ("WARNING", nobody),
             ("WARNING", known.worker_id),
         ]
-        has(told[0][1], state_version=7)
+        has(events[0][1], state_version=7)
         await pass_time(mock_clock, LIMITED_SECONDS)
         await beat_twice(store, nobody)
         has(lines.named(name)[2][1], worker_id=nobody, suppressed=1)

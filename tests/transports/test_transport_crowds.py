@@ -72,8 +72,8 @@ async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
                 group = wire.TransportSchedulingGroup(
                     group_id=f"g{number % 50}", group_kind="k", part_id=str(number), total_parts=99
                 )
-            asked = _request(claim_request(scheduling_group=group))
-            granted.append(await queues.request(asked, 36000))
+            request = _request(claim_request(scheduling_group=group))
+            granted.append(await queues.request(request, 36000))
 
         for number in range(5000):
             nursery.start_soon(wait, number)

@@ -16,8 +16,8 @@ DUPLICATE = "duplicate part_id"
 
 
 def part(part_id: str, **fields: Any) -> Any:
-    said = {"group_id": "g", "group_kind": "k", "total_parts": 4, "part_id": part_id}
-    return wire.TransportSchedulingGroup(**(said | fields))
+    usual = {"group_id": "g", "group_kind": "k", "total_parts": 4, "part_id": part_id}
+    return wire.TransportSchedulingGroup(**(usual | fields))
 
 
 async def sources(store: Serving, slots: int = 9) -> None:

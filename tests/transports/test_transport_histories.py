@@ -39,12 +39,12 @@ State = frozenset[tuple[str, int, str, bool]]
 
 def step(state: Any, call: Operation) -> Iterable[Hashable]:
     """Yield the state after a call, if it can have had its outcome."""
-    verb, what = call.asked[:2]
+    verb, what = call.request[:2]
     if verb == "complete":
         for entry in state:
             request, device, transport, runs = entry
             if transport == what and runs:
-                kept = {(request, device, transport, False)} if call.asked[2] else set()
+                kept = {(request, device, transport, False)} if call.request[2] else set()
                 yield state - {entry} | kept
                 return
         yield state  # again, or one whose request was used for a new attempt
@@ -72,7 +72,7 @@ async def client(store: Serving, number: int, seed: str, calls: list[Operation])
             outcome: Any
             if held and rng.random() < 0.5:
                 transport, succeeds = rng.choice(held), rng.random() < 0.3
-                asked: Any = ("complete", transport, succeeds)
+                request: Any = ("complete", transport, succeeds)
                 ended = wire.CompleteReplicaTransportRequest(
                     transport_id=transport, outcome=1 if succeeds else 2
                 )
@@ -80,16 +80,16 @@ async def client(store: Serving, number: int, seed: str, calls: list[Operation])
                 assert outcome == OK
             else:
                 name = rng.choice(names)
-                asked = ("claim", name)
+                request = ("claim", name)
                 wait_s = rng.choice([0, 0, 0.005])
-                request = claim_request(wait_s=wait_s, request_id=name)
-                answer = await stub.RequestReplicaTransport(request)
+                claim = claim_request(wait_s=wait_s, request_id=name)
+                answer = await stub.RequestReplicaTransport(claim)
                 assert answer.status in {OK, TIMED_OUT}
                 outcome = None
                 if answer.status == OK:
                     outcome = answer.remote_memory_info.device_id, answer.transport_id
                     held.append(answer.transport_id)
-            calls.append(Operation(began, trio.current_time(), asked, outcome))
+            calls.append(Operation(began, trio.current_time(), request, outcome))
 
 
 @pytest.mark.parametrize("mode", ["LEGACY", "SOURCE_BALANCE", "GROUP_DISPATCH"])
@@ -109,7 +109,7 @@ async def test_concurrent_claims_and_completions_are_linearizable(mode: str) -> 
                     words = f"{seed} {round_number} {number}"
                     nursery.start_soon(client, store, number, words, calls)
             assert_linearizable(calls, frozenset(), step)
-            granted = [each for each in calls if each.asked[0] == "claim" and each.outcome]
+            granted = [each for each in calls if each.request[0] == "claim" and each.outcome]
             assert granted
             assert len(granted) < len(calls)
 

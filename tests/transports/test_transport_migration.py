@@ -16,11 +16,11 @@ READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
 
 
 def register(tx: Transaction, device: int, worker: str, slots: int) -> None:
-    asked = ReplicaRegistration(
+    registration = ReplicaRegistration(
         "model", "", Place("n", "h", 1, MemoryTier.RAM, device), 100, slots, worker, READABLE,
         "", False, "", None, None, None,
     )  # fmt: skip
-    replicas.register_replica(tx, asked, new_ids.new_id(), 1)
+    replicas.register_replica(tx, registration, new_ids.new_id(), 1)
 
 
 def loads(tx: Snapshot) -> dict[str, tuple[int, int]]:

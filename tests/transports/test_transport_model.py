@@ -91,9 +91,9 @@ class History:
 
     async def register_worker(self) -> None:
         daemon = self.rng.choice(DAEMONS)
-        asked = workers.WorkerRegistration(daemon, "n", daemon, 1, 2, 0, 0, 0, False, "")
+        request = workers.WorkerRegistration(daemon, "n", daemon, 1, 2, 0, 0, 0, False, "")
         answer = await self.store.write(
-            workers.register_worker, asked, frozenset(), f"w-{daemon}", self.now_us
+            workers.register_worker, request, frozenset(), f"w-{daemon}", self.now_us
         )
         assert isinstance(answer, workers.Registered)
         self.keys[daemon] = answer.worker.worker_key
@@ -122,12 +122,12 @@ class History:
     async def register(self) -> None:
         artifact, device = self.rng.choice(["x", "y"]), self.rng.randrange(4)
         daemon, limit = self.rng.choice(DAEMONS), self.rng.randint(1, 3)
-        asked = ReplicaRegistration(
+        request = ReplicaRegistration(
             artifact, "", Place("n", "h", 1, MemoryTier.RAM, device), 100, limit, f"w-{daemon}",
             READABLE, "", False, "", None, None, None,
         )  # fmt: skip
         new_id = new_ids.new_id()
-        got = await self.store.write(replicas.register_replica, asked, new_id, self.now_us)
+        got = await self.store.write(replicas.register_replica, request, new_id, self.now_us)
         self.keys[daemon] = await self.store.write(worker_ids.intern, f"w-{daemon}")
         known = [k for k, r in self.replicas.items() if r.identity == (artifact, device)]
         assert got == (known[0] if known else new_id)
@@ -152,13 +152,13 @@ class History:
     async def claim(self) -> None:
         artifact = self.rng.choice(["x", "y"])
         names = self.rng.sample(REQUEST_IDS, self.rng.randint(1, 3))
-        asked = [self.request(artifact, name) for name in names]
-        keys = [each.group.key for each in asked if each.group]
+        request = [self.request(artifact, name) for name in names]
+        keys = [each.group.key for each in request if each.group]
         await self.store.write(transports.count_groups, keys)
-        best = await self.store.read(self.best, artifact, asked[0])
+        best = await self.store.read(self.best, artifact, request[0])
         round_ = Round(
-            ranked=asked,
-            newcomers=asked,
+            ranked=request,
+            newcomers=request,
             routable=self.routable(),
             scoring=self.scoring,
             relaxed_kinds=frozenset({"k"}),
@@ -166,14 +166,14 @@ class History:
             groups=self.known_sources.groups(keys),
         )
         answers = await self.store.write(transports.grant, round_, self.now_us)
-        first = answers[asked[0].request_id]
+        first = answers[request[0].request_id]
         if isinstance(first, Granted) and not first.replayed:
             assert first.source is not None
             assert first.source.replica_id == best
-        for each in asked:
+        for each in request:
             self.granted(each, answers[each.request_id])
 
-    def best(self, tx: Snapshot, artifact: str, asked: TransportRequest) -> bytes | None:
+    def best(self, tx: Snapshot, artifact: str, request: TransportRequest) -> bytes | None:
         """Return the source that is the best by what the database says, read anew."""
         row = tx.one("SELECT artifact_key FROM artifacts WHERE artifact_id = ?", (artifact,))
         where: dict[str, object] = {
@@ -184,9 +184,10 @@ class History:
             self.scoring, shortlist.candidates, shortlist.loads, self.routable(), self.now_us
         )
         group = None
-        if asked.group is not None:
+        if request.group is not None:
             rows = tx.all(
-                "SELECT replica_id FROM transports WHERE group_id = ?", (asked.group.group_id,)
+                "SELECT replica_id FROM transports WHERE group_id = ?",
+                (request.group.group_id,),
             )
             counts = Counter(replica_id for (replica_id,) in rows)
             group = GroupProgress(counts, counts.total())
@@ -205,14 +206,14 @@ class History:
             new_ids.new_id(),
         )  # fmt: skip
 
-    def granted(self, asked: TransportRequest, answer: Any) -> None:
+    def granted(self, request: TransportRequest, answer: Any) -> None:
         """Follow one answer; claims of one pass are judged in their order."""
         owner = next(
-            (k for k, t in self.transports.items() if t.request_id == asked.request_id), None
+            (k for k, t in self.transports.items() if t.request_id == request.request_id), None
         )
         if owner is not None and self.transports[owner].outcome in {0, 1}:
             earlier = self.transports[owner]
-            if earlier.fingerprint != asked.fingerprint:
+            if earlier.fingerprint != request.fingerprint:
                 assert isinstance(answer, RequestRefused)
                 return
             gone = earlier.replica_id not in self.replicas
@@ -223,7 +224,7 @@ class History:
             self.end(owner, Outcome.CANCELLED)
         if owner is not None:
             self.transports[owner].request_id = None
-        mine = [r for r in self.replicas.values() if r.identity[0] == asked.artifact_id]
+        mine = [r for r in self.replicas.values() if r.identity[0] == request.artifact_id]
         free = [r for r in mine if r.available and self.active[r.daemon] and r.load < r.limit]
         if free:
             assert isinstance(answer, Granted)
@@ -235,10 +236,10 @@ class History:
             replica.load += 1
             self.transports[answer.transport_id] = ModelTransport(
                 answer.source.replica_id,
-                asked.request_id,
-                asked.fingerprint,
+                request.request_id,
+                request.fingerprint,
                 replica.daemon,
-                asked.requester_worker_id[2:],
+                request.requester_worker_id[2:],
             )
         else:
             assert answer is (Miss.BUSY if mine else Miss.NO_REPLICA)

@@ -85,8 +85,8 @@ async def chosen(candidates: list[Candidate], claims: int, now_us: int = 1000) -
     async with Store(None, migrations=MIGRATIONS, runner=Runner.INLINE) as store:
         key = await store.write(worker_ids.intern, "w")
         for each in candidates:
-            asked = registration(each.number, each.tier, each.limit)
-            await store.write(replicas.register_replica, asked, each.replica_id, 1)
+            row = registration(each.number, each.tier, each.limit)
+            await store.write(replicas.register_replica, row, each.replica_id, 1)
             state = attrs.asdict(each) | {"id": each.replica_id}
             await store.write(
                 lambda tx, state: tx.run(
@@ -190,10 +190,10 @@ async def test_a_source_is_found_behind_many_better_ones_whose_workers_are_silen
         for device in range(200):
             silent = registration(device, GPU, 9)
             await store.write(replicas.register_replica, silent, new_ids.new_id(), 1)
-        heard = attrs.evolve(registration(777, DISK, 1), worker_id="heard")
-        await store.write(replicas.register_replica, heard, new_ids.new_id(), 1)
-        asked = [request("r")]
-        round_ = Round(ranked=asked, newcomers=asked, routable=frozenset({key}))
+        live = attrs.evolve(registration(777, DISK, 1), worker_id="heard")
+        await store.write(replicas.register_replica, live, new_ids.new_id(), 1)
+        row = [request("r")]
+        round_ = Round(ranked=row, newcomers=row, routable=frozenset({key}))
         (answer,) = (await store.write(transports.grant, round_, 5)).values()
         assert isinstance(answer, Granted)
         assert answer.source is not None

@@ -41,11 +41,11 @@ class Registry:
     number: int = 0
 
     async def replica(self, device: int, slots: int = 1, worker: str = "w") -> bytes:
-        asked = ReplicaRegistration(
+        registration = ReplicaRegistration(
             "model", "", Place("n", "h", 1, MemoryTier.RAM, device), 100, slots, worker,
             READABLE, "", False, "", None, None, None,
         )  # fmt: skip
-        return await self.store.write(replicas.register_replica, asked, new_ids.new_id(), 1)
+        return await self.store.write(replicas.register_replica, registration, new_ids.new_id(), 1)
 
     async def listed(self) -> Shortlist:
         """Return what a pass would bring along if it had been listed now."""
@@ -382,7 +382,7 @@ async def test_the_parts_of_a_group_are_spread_also_within_one_pass() -> None:
         for device in range(3):
             await it.replica(device, slots=9)
         group = transports.RequestGroup("k", "g", 0, "p", 12, 0)
-        asked = [
+        waiting = [
             TransportRequest(
                 "model", "", "n", "a", 0, "", f"r{n}", b"f", attrs.evolve(group, part_id=f"p{n}"),
                 new_ids.new_id(),
@@ -392,26 +392,29 @@ async def test_the_parts_of_a_group_are_spread_also_within_one_pass() -> None:
         # Without its spread the pass would fill the one that can do most.
         await it.replica(3, slots=1000)
         round_ = Round(
-            ranked=asked,
-            newcomers=asked,
+            ranked=waiting,
+            newcomers=waiting,
             routable=frozenset({it.key}),
             scoring=Scoring(weights=Weights(1, 0, 0, 0)),
             groups={group.key: GroupProgress()},
         )
         answers = await it.store.write(transports.grant, round_, 10)
-        devices = [answers[each.request_id].source.place.device_id for each in asked]
+        devices = [answers[each.request_id].source.place.device_id for each in waiting]
         assert sorted(devices) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
 async def test_a_pass_grants_no_more_than_its_batch_and_says_nothing_of_the_rest() -> None:
     async with registry() as it:
         await it.replica(1, slots=9)
-        asked = [
+        waiting = [
             TransportRequest("model", "", "n", "a", 0, "", f"r{n}", b"f", None, new_ids.new_id())
             for n in range(5)
         ]
         round_ = Round(
-            ranked=asked[:4], newcomers=asked[3:], routable=frozenset({it.key}), grants_max=2
+            ranked=waiting[:4],
+            newcomers=waiting[3:],
+            routable=frozenset({it.key}),
+            grants_max=2,
         )
         answers = await it.store.write(transports.grant, round_, 10)
         assert set(answers) == {"r0", "r1"}

@@ -33,7 +33,7 @@ class Client:
         self.rng = random.Random(f"{seed}-{number}")
         self.number = number
         self.worker_id = worker_id
-        self.told: Counter[int] = Counter()
+        self.statuses: Counter[int] = Counter()
         self.timed_out: list[str] = []
         self.cut_off = 0
         self.unfinished: Any = None
@@ -65,7 +65,7 @@ class Client:
     async def claim(self, stub: Any, request: Any) -> None:
         self.unfinished = request
         answer = await stub.RequestReplicaTransport(request)
-        self.told[answer.status] += 1
+        self.statuses[answer.status] += 1
         if answer.status == TIMED_OUT:
             self.timed_out.append(request.request_id)
         elif answer.status == OK:
@@ -107,10 +107,10 @@ async def test_a_storm_of_clients_loses_no_slot_and_grants_none_twice(seed: int)
             watching.cancel_scope.cancel()
         await until(store, lambda: not store.components.queues._queues)
         await until(store, lambda: not store.components.queues._returning)
-        told = sum((client.told for client in clients), Counter())
-        print(dict(told), "cut off", sum(client.cut_off for client in clients), "looks", looks)
-        assert told[OK] > 0
-        assert told[NOT_FOUND] == 0
+        statuses = sum((client.statuses for client in clients), Counter())
+        print(dict(statuses), "cut off", sum(client.cut_off for client in clients), "looks", looks)
+        assert statuses[OK] > 0
+        assert statuses[NOT_FOUND] == 0
         assert sum(client.cut_off for client in clients) > 0
         for client in clients:
             for request_id in client.timed_out:

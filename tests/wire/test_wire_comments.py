@@ -68,17 +68,17 @@ def comments(file: FileDescriptorProto) -> dict[Path, str]:
 def test_every_rpc_message_enum_and_service_is_explained(files: list[FileDescriptorProto]) -> None:
     bare = []
     for file in files:
-        said = comments(file)
-        bare += [f"{file.name}: {name}" for path, name in explained(file) if path not in said]
+        documented = comments(file)
+        bare += [f"{file.name}: {name}" for path, name in explained(file) if path not in documented]
     assert not bare, "\n".join(bare)
 
 
 def test_no_comment_only_repeats_the_name(files: list[FileDescriptorProto]) -> None:
     for file in files:
-        said = comments(file)
+        documented = comments(file)
         for path, name in explained(file):
             words = re.findall(r"[A-Z]?[a-z]+", name.rpartition(".")[2])
-            text = re.findall(r"[a-z]+", said.get(path, "").lower())
+            text = re.findall(r"[a-z]+", documented.get(path, "").lower())
             filler = {"a", "an", "the", "of", "to", "for", "is", *(w.lower() for w in words)}
             assert set(text) - filler, f"{file.name}: {name}"
 

@@ -59,14 +59,16 @@ def register(daemon: int) -> Step:
 
 
 def replica(daemon: int, artifact: str, port: int = 1) -> Step:
-    said = {"daemon": daemon, "artifact": artifact, "port": port, "lost": False}
-    return Step("replica", USUAL | said)
+    fields = {"daemon": daemon, "artifact": artifact, "port": port, "lost": False}
+    return Step("replica", USUAL | fields)
 
 
 def snapshot(daemon: int, *artifacts: str, available: bool | None = True) -> Step:
     held = [USUAL | {"artifact": a, "port": 1, "available": available} for a in artifacts]
-    said = {"daemon": daemon, "entries": held, "kind": 1, "seq": 1, "generation": 0}
-    return Step("reconcile", said | {"speaks_for": "own", "taken_s_ago": None, "malformed": False})
+    fields = {"daemon": daemon, "entries": held, "kind": 1, "seq": 1, "generation": 0}
+    return Step(
+        "reconcile", fields | {"speaks_for": "own", "taken_s_ago": None, "malformed": False}
+    )
 
 
 def step(name: str, **arguments: Any) -> Step:

@@ -7,7 +7,6 @@ import urllib.request
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -24,6 +23,7 @@ from servers import (
     serving,
     worker_request,
 )
+from stuck_disk import StuckDisk
 
 from globalstore.db import Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -109,30 +109,6 @@ def test_a_process_stopped_beyond_the_timeout_loses_nobody_and_then_the_dead(
         )
         assert client.runtime("CompleteReplicaTransport", ended).status == wire.STATUS_OK
         assert gauge(process, "tc_active_transports") == 0
-
-
-class StuckDisk:
-    """Holds the store's writer inside an operation, as a disk that does not answer would."""
-
-    def __init__(self, store: Serving, nursery: trio.Nursery) -> None:
-        self._store = store
-        self._nursery = nursery
-        self._go = threading.Event()
-
-    async def __aenter__(self) -> "StuckDisk":
-        entered = trio.Event()
-        token = trio.lowlevel.current_trio_token()
-
-        def stand_still(tx: Any) -> None:
-            token.run_sync_soon(entered.set)
-            self._go.wait(PATIENCE_S)
-
-        self._nursery.start_soon(self._store.components.store.write, stand_still)
-        await entered.wait()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        self._go.set()
 
 
 async def test_while_the_disk_is_stuck_heartbeats_are_answered_and_nobody_healthy_expires(

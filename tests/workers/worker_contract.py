@@ -104,27 +104,33 @@ class Contract:
 
     # Workers.
 
-    def register(self, asked: Any, new_worker_id: str) -> Worker | None:
+    def register(self, request: Any, new_worker_id: str) -> Worker | None:
         """Return the worker, or None where the body says STATUS_ERROR."""
-        if not (asked.daemon_id and asked.grpc_port):
+        if not (request.daemon_id and request.grpc_port):
             raise Refused(StatusCode.INVALID_ARGUMENT)
-        own = self.workers.get(asked.daemon_id)
-        endpoint = (asked.node_address, asked.grpc_port)
-        recovery, previous_id = asked.is_recovery_registration, asked.previous_worker_id
+        own = self.workers.get(request.daemon_id)
+        endpoint = (request.node_address, request.grpc_port)
+        recovery, previous_id = (
+            request.is_recovery_registration,
+            request.previous_worker_id,
+        )
         previous = self.by_id(previous_id)
         if recovery and previous is not None and previous is not own:
             return None
         owner = next((w for w in self.workers.values() if w.endpoint == endpoint), None)
         if owner is not None and owner is not own:
-            foreign = owner.asked.node_id != asked.node_id
+            foreign = owner.registration.node_id != request.node_id
             if owner.fresh(self.now) if recovery else owner.active and foreign:
                 return None
             self._end(owner)
             owner.endpoint = None
-        worker = own or Worker(new_worker_id, asked.daemon_id, *[None] * 2, True, 0, 0, None, 0.0)
-        self.workers[asked.daemon_id] = worker
-        worker.asked, worker.endpoint, worker.accepting = asked, endpoint, True
-        worker.flags, worker.free = asked.capability_flags, asked.mem_pool_available_size
+        worker = own or Worker(new_worker_id, request.daemon_id, *[None] * 2, True, 0, 0, None, 0.0)
+        self.workers[request.daemon_id] = worker
+        worker.registration, worker.endpoint, worker.accepting = request, endpoint, True
+        worker.flags, worker.free = (
+            request.capability_flags,
+            request.mem_pool_available_size,
+        )
         worker.reported_checksum, worker.gap_since = "", None
         self._heard(worker)
         if own is not None:
@@ -146,41 +152,41 @@ class Contract:
         worker.needs_reconcile |= bool(self.held(worker.worker_id))
         worker.prove_by = self.now + TIMEOUT_S if worker.needs_reconcile else None
 
-    def heartbeat(self, said: Any) -> tuple[Worker, bool, list[str]] | None:
+    def heartbeat(self, beat: Any) -> tuple[Worker, bool, list[str]] | None:
         """Return the worker, whether it must sync, and what it does not hold; None: not found."""
-        if said.state_version == 0:
+        if beat.state_version == 0:
             raise Refused(StatusCode.INVALID_ARGUMENT)
-        worker = self.active(said.worker_id)
-        if worker is None or said.daemon_id not in {"", worker.daemon_id}:
+        worker = self.active(beat.worker_id)
+        if worker is None or beat.daemon_id not in {"", worker.daemon_id}:
             return None
         self._heard(worker)
-        worker.accepting, worker.free = said.accepting_new_requests, said.mem_pool_available_size
-        if said.HasField("capability_flags"):
-            worker.flags = said.capability_flags
-        worker.reported_checksum = said.state_checksum
+        worker.accepting, worker.free = beat.accepting_new_requests, beat.mem_pool_available_size
+        if beat.HasField("capability_flags"):
+            worker.flags = beat.capability_flags
+        worker.reported_checksum = beat.state_checksum
         held = {key.artifact for key in self.held(worker.worker_id)}
-        obsolete = [a for a in said.registered_artifact_ids if a not in held]
+        obsolete = [a for a in beat.registered_artifact_ids if a not in held]
         sync = (
             bool(obsolete)
             or worker.needs_reconcile
-            or said.state_version != worker.version
-            or said.state_checksum not in {"", self.checksum(worker.worker_id)}
+            or beat.state_version != worker.version
+            or beat.state_checksum not in {"", self.checksum(worker.worker_id)}
         )
         return worker, sync, obsolete
 
-    def unregister(self, asked: Any) -> int:
-        payload = asked.SerializeToString(deterministic=True)
-        if asked.client_request_id in self.recorded:
-            recorded, status = self.recorded[asked.client_request_id]
+    def unregister(self, request: Any) -> int:
+        payload = request.SerializeToString(deterministic=True)
+        if request.client_request_id in self.recorded:
+            recorded, status = self.recorded[request.client_request_id]
             if recorded != payload:
                 raise Refused(StatusCode.FAILED_PRECONDITION)
             return status
-        worker = self.by_id(asked.worker_id)
+        worker = self.by_id(request.worker_id)
         if worker is not None:
             self._end(worker)
         status = wire.STATUS_NOT_FOUND if worker is None else wire.STATUS_OK
-        if asked.client_request_id:
-            self.recorded[asked.client_request_id] = payload, status
+        if request.client_request_id:
+            self.recorded[request.client_request_id] = payload, status
         return status
 
     def listed(self, flags: int, include_unavailable: bool) -> list[Worker]:
@@ -195,19 +201,19 @@ class Contract:
 
     # Replicas.
 
-    def register_replica(self, asked: Any) -> None:
-        key, row = identity(asked.artifact_id, asked.mem_info), None
-        owner = self.by_id(asked.worker_id)
-        keys = sum(asked.mem_info.buffer_sizes)
+    def register_replica(self, request: Any) -> None:
+        key, row = identity(request.artifact_id, request.mem_info), None
+        owner = self.by_id(request.worker_id)
+        keys = sum(request.mem_info.buffer_sizes)
         row = self.rows.get(key)
         if row is None:
             row = self.rows[key] = self._new_row()
-        elif not keys and row.owner == asked.worker_id:
+        elif not keys and row.owner == request.worker_id:
             process = owner.process if owner else 0
             keys = row.keys if self._proven_in(row) >= process else 0
-        row.owner, row.generation = asked.worker_id, owner.generation if owner else 0
-        row.said = row.confirmed = True
-        row.size, row.keys = asked.mem_info.memory_size, keys
+        row.owner, row.generation = request.worker_id, owner.generation if owner else 0
+        row.listed_available = row.confirmed = True
+        row.size, row.keys = request.mem_info.memory_size, keys
 
     def _new_row(self) -> Row:
         self.rows_made += 1
@@ -227,32 +233,35 @@ class Contract:
 
     # Reconciliation.
 
-    def reconcile(self, asked: Any) -> Reconciled:
-        worker = self.active(asked.worker_id)
+    def reconcile(self, request: Any) -> Reconciled:
+        worker = self.active(request.worker_id)
         if worker is None:
             raise Refused(StatusCode.NOT_FOUND)
-        if any(not entry.ref.artifact_id for entry in asked.inventory):
+        if any(not entry.ref.artifact_id for entry in request.inventory):
             raise Refused(StatusCode.INVALID_ARGUMENT)
-        if asked.daemon_id not in {"", worker.daemon_id} or asked.generation > worker.generation:
+        if (
+            request.daemon_id not in {"", worker.daemon_id}
+            or request.generation > worker.generation
+        ):
             return self._rebase(worker)
-        if asked.generation < worker.generation or asked.request_seq < worker.seq:
+        if request.generation < worker.generation or request.request_seq < worker.seq:
             return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_IGNORED_STALE)
-        if asked.request_seq == worker.seq:
+        if request.request_seq == worker.seq:
             return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_NOOP)
-        if asked.request_seq > worker.seq + 1:
+        if request.request_seq > worker.seq + 1:
             worker.gap_since = self.now if worker.gap_since is None else worker.gap_since
             if self.now - worker.gap_since > TIMEOUT_S:
                 return self._rebase(worker)
             return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_RETRY_LATER, 100)
-        snapshot = asked.request_kind == wire.RECONCILE_REQUEST_KIND_SNAPSHOT
-        if snapshot and not asked.inventory and self._is_contradicted(worker):
+        snapshot = request.request_kind == wire.RECONCILE_REQUEST_KIND_SNAPSHOT
+        if snapshot and not request.inventory and self._is_contradicted(worker):
             kind = wire.RECONCILE_RESULT_KIND_RETRY_LATER
             return self._reconciled(worker, kind, HEARTBEAT_INTERVAL_MS)
         worker.seq += 1
         worker.gap_since = None
-        if not (asked.inventory or snapshot):
+        if not (request.inventory or snapshot):
             return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_NOOP)
-        changes = self._apply(worker, asked.inventory)
+        changes = self._apply(worker, request.inventory)
         worker.version += bool(changes)
         worker.needs_reconcile, worker.prove_by = False, None
         worker.proven = worker.generation
@@ -278,7 +287,7 @@ class Contract:
         changes: list[tuple[int, Identity, bool]] = []
         entries: dict[object, tuple[Identity, Any]] = {}
         for entry in inventory:
-            key = identity(entry.ref.artifact_id, entry.memory_info, worker.asked.node_id)
+            key = identity(entry.ref.artifact_id, entry.memory_info, worker.registration.node_id)
             entries[key.match] = key, entry
         began = [
             e.stats.registered_ts.ToMicroseconds()
@@ -311,7 +320,7 @@ class Contract:
         elif self._is_alive(row.owner):
             return False
         row.owner, row.generation, row.confirmed = worker.worker_id, worker.generation, True
-        row.said = entry.stats.is_available or not entry.HasField("stats")
+        row.listed_available = entry.stats.is_available or not entry.HasField("stats")
         row.size = entry.memory_info.memory_size
         row.keys = usable(sum(entry.memory_info.buffer_sizes), row.size, key)
         self.rows[key] = row
@@ -330,12 +339,14 @@ class Contract:
             if other.owner == worker.worker_id or self._is_alive(other.owner):
                 return None
             del self.rows[after]
-        said = entry.memory_info.buffer_sizes
+        beat = entry.memory_info.buffer_sizes
         lives = self._proven_in(row) >= worker.process
-        keys = sum(said) if said else row.keys if lives else 0
+        keys = sum(beat) if beat else row.keys if lives else 0
         row.size = entry.memory_info.memory_size or row.size
         row.keys = usable(keys, row.size, after)
-        row.said = entry.stats.is_available if entry.HasField("stats") else row.said
+        row.listed_available = (
+            entry.stats.is_available if entry.HasField("stats") else row.listed_available
+        )
         row.confirmed = True
         self.rows[after] = self.rows.pop(key)
         return after if before != (after, row.available, row.size, row.keys) else None

@@ -42,14 +42,14 @@ class Identity(NamedTuple):
 class Row:
     """A replica. ``keys`` is the sum of its buffer sizes, 0 for one that nobody can read.
 
-    ``said`` is what was last said of its availability; ``confirmed`` falls when that counts no
-    longer: its worker was lost, or the server was.
+    ``listed_available`` is what was last told of its availability; ``confirmed`` falls when that
+    counts no longer: its worker was lost, or the server was.
     """
 
     owner: str
     order: int
     created_us: int
-    said: bool
+    listed_available: bool
     size: int
     keys: int
     generation: int
@@ -57,14 +57,14 @@ class Row:
 
     @property
     def available(self) -> bool:
-        return self.said and self.confirmed
+        return self.listed_available and self.confirmed
 
 
 @attrs.define
 class Worker:
     worker_id: str
     daemon_id: str
-    asked: Any
+    registration: Any
     endpoint: tuple[str, int] | None
     accepting: bool
     flags: int

@@ -20,9 +20,9 @@ _ORDER = [
 ]
 
 
-def request(contract: Contract, name: str, said: dict[str, Any]) -> Any:
+def request(contract: Contract, name: str, fields: dict[str, Any]) -> Any:
     """Return the request of a step, as its daemon would send it now but for what is said."""
-    return _REQUESTS[name](contract, said)
+    return _REQUESTS[name](contract, fields)
 
 
 def _worker(contract: Contract, daemon: int) -> Worker | None:
@@ -34,87 +34,87 @@ def _worker_id(contract: Contract, daemon: int) -> str:
     return worker.worker_id if worker else GHOST
 
 
-def _register(contract: Contract, said: dict[str, Any]) -> Any:
-    daemon, node = said["daemon"], said["node"]
-    place = daemon if said["endpoint"] is None else said["endpoint"]
-    previous = {"own": daemon, "other": (daemon + 1) % DAEMONS}.get(said["previous"])
+def _register(contract: Contract, fields: dict[str, Any]) -> Any:
+    daemon, node = fields["daemon"], fields["node"]
+    place = daemon if fields["endpoint"] is None else fields["endpoint"]
+    previous = {"own": daemon, "other": (daemon + 1) % DAEMONS}.get(fields["previous"])
     return wire.RegisterWorkerRequest(
         daemon_id=f"d{daemon}",
         node_id=f"n{place % 2 if node is None else node}",
         node_address=f"h{place}.example",
-        grpc_port=said["port"],
+        grpc_port=fields["port"],
         p2p_port=1,
         mem_pool_total_size=1000,
         mem_pool_available_size=400,
-        capability_flags=said["flags"],
-        is_recovery_registration=said["recovery"],
+        capability_flags=fields["flags"],
+        is_recovery_registration=fields["recovery"],
         previous_worker_id=(
             _worker_id(contract, previous)
             if previous is not None
-            else GHOST if said["previous"] == "ghost" else ""
+            else GHOST if fields["previous"] == "ghost" else ""
         ),
     )  # fmt: skip
 
 
-def _heartbeat(contract: Contract, said: dict[str, Any]) -> Any:
-    daemon = said["daemon"]
+def _heartbeat(contract: Contract, fields: dict[str, Any]) -> Any:
+    daemon = fields["daemon"]
     worker_id, worker = _worker_id(contract, daemon), _worker(contract, daemon)
     version = worker.version if worker else 1
     request = wire.WorkerHeartbeatRequest(
         worker_id=worker_id,
-        state_version=0 if said["version"] is None else version + said["version"],
+        state_version=0 if fields["version"] is None else version + fields["version"],
         state_checksum={
             "right": contract.checksum(worker_id),
             "wrong": "0" * 16,
             "empty": EMPTY,
-        }.get(said["checksum"], ""),
-        accepting_new_requests=said["accepting"],
+        }.get(fields["checksum"], ""),
+        accepting_new_requests=fields["accepting"],
         mem_pool_available_size=300,
-        registered_artifact_ids=said["artifacts"],
-        daemon_id=_speaks_for(said),
+        registered_artifact_ids=fields["artifacts"],
+        daemon_id=_speaks_for(fields),
     )
-    if said["flags"] is not None:
-        request.capability_flags = said["flags"]
+    if fields["flags"] is not None:
+        request.capability_flags = fields["flags"]
     return request
 
 
-def _reconcile(contract: Contract, said: dict[str, Any]) -> Any:
-    worker = _worker(contract, said["daemon"])
+def _reconcile(contract: Contract, fields: dict[str, Any]) -> Any:
+    worker = _worker(contract, fields["daemon"])
     request = wire.ReconcileWorkerStateRequest(
-        worker_id=_worker_id(contract, said["daemon"]),
-        daemon_id=_speaks_for(said),
-        generation=max(0, (worker.generation if worker else 1) + said["generation"]),
-        request_seq=max(0, (worker.seq if worker else 0) + said["seq"]),
-        request_kind=said["kind"],
+        worker_id=_worker_id(contract, fields["daemon"]),
+        daemon_id=_speaks_for(fields),
+        generation=max(0, (worker.generation if worker else 1) + fields["generation"]),
+        request_seq=max(0, (worker.seq if worker else 0) + fields["seq"]),
+        request_kind=fields["kind"],
     )
-    if said["entries"] == "mirror":
+    if fields["entries"] == "mirror":
         rows = contract.held(request.worker_id)
         request.inventory.extend(_mirror(key, row.size, row.keys) for key, row in rows.items())
-    elif said["entries"] != "empty":
-        for entry in said["entries"]:
-            request.inventory.append(_inventory_entry(said["daemon"], entry))
-    if request.inventory and said["taken_s_ago"] is not None:
-        taken = contract.wall_us - said["taken_s_ago"] * 1_000_000
+    elif fields["entries"] != "empty":
+        for entry in fields["entries"]:
+            request.inventory.append(_inventory_entry(fields["daemon"], entry))
+    if request.inventory and fields["taken_s_ago"] is not None:
+        taken = contract.wall_us - fields["taken_s_ago"] * 1_000_000
         request.inventory[0].stats.registered_ts.FromMicroseconds(taken)
-    if said["malformed"]:
+    if fields["malformed"]:
         request.inventory.append(common.ReplicaInfo())
     return request
 
 
-def _unregister(contract: Contract, said: dict[str, Any]) -> Any:
+def _unregister(contract: Contract, fields: dict[str, Any]) -> Any:
     return wire.UnregisterWorkerRequest(
-        worker_id=_worker_id(contract, said["daemon"]),
-        is_graceful_shutdown=said["graceful"],
-        client_request_id=said["request_id"],
+        worker_id=_worker_id(contract, fields["daemon"]),
+        is_graceful_shutdown=fields["graceful"],
+        client_request_id=fields["request_id"],
     )
 
 
-def _replica(contract: Contract, said: dict[str, Any]) -> Any:
+def _replica(contract: Contract, fields: dict[str, Any]) -> Any:
     return wire.RegisterReplicaRequest(
-        artifact_id=said["artifact"],
-        worker_id=GHOST if said["lost"] else _worker_id(contract, said["daemon"]),
+        artifact_id=fields["artifact"],
+        worker_id=GHOST if fields["lost"] else _worker_id(contract, fields["daemon"]),
         max_concurrency=1,
-        mem_info=_memory_info(said["daemon"], said),
+        mem_info=_memory_info(fields["daemon"], fields),
     )
 
 
@@ -127,47 +127,49 @@ _REQUESTS = {
 }
 
 
-def _speaks_for(said: dict[str, Any]) -> str:
-    daemon = said["daemon"]
-    return {"own": f"d{daemon}", "other": f"d{(daemon + 1) % DAEMONS}"}.get(said["speaks_for"], "")
+def _speaks_for(fields: dict[str, Any]) -> str:
+    daemon = fields["daemon"]
+    return {"own": f"d{daemon}", "other": f"d{(daemon + 1) % DAEMONS}"}.get(
+        fields["speaks_for"], ""
+    )
 
 
-def _memory_info(daemon: int, said: dict[str, Any]) -> Any:
-    place = daemon if said["node"] is None else said["node"]
+def _memory_info(daemon: int, fields: dict[str, Any]) -> Any:
+    place = daemon if fields["node"] is None else fields["node"]
     info = common.MemoryInfo(
         node_id=f"n{place % 2}",
         node_address=f"h{place}.example",
-        node_port=said["port"],
-        memory_type=said["tier"],
-        device_id=said["device"],
-        memory_size=said["size"],
+        node_port=fields["port"],
+        memory_type=fields["tier"],
+        device_id=fields["device"],
+        memory_size=fields["size"],
     )
-    if said["view"]:
-        info.byte_space.kind, info.byte_space.id = common.BYTE_SPACE_KIND_VIEW, said["view"]
-    if said["keys"] != "none":
+    if fields["view"]:
+        info.byte_space.kind, info.byte_space.id = common.BYTE_SPACE_KIND_VIEW, fields["view"]
+    if fields["keys"] != "none":
         info.remote_memory_keys.append("k")
-        info.buffer_sizes.append(said["size"] if said["keys"] == "valid" else 7)
+        info.buffer_sizes.append(fields["size"] if fields["keys"] == "valid" else 7)
     return info
 
 
-def _inventory_entry(daemon: int, said: dict[str, Any]) -> Any:
-    entry = common.ReplicaInfo(memory_info=_memory_info(daemon, said))
-    entry.ref.artifact_id = said["artifact"]
-    if said["available"] is not None:
-        entry.stats.is_available = said["available"]
+def _inventory_entry(daemon: int, fields: dict[str, Any]) -> Any:
+    entry = common.ReplicaInfo(memory_info=_memory_info(daemon, fields))
+    entry.ref.artifact_id = fields["artifact"]
+    if fields["available"] is not None:
+        entry.stats.is_available = fields["available"]
     return entry
 
 
 def _mirror(key: Identity, size: int, keys: int) -> Any:
     """What a daemon would say that holds what the server believes."""
-    said = key._asdict() | {"node": None, "size": size, "available": True}
-    said |= {"tier": {"RAM": 1, "GPU": 2}.get(key.label, 3), "keys": "valid" if keys else "none"}
-    entry = _inventory_entry(0, said)
+    fields = key._asdict() | {"node": None, "size": size, "available": True}
+    fields |= {"tier": {"RAM": 1, "GPU": 2}.get(key.label, 3), "keys": "valid" if keys else "none"}
+    entry = _inventory_entry(0, fields)
     entry.memory_info.node_id, entry.memory_info.node_address = key.node, key.address
     return entry
 
 
-def told(request: Any, answer: Any) -> Any:
+def reading(request: Any, answer: Any) -> Any:
     """What of an answer the contract speaks of."""
     match answer:
         case wire.RegisterWorkerResponse(status=wire.STATUS_OK):

@@ -9,8 +9,8 @@ from purerpc import StatusCode
 from simulated_host import CallFailed, Host
 from worker_contract import Contract
 from worker_facts import Refused, identity
+from worker_messages import reading
 from worker_messages import request as request_of
-from worker_messages import told
 from worker_steps import DAEMONS, Step
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
@@ -57,20 +57,20 @@ class Program:
 
     # Calls: what is asked, and what is then compared.
 
-    async def register(self, **said: Any) -> None:
-        await self._ask(request_of(self.contract, "register", said))
+    async def register(self, **fields: Any) -> None:
+        await self._ask(request_of(self.contract, "register", fields))
 
-    async def heartbeat(self, **said: Any) -> None:
-        await self._ask(request_of(self.contract, "heartbeat", said))
+    async def heartbeat(self, **fields: Any) -> None:
+        await self._ask(request_of(self.contract, "heartbeat", fields))
 
-    async def reconcile(self, **said: Any) -> None:
-        await self._ask(request_of(self.contract, "reconcile", said))
+    async def reconcile(self, **fields: Any) -> None:
+        await self._ask(request_of(self.contract, "reconcile", fields))
 
-    async def unregister(self, **said: Any) -> None:
-        await self._ask(request_of(self.contract, "unregister", said))
+    async def unregister(self, **fields: Any) -> None:
+        await self._ask(request_of(self.contract, "unregister", fields))
 
-    async def replica(self, **said: Any) -> None:
-        await self._ask(request_of(self.contract, "replica", said))
+    async def replica(self, **fields: Any) -> None:
+        await self._ask(request_of(self.contract, "replica", fields))
 
     async def again(self) -> None:
         """The answer was lost: the same request comes once more."""
@@ -137,7 +137,7 @@ class Program:
             expected = self._expected(request, getattr(answer, "worker_id", ""))
         except Refused as refused:
             expected = refused.code
-        same(told(request, answer), expected, request)
+        same(reading(request, answer), expected, request)
 
     def _expected(self, request: Any, minted: str) -> Any:
         contract = self.contract
@@ -149,10 +149,10 @@ class Program:
                 sync = worker.needs_reconcile or request.is_recovery_registration
                 return OK, worker.worker_id, sync, worker.version, worker.generation
             case wire.WorkerHeartbeatRequest():
-                heard = contract.heartbeat(request)
-                if heard is None:
+                outcome = contract.heartbeat(request)
+                if outcome is None:
                     return NOT_FOUND
-                return OK, heard[0].version, heard[1], heard[2]
+                return OK, outcome[0].version, outcome[1], outcome[2]
             case wire.UnregisterWorkerRequest():
                 return contract.unregister(request)
             case wire.RegisterReplicaRequest():
@@ -185,7 +185,7 @@ class Program:
                 required_capability_flags=flags, include_unavailable=unavailable
             )
         )
-        told = [
+        reading = [
             (
                 *(w.worker_id, w.daemon_id, w.node_id, w.node_address, w.grpc_port),
                 *(w.mem_pool_available_size, w.accepting_new_requests, w.state_version),
@@ -195,12 +195,12 @@ class Program:
         ]
         promised = [
             (
-                *(w.worker_id, w.daemon_id, w.asked.node_id, *(w.endpoint or ())),
+                *(w.worker_id, w.daemon_id, w.registration.node_id, *(w.endpoint or ())),
                 *(w.free, w.accepting, w.version, w.flags, _STATUS[w.accepting]),
             )
             for w in self.contract.listed(flags, unavailable)
         ]
-        same(told, promised)
+        same(reading, promised)
 
     async def everybody_beats(self) -> None:
         for daemon in range(DAEMONS):
@@ -212,12 +212,12 @@ class Program:
 
     async def leave_a_gap(self, daemon: int, beats: int) -> None:
         """A request got lost, and its daemon does not notice for a while."""
-        said = {"daemon": daemon, "entries": "mirror", "kind": 1, "seq": 2, "generation": 0}
-        said |= {"speaks_for": "own", "taken_s_ago": None, "malformed": False}
+        fields = {"daemon": daemon, "entries": "mirror", "kind": 1, "seq": 2, "generation": 0}
+        fields |= {"speaks_for": "own", "taken_s_ago": None, "malformed": False}
         for _ in range(beats):
-            await self.reconcile(**said)
+            await self.reconcile(**fields)
             await self.everybody_beats()
-        await self.reconcile(**said)
+        await self.reconcile(**fields)
 
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)

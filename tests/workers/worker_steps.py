@@ -16,8 +16,8 @@ class Step:
     arguments: dict[str, Any]
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-        return f"{self.name}({said})"
+        text = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.name}({text})"
 
 
 # What each argument may be; the first, the usual one, as often as all others together.
