@@ -7,9 +7,10 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from key_calls import ERROR, INDEX, NOT_FOUND, OK
+from model_histories import histories, run_history, swept_or_restarted
 from purerpc import StatusCode
 from simulated_host import CallFailed, Host, folder_in_memory
 
@@ -182,13 +183,7 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
                 if what == "pass":
                     clock.jump(arguments[0])
                     model.now_s += arguments[0]
-                elif what == "sweep":
-                    await host.running.components.maintenance.run_pass()
-                    model.sweep()
-                elif what == "restart":
-                    await (host.stop() if arguments[0] else host.kill())
-                    await host.start()
-                else:
+                elif not await swept_or_restarted(host, model, what, *arguments):
                     assert await call(host, what, *arguments) == getattr(model, what)(*arguments), (
                         what,
                         arguments,
@@ -200,13 +195,8 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
             nursery.cancel_scope.cancel()
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@histories(60)
 @given(steps=st.lists(STEPS, min_size=8, max_size=40))
 def test_any_history_of_keys(steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "disabled", True)
-    clock = trio.testing.MockClock(autojump_threshold=0)
-    trio.run(run, steps, clock, clock=clock)
+    run_history(run, steps)

@@ -8,8 +8,9 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from model_histories import histories, run_history, swept_or_restarted
 from purerpc import StatusCode
 from realization_calls import ABORTED, EXPIRED, PREPARING, PUBLISHED, joining, reporting
 from simulated_host import CallFailed, Host, folder_in_memory
@@ -267,19 +268,11 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
                     await trio.sleep(MOMENT_S)
                     clock.jump(arguments[0] - MOMENT_S)
                     model.now_s += arguments[0]
-                elif what == "sweep":
-                    await host.running.components.maintenance.run_pass()
-                    model.sweep()
-                elif what == "restart":
-                    await (host.stop() if arguments[0] else host.kill())
-                    await host.start()
-                else:
+                elif not await swept_or_restarted(host, model, what, *arguments):
                     slot = model.slots.get(arguments[0])
                     id_ = transaction_id(arguments[0], "a" if slot is None else slot.version)
-                    outcome, expected = (
-                        await call(host, id_, what, *arguments),
-                        getattr(model, what)(*arguments),
-                    )
+                    outcome = await call(host, id_, what, *arguments)
+                    expected = getattr(model, what)(*arguments)
                     assert outcome == expected, (what, arguments)
                     slot = model.slots.get(arguments[0])
                     if slot is not None:
@@ -290,13 +283,8 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
             nursery.cancel_scope.cancel()
 
 
-@settings(
-    max_examples=80,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@histories(80)
 @given(steps=st.lists(STEPS, min_size=8, max_size=40))
 def test_any_history_of_realizations(steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "disabled", True)
-    clock = trio.testing.MockClock(autojump_threshold=0)
-    trio.run(run, steps, clock, clock=clock)
+    run_history(run, steps)

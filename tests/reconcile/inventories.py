@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from servers import KEY, Serving
+from servers import KEY, Serving, memory_info
 
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -32,18 +32,7 @@ def entry(
         if name in fields
     }
     ref = common.ReplicaRef(artifact_id=artifact_id, replica_id=fields.pop("replica_id", ""))
-    info = common.MemoryInfo(
-        **{
-            "node_id": f"node-{node}",
-            "node_address": f"{node}.example",
-            "node_port": 50053,
-            "memory_size": 100,
-            "memory_type": common.MEMORY_TYPE_RAM,
-            "remote_memory_keys": [KEY],
-            "buffer_sizes": [100],
-        }
-        | fields
-    )
+    info = memory_info(node, **fields)
     if available is None:
         assert not stats
         return common.ReplicaInfo(ref=ref, memory_info=info)

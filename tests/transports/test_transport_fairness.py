@@ -1,6 +1,7 @@
 """Nobody who waits long enough is starved, whoever comes after; driven by a mock clock."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -26,8 +27,25 @@ class Cluster:
         self.host = host
         self.nursery = nursery
         self.began = trio.current_time()
+        self.worker_id = ""
         self.served: list[tuple[float, str]] = []
         self.victim_served = trio.Event()
+
+    async def register(self) -> None:
+        """Let the worker register, and its source with it."""
+        self.worker_id = (await self.host.call(worker_request())).worker_id
+        await self.offer(slots=1)
+
+    async def offer(self, slots: int) -> None:
+        await self.host.call(replica_request(self.worker_id, max_concurrency=slots))
+
+    @asynccontextmanager
+    async def until_all_are_served(self) -> AsyncIterator[None]:
+        """Wait at the end of the block for those who were started in it."""
+        outer = self.nursery
+        async with trio.open_nursery() as self.nursery:
+            yield
+        self.nursery = outer
 
     def age(self) -> float:
         return trio.current_time() - self.began
@@ -56,26 +74,32 @@ class Cluster:
             await trio.sleep(0.4)
 
 
-async def served_at(
-    victim: dict[str, Any], stream: Callable[[int], dict[str, Any]], scheduler: dict[str, Any]
-) -> float:
-    """Return after how many seconds a victim is served that came once the stream was there."""
+@asynccontextmanager
+async def cluster(**scheduler: Any) -> AsyncIterator[Cluster]:
+    """Set up a server whose workers stay, with one source; all of it ends with the block."""
     with folder_in_memory() as folder:
         async with trio.open_nursery() as nursery:
             policy = {"heartbeat_timeout": "3600s", "transport_scheduler": scheduler}
             host = Host(folder, nursery, worker_policy=policy)
             await host.start()
-            worker = await host.call(worker_request())
-            await host.call(replica_request(worker.worker_id))
-            cluster = Cluster(host, nursery)
-            nursery.start_soon(cluster.stream, stream)
-            await trio.sleep(3.3)
-            came = cluster.age()
-            cluster.start("victim", **victim)
-            with trio.fail_after(120):
-                await cluster.victim_served.wait()
+            made = Cluster(host, nursery)
+            await made.register()
+            yield made
             nursery.cancel_scope.cancel()
-    (at,) = (at for at, name in cluster.served if name == "victim")
+
+
+async def served_at(
+    victim: dict[str, Any], stream: Callable[[int], dict[str, Any]], scheduler: dict[str, Any]
+) -> float:
+    """Return after how many seconds a victim is served that came once the stream was there."""
+    async with cluster(**scheduler) as it:
+        it.nursery.start_soon(it.stream, stream)
+        await trio.sleep(3.3)
+        came = it.age()
+        it.start("victim", **victim)
+        with trio.fail_after(120):
+            await it.victim_served.wait()
+    (at,) = (at for at, name in it.served if name == "victim")
     return at - came
 
 
@@ -110,136 +134,91 @@ async def test_within_the_thresholds_a_group_that_is_behind_goes_first(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Groups advance together: none is finished while another has nothing."""
-    with folder_in_memory() as folder:
-        async with trio.open_nursery() as nursery:
-            host = Host(folder, nursery, worker_policy={"heartbeat_timeout": "3600s"})
-            await host.start()
-            worker = await host.call(worker_request())
-            await host.call(replica_request(worker.worker_id))
-            cluster = Cluster(host, nursery)
-            async with trio.open_nursery() as all_of_them:
-                cluster.nursery = all_of_them
-                cluster.start("first")
-                await trio.sleep(0.1)
-                for name in "ab":
-                    for part in range(4):
-                        cluster.start(name, scheduling_group=group(name, part))
-                        await trio.sleep(0.01)
-            order = "".join(name for _, name in cluster.served if name != "first")
-            assert sorted(order) == list("aaaabbbb")
-            # After the first part of a, b has nothing yet; from then on they stay within a quarter
-            # of each other, up to the last parts.
-            assert order[:2] == "ab"
-            for end in range(1, 7):
-                assert abs(order[:end].count("a") - order[:end].count("b")) <= 2
-            nursery.cancel_scope.cancel()
+    async with cluster() as it:
+        async with it.until_all_are_served():
+            it.start("first")
+            await trio.sleep(0.1)
+            for name in "ab":
+                for part in range(4):
+                    it.start(name, scheduling_group=group(name, part))
+                    await trio.sleep(0.01)
+        order = "".join(name for _, name in it.served if name != "first")
+        assert sorted(order) == list("aaaabbbb")
+        # After the first part of a, b has nothing yet; from then on they stay within a quarter
+        # of each other, up to the last parts.
+        assert order[:2] == "ab"
+        for end in range(1, 7):
+            assert abs(order[:end].count("a") - order[:end].count("b")) <= 2
 
 
 async def test_parts_that_failed_are_no_progress_of_their_group(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    with folder_in_memory() as folder:
-        async with trio.open_nursery() as nursery:
-            host = Host(folder, nursery, worker_policy={"heartbeat_timeout": "3600s"})
-            await host.start()
-            worker = await host.call(worker_request())
-            await host.call(replica_request(worker.worker_id))
-            cluster = Cluster(host, nursery)
-            async with trio.open_nursery() as all_of_them:
-                cluster.nursery = all_of_them
-                # a fails and b succeeds; then one of each waits, b first.
-                cluster.start("a", outcome=2, scheduling_group=group("a", 0))
-                await trio.sleep(0.5)
-                cluster.start("b", scheduling_group=group("b", 0))
-                await trio.sleep(1)
-                cluster.start("b", scheduling_group=group("b", 1))
-                await trio.sleep(0.1)
-                cluster.start("a", scheduling_group=group("a", 1))
-            assert [name for _, name in cluster.served] == ["a", "b", "a", "b"]
-            nursery.cancel_scope.cancel()
+    async with cluster() as it:
+        async with it.until_all_are_served():
+            # a fails and b succeeds; then one of each waits, b first.
+            it.start("a", outcome=2, scheduling_group=group("a", 0))
+            await trio.sleep(0.5)
+            it.start("b", scheduling_group=group("b", 0))
+            await trio.sleep(1)
+            it.start("b", scheduling_group=group("b", 1))
+            await trio.sleep(0.1)
+            it.start("a", scheduling_group=group("a", 1))
+        assert [name for _, name in it.served] == ["a", "b", "a", "b"]
 
 
 async def test_the_scan_limit_bounds_who_is_ranked(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Of those who wait only the oldest are looked at, however urgent a younger one is."""
-    limit = {"group_dispatch": {"queue_scan_limit": 2}}
-    policy = {"heartbeat_timeout": "3600s", "transport_scheduler": limit}
-    with folder_in_memory() as folder:
-        async with trio.open_nursery() as nursery:
-            host = Host(folder, nursery, worker_policy=policy)
-            await host.start()
-            worker = await host.call(worker_request())
-            await host.call(replica_request(worker.worker_id))
-            cluster = Cluster(host, nursery)
-            async with trio.open_nursery() as all_of_them:
-                cluster.nursery = all_of_them
-                cluster.start("holder")
-                for number, priority in enumerate((0, 1, 9, 5)):
-                    await trio.sleep(0.05)
-                    name = f"p{priority}"
-                    cluster.start(name, scheduling_group=group(f"g{number}", 0, priority))
-            assert [name for _, name in cluster.served] == ["holder", "p1", "p9", "p5", "p0"]
-            nursery.cancel_scope.cancel()
+    async with cluster(group_dispatch={"queue_scan_limit": 2}) as it:
+        async with it.until_all_are_served():
+            it.start("holder")
+            for number, priority in enumerate((0, 1, 9, 5)):
+                await trio.sleep(0.05)
+                it.start(f"p{priority}", scheduling_group=group(f"g{number}", 0, priority))
+        assert [name for _, name in it.served] == ["holder", "p1", "p9", "p5", "p0"]
 
 
 async def test_a_pass_goes_on_beyond_its_batch_while_sources_are_left(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    limit = {"group_dispatch": {"dispatch_batch_limit": 2}}
-    policy = {"heartbeat_timeout": "3600s", "transport_scheduler": limit}
-    with folder_in_memory() as folder:
-        async with trio.open_nursery() as nursery:
-            host = Host(folder, nursery, worker_policy=policy)
-            await host.start()
-            worker = await host.call(worker_request())
-            cluster = Cluster(host, nursery)
-            await host.call(replica_request(worker.worker_id, max_concurrency=1))
-            async with trio.open_nursery() as all_of_them:
-                cluster.nursery = all_of_them
-                cluster.start("holder")
-                await trio.sleep(0.1)
-                for number in range(9):
-                    cluster.start("w", scheduling_group=group(f"g{number}", 0))
-                await trio.sleep(0.1)
-                await host.call(replica_request(worker.worker_id, max_concurrency=8))
-                await trio.sleep(0.5)
-                assert len(cluster.served) == 1 + 7
-            nursery.cancel_scope.cancel()
+    async with (
+        cluster(group_dispatch={"dispatch_batch_limit": 2}) as it,
+        it.until_all_are_served(),
+    ):
+        it.start("holder")
+        await trio.sleep(0.1)
+        for number in range(9):
+            it.start("w", scheduling_group=group(f"g{number}", 0))
+        await trio.sleep(0.1)
+        await it.offer(slots=8)
+        await trio.sleep(0.5)
+        assert len(it.served) == 1 + 7
 
 
 async def test_after_a_restart_the_progress_of_groups_still_counts(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    with folder_in_memory() as folder:
-        async with trio.open_nursery() as nursery:
-            host = Host(folder, nursery, worker_policy={"heartbeat_timeout": "3600s"})
-            await host.start()
-            worker = await host.call(worker_request())
-            await host.call(replica_request(worker.worker_id))
-            before = Cluster(host, nursery)
-            # b has come further than a.
-            await before.hold("b", scheduling_group=group("b", 0))
-            await before.hold("b", scheduling_group=group("b", 1))
-            await before.hold("a", scheduling_group=group("a", 0))
-            await host.kill()
-            await host.start()
-            worker = await host.call(worker_request())
-            await host.call(replica_request(worker.worker_id))
-            cluster = Cluster(host, nursery)
-            async with trio.open_nursery() as all_of_them:
-                cluster.nursery = all_of_them
-                cluster.start("holder")
-                await trio.sleep(0.1)
-                # Both were heard of within 5 s, so the one that is nearly complete goes first; a
-                # third one, of whom nothing has arrived, precedes both.
-                cluster.start("a", scheduling_group=group("a", 1))
-                await trio.sleep(0.1)
-                cluster.start("b", scheduling_group=group("b", 2))
-                await trio.sleep(0.1)
-                cluster.start("c", scheduling_group=group("c", 0))
-            served = [name for _, name in cluster.served]
-            # After c's first part all have a success, and the least is a quarter: b, at a half, is
-            # within the floor, and its completion bias is the greater.
-            assert served == ["holder", "c", "b", "a"]
-            nursery.cancel_scope.cancel()
+    async with cluster() as it:
+        # b has come further than a.
+        await it.hold("b", scheduling_group=group("b", 0))
+        await it.hold("b", scheduling_group=group("b", 1))
+        await it.hold("a", scheduling_group=group("a", 0))
+        await it.host.kill()
+        await it.host.start()
+        await it.register()
+        it.served.clear()
+        async with it.until_all_are_served():
+            it.start("holder")
+            await trio.sleep(0.1)
+            # Both were heard of within 5 s, so the one that is nearly complete goes first; a
+            # third one, of whom nothing has arrived, precedes both.
+            it.start("a", scheduling_group=group("a", 1))
+            await trio.sleep(0.1)
+            it.start("b", scheduling_group=group("b", 2))
+            await trio.sleep(0.1)
+            it.start("c", scheduling_group=group("c", 0))
+        # After c's first part all have a success, and the least is a quarter: b, at a half, is
+        # within the floor, and its completion bias is the greater.
+        assert [name for _, name in it.served] == ["holder", "c", "b", "a"]
