@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,10 @@ import trio
 import trio.testing
 
 import globalstore.rpc  # noqa: F401  before any test imports purerpc, which needs what this mends
+
+# Each process that a test starts would compile the whole program again, which takes longer than
+# the start itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 @pytest.fixture
