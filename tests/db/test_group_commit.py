@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import logging
+import threading
 from typing import Any
 
 import ledger
@@ -16,6 +17,7 @@ from globalstore.db import (
     Migration,
     OutcomeUnknown,
     Runner,
+    Site,
     Snapshot,
     Store,
     StoreOptions,
@@ -248,9 +250,20 @@ async def test_after_a_failed_follow_up_no_other_is_tried_and_nobody_hears_ok(ne
         followed_up.append(events)
         raise ValueError("cannot follow")
 
-    async with new_store(on_commit=follow_up) as store:
+    # A quick writer would have carried out all groups by the time the first is followed up.
+    begun, all_answered = [], threading.Event()
+
+    def hold_the_third(site: Site) -> None:
+        if site is Site.BEFORE_BEGIN:
+            begun.append(site)
+            if len(begun) == 3:
+                assert all_answered.wait(30)
+
+    async with new_store(on_commit=follow_up, at_site=hold_the_third) as store:
+        begun.clear()
         calls = ((store.write, ledger.add, f"{i}") for i in range(1500))
         got = await _all_at_once(*calls)
+        all_answered.set()
         assert {type(outcome) for outcome in got} == {OutcomeUnknown, Closed}
     assert len(followed_up) == 1
 
