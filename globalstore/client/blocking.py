@@ -189,9 +189,9 @@ class BlockingConnection:
         self._socket.sendall(self._h2.data_to_send())
 
     def _connect(self, host: str, port: int) -> socket.socket:
-        """Connect to the first address of the host that can be reached, each in its turn."""
+        """Connect to one address of the host after the other; raise why the last one failed."""
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        late: OSError | None = None
+        failed: OSError | None = None
         for number, (family, kind, protocol, _, address) in enumerate(found):
             reached = socket.socket(family, kind, protocol)
             try:
@@ -200,12 +200,10 @@ class BlockingConnection:
                 reached.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 reached.close()
-                late = error if isinstance(error, TimeoutError) else None
+                failed = error
             else:
                 return reached
-        if late is not None and late.errno is None:
-            raise late
-        raise OSError("All connection attempts failed")
+        raise failed or OSError("the host has no address")
 
     def _left_s(self) -> float:
         left_s = self._until - time.monotonic()

@@ -230,5 +230,5 @@ def test_a_silent_peer_takes_all_patience_and_no_more(answers: tuple[bytes, ...]
 def test_nobody_listens_at_any_of_the_addresses() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(OSError, match="All connection attempts failed"):
+    with pytest.raises(OSError, match="Connection refused"):
         connected(port)
