@@ -4,8 +4,10 @@ The client of daemons stands on trio and purerpc, which take longer to import th
 to be answered. This one needs a socket and h2.
 """
 
+import queue
 import socket
 import struct
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote
@@ -46,7 +48,8 @@ _READ_BYTES: Final = 1 << 16
 # The type of a SETTINGS frame, the fourth byte of it.
 _SETTINGS: Final = b"\x04"
 
-_LEAVING: Final = "the server is leaving"
+_UNSEEN: Final = "the server is leaving and has not taken the call"
+_LEAVING: Final = "the server is leaving, and what became of the call is not known"
 
 # No message has been compressed, and its length follows.
 _prefix = struct.Struct(">BL")
@@ -128,8 +131,9 @@ class BlockingConnection:
             unsent = self._send_some(stream_id, unsent)
             for event in self._receive():
                 match event:
-                    case events.ConnectionTerminated():
-                        raise ConnectionError(_LEAVING)
+                    case events.ConnectionTerminated(last_stream_id=last):
+                        unseen = last is not None and last < stream_id
+                        raise ConnectionError(_UNSEEN if unseen else _LEAVING)
                     case events.StreamReset(stream_id=of) if of == stream_id:
                         raise ConnectionError("the server broke the call off")
                     case events.ResponseReceived():
@@ -190,7 +194,7 @@ class BlockingConnection:
 
     def _connect(self, host: str, port: int) -> socket.socket:
         """Connect to one address of the host after the other; raise why the last one failed."""
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = _addresses(host, port, self._left_s())
         failed: OSError | None = None
         for number, (family, kind, protocol, _, address) in enumerate(found):
             reached = socket.socket(family, kind, protocol)
@@ -210,6 +214,28 @@ class BlockingConnection:
         if left_s <= 0:
             raise TimeoutError
         return left_s
+
+
+def _addresses(host: str, port: int, patience_s: float) -> list[Any]:
+    """Look up a host. A resolver that takes too long is left to itself, in a thread of its own."""
+    answers: queue.SimpleQueue[list[Any] | OSError] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            answers.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except UnicodeError:
+            answers.put(OSError("this cannot be the name of a host"))
+        except OSError as error:
+            answers.put(error)
+
+    threading.Thread(target=look_up, daemon=True).start()
+    try:
+        answer = answers.get(timeout=patience_s)
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
 
 
 def _fields(headers: list[tuple[Any, Any]]) -> dict[str, str]:

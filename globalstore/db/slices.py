@@ -38,10 +38,10 @@ class _Stopped:
 
 
 def guarded(
-    tx: Transaction, write: Callable[[Transaction], R], guard: Callable[[Snapshot], bool] | None
+    tx: Transaction, write: Callable[[Transaction], R], guard: Callable[[Snapshot], bool]
 ) -> R | _Stopped:
     """Write one slice, if they may still go on."""
-    return write(tx) if guard is None or guard(tx) else _Stopped()
+    return write(tx) if guard(tx) else _Stopped()
 
 
 async def write_in_slices(
@@ -54,36 +54,45 @@ async def write_in_slices(
     """Write slices one after the other; False when ``guard`` said no before one of them.
 
     ``guard`` is asked inside the transaction of each. ``on_written`` gets what each slice returned,
-    in order, while the next ones are being written. Raises what ``Store.bulk`` raises. When
-    cancelled, the slice that has begun is finished and no other is begun.
+    in order, while the next ones are being written. Raises what ``Store.bulk``, ``slices`` and
+    ``on_written`` raise. When cancelled, the slice that has begun is finished and no other is
+    begun.
     """
     written, results = trio.open_memory_channel[R](_AHEAD)
 
-    async def hand_on() -> None:
-        async for result in results:
-            if on_written is not None:
-                await on_written(result)
-
-    failure: Exception | None = None
+    # Errors are raised below, out of the nursery, which would wrap them.
+    failures: list[Exception] = []
     stopped = False
+
+    async def hand_on() -> None:
+        with results:
+            try:
+                async for result in results:
+                    if on_written is not None:
+                        await on_written(result)
+            except Exception as error:  # noqa: BLE001
+                failures.append(error)
+
     async with trio.open_nursery() as nursery, written:
         nursery.start_soon(hand_on)
-        for each in slices:
-            if isinstance(each, Ready):
-                result = each.result
-            else:
-                try:
+        try:
+            for each in slices:
+                if isinstance(each, Ready):
+                    result = each.result
+                elif guard is None:
+                    result = await store.bulk(each)
+                else:
                     outcome = await store.bulk(guarded, each, guard)
-                except Exception as error:  # noqa: BLE001  raised below, out of the nursery
-                    failure = error
-                    break
-                if isinstance(outcome, _Stopped):
-                    stopped = True
-                    break
-                result = outcome
-            await written.send(result)
-    if failure is not None:
-        raise failure
+                    if isinstance(outcome, _Stopped):
+                        stopped = True
+                        break
+                    result = outcome
+                await written.send(result)
+        except Exception as error:  # noqa: BLE001
+            # What the channel says when ``hand_on`` has failed comes after what failed there.
+            failures.append(error)
+    if failures:
+        raise failures[0]
     return not stopped
 
 

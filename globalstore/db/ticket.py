@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import trio
@@ -43,5 +44,7 @@ class Ticket:
 
 
 def name_of(operation: Callable[..., Any]) -> str:
-    """Return the name of an operation for the log."""
+    """Return the name of an operation for the log, without the arguments that are bound to it."""
+    while isinstance(operation, partial):
+        operation = operation.func
     return getattr(operation, "__qualname__", None) or repr(operation)

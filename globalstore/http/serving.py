@@ -90,9 +90,21 @@ class _HttpServer:
         self._open: dict[trio.CancelScope, None] = {}
 
     async def load_soon(self) -> None:
-        """Import hypercorn beside the event loop, a little after the start."""
+        """Import hypercorn a little after the start."""
         await trio.sleep(_LOAD_AFTER_S)
-        await trio.to_thread.run_sync(import_module, _PROTOCOL, abandon_on_cancel=True)
+        try:
+            await self._load()
+        except Exception:  # noqa: BLE001 (each connection tries again, and says so again)
+            _log.exception("http connections cannot be served")
+
+    async def _load(self) -> Callable[[Any], Awaitable[None]]:
+        """Return what speaks HTTP on a connection, imported beside the event loop."""
+        if self._speak is None:
+            protocol = await trio.to_thread.run_sync(
+                import_module, _PROTOCOL, abandon_on_cancel=True
+            )
+            self._speak = protocol.Conversation(self._app, HEAD_SECONDS_MAX, HEAD_BYTES_MAX).hold
+        return self._speak
 
     async def serve(self, stream: trio.SocketStream) -> None:
         if len(self._open) >= CONNECTIONS_MAX:
@@ -111,12 +123,10 @@ class _HttpServer:
             self._open.pop(scope, None)
 
     async def _converse(self, stream: _PatientStream) -> None:
-        if self._speak is None:
-            protocol = import_module(_PROTOCOL)
-            self._speak = protocol.Conversation(self._app, HEAD_SECONDS_MAX, HEAD_BYTES_MAX).hold
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.close_when_cancelled)
-            await self._speak(stream)
+            speak = await self._load()
+            await speak(stream)
             nursery.cancel_scope.cancel()
 
 

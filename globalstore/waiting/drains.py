@@ -30,7 +30,9 @@ class Drains:
     """All calls that wait for a replica to be drained."""
 
     def __init__(self) -> None:
-        self._watchers: Watchers[Space, DrainWaiter] = Watchers("a drain", total_max=_WAITERS_MAX)
+        self._watchers: Watchers[Space, DrainWaiter] = Watchers(
+            "{} calls wait for a drain already; try later", total_max=_WAITERS_MAX
+        )
 
     def __len__(self) -> int:
         return len(self._watchers)

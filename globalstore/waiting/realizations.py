@@ -9,10 +9,6 @@ import trio
 from globalstore.registry.signals import RealizationEnded
 from globalstore.waiting.watchers import Watchers
 
-# Calls that wait for realizations at a time: several large groups, all of whose members wait. Each
-# costs a parked task.
-_WAITERS_MAX = 1 << 20
-
 
 @attrs.define(eq=False)
 class RealizationWaiter:
@@ -30,8 +26,7 @@ class RealizationWaiters:
 
     def __init__(self, max_per_realization: int, on_count: Callable[[int], None]) -> None:
         self._watchers: Watchers[bytes, RealizationWaiter] = Watchers(
-            "this group realization",
-            total_max=_WAITERS_MAX,
+            "{} calls are waiting for this group realization already",
             per_key_max=max_per_realization,
             on_count=on_count,
         )
@@ -52,6 +47,6 @@ class RealizationWaiters:
 
     def ended(self, signal: RealizationEnded) -> None:
         """Take in that a commit has ended a realization: wake all calls that wait for it."""
-        for waiter in self._watchers.of(signal.fingerprint):
+        for waiter in self._watchers.take(signal.fingerprint):
             waiter.state = signal.state
             waiter.ended.set()

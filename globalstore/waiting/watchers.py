@@ -14,23 +14,23 @@ W = TypeVar("W")
 
 
 class Watchers(Generic[K, W]):
-    """The watchers of each key, at most ``per_key_max`` of one and ``total_max`` of all.
+    """The watchers of each key, at most ``per_key_max`` of one or ``total_max`` of all.
 
-    ``what`` names in a refusal what they wait for. ``on_count`` gets their number whenever that
-    changes.
+    ``refusal`` is the text for whoever would be one too many, with the bound for its ``{}``.
+    ``on_count`` gets the number of all whenever that changes.
     """
 
     def __init__(
         self,
-        what: str,
+        refusal: str,
         *,
-        total_max: int,
+        total_max: int | None = None,
         per_key_max: int | None = None,
         on_count: Callable[[int], None] = lambda count: None,
     ) -> None:
-        self._what = what
+        self._refusal = refusal
         self._total_max = total_max
-        self._per_key_max = total_max if per_key_max is None else per_key_max
+        self._per_key_max = per_key_max
         self._on_count = on_count
         self._by_key: dict[K, dict[int, W]] = {}
         self._count = 0
@@ -46,22 +46,26 @@ class Watchers(Generic[K, W]):
         ResourceExhausted when there are too many watchers already.
         """
         watchers = self._by_key.get(key, {})
-        if len(watchers) >= self._per_key_max or self._count >= self._total_max:
-            number = min(self._count, max(len(watchers), self._per_key_max))
-            raise ResourceExhausted(f"{number} calls are waiting for {self._what} already")
+        for count, most in (len(watchers), self._per_key_max), (self._count, self._total_max):
+            if most is not None and count >= most:
+                raise ResourceExhausted(self._refusal.format(most))
         self._by_key.setdefault(key, watchers)[id(watcher)] = watcher
         self._change(1)
         try:
             yield watcher
         finally:
             del watchers[id(watcher)]
-            if not watchers:
+            if not watchers and self._by_key.get(key) is watchers:
                 del self._by_key[key]
             self._change(-1)
 
     def of(self, key: K) -> list[W]:
         """Return the watchers of a key."""
         return list(self._by_key.get(key, {}).values())
+
+    def take(self, key: K) -> list[W]:
+        """Return the watchers of a key, and leave their places to those who come after them."""
+        return list(self._by_key.pop(key, {}).values())
 
     def of_any(self, keys: set[K]) -> Iterator[W]:
         """Yield the watchers of any of some keys."""

@@ -4,7 +4,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -53,11 +53,13 @@ def peer(*answers: bytes, closes: bool = True) -> Iterator[int]:
         def serve() -> None:
             with listener.accept()[0] as stream:
                 stream.recv(1 << 16)
-                for each in answers:
-                    stream.sendall(each)
-                if closes:
-                    # Not before the other side has read, or it would only see a reset.
-                    stream.shutdown(socket.SHUT_WR)
+                # The other side may leave before it has been sent everything.
+                with suppress(OSError):
+                    for each in answers:
+                        stream.sendall(each)
+                    if closes:
+                        # Not before the other side has read, or it would only see a reset.
+                        stream.shutdown(socket.SHUT_WR)
                 done.wait()
 
         thread = threading.Thread(target=serve)
@@ -172,8 +174,11 @@ def test_frames_may_come_in_pieces_padded_and_with_others_between() -> None:
         ((SETTINGS, HEAD), "the connection ended before the answer came"),
         ((SETTINGS, HEAD, DATA[:-1]), "the connection ended before the answer came"),
         ((SETTINGS, frames.rst_stream(1, 2)), "the server broke the call off"),
-        ((SETTINGS, frames.goaway(0, 0)), "the server is leaving"),
-        ((SETTINGS, frames.goaway(1, 0), HEAD, DATA, trailers(0)), "the server is leaving"),
+        ((SETTINGS, frames.goaway(0, 0)), "leaving and has not taken the call"),
+        (
+            (SETTINGS, frames.goaway(1, 0), HEAD, DATA, trailers(0)),
+            "leaving, and what became of the call is not known",
+        ),
         ((b"HTTP/1.1 400 Bad Request\r\n\r\n",), "no gRPC, but something else"),
         ((b"SSH-2.0-OpenSSH_9.2\r\n",), "no gRPC, but something else"),
         (
@@ -232,3 +237,18 @@ def test_nobody_listens_at_any_of_the_addresses() -> None:
         port = listener.getsockname()[1]
     with pytest.raises(OSError, match="Connection refused"):
         connected(port)
+
+
+def test_a_resolver_that_does_not_answer_takes_all_patience_and_no_more(monkeypatch) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: [answer.wait()])
+    with pytest.raises(TimeoutError) as late:
+        connected(1, 0.05)
+    assert late.value.errno is None
+    answer.set()
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "host.invalid", "\ud800"])
+def test_what_names_no_host_is_an_os_error(host: str) -> None:
+    with pytest.raises(OSError):  # noqa: PT011 (what the resolver says is the system's)
+        BlockingConnection(host, 1, None, (), 10)

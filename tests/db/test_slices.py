@@ -47,6 +47,27 @@ async def test_a_slice_that_fails_ends_the_rest_and_raises_its_own_error(new_sto
         assert await store.read(present) == ["a"]
 
 
+async def test_what_fails_to_take_a_result_in_ends_the_rest_and_raises_its_own_error(new_store):
+    async def fail(name: str) -> None:
+        raise ledger.Refusal(name)
+
+    async with new_store() as store:
+        with pytest.raises(ledger.Refusal, match="a"):
+            await write_in_slices(store, adding(*"abcdefghijkl"), on_written=fail)
+        assert len(await store.read(present)) < 12
+
+
+async def test_slices_that_cannot_be_made_raise_their_own_error(new_store):
+    def slices():
+        yield from adding("a")
+        raise ZeroDivisionError
+
+    async with new_store() as store:
+        with pytest.raises(ZeroDivisionError):
+            await write_in_slices(store, slices())
+        assert await store.read(present) == ["a"]
+
+
 async def test_when_cancelled_what_has_begun_is_whole_and_nothing_else_begins(new_store):
     async with new_store() as store:
         with trio.CancelScope() as scope:

@@ -8,7 +8,9 @@ from globalstore.waiting.watchers import Watchers
 
 def test_the_watchers_of_a_key_are_found_while_they_watch():
     counts: list[int] = []
-    watchers: Watchers[str, object] = Watchers("it", total_max=9, on_count=counts.append)
+    watchers: Watchers[str, object] = Watchers(
+        "{} wait already", total_max=9, on_count=counts.append
+    )
     first, second, other = object(), object(), object()
     with watchers.watching("a", first), watchers.watching("a", second):
         with watchers.watching("b", other):
@@ -21,10 +23,10 @@ def test_the_watchers_of_a_key_are_found_while_they_watch():
 
 
 def test_one_key_has_its_bound_and_others_have_room():
-    watchers: Watchers[str, object] = Watchers("it", total_max=9, per_key_max=1)
+    watchers: Watchers[str, object] = Watchers("{} wait already", per_key_max=1)
     with watchers.watching("a", object()):
         with (
-            pytest.raises(ResourceExhausted, match="1 calls are waiting for it already"),
+            pytest.raises(ResourceExhausted, match=r"^1 wait already$"),
             watchers.watching("a", object()),
         ):
             pass
@@ -33,11 +35,11 @@ def test_one_key_has_its_bound_and_others_have_room():
 
 
 def test_all_together_have_a_bound():
-    watchers: Watchers[int, object] = Watchers("it", total_max=2)
+    watchers: Watchers[int, object] = Watchers("{} wait already", total_max=2)
     with (
         watchers.watching(1, object()),
         watchers.watching(2, object()),
-        pytest.raises(ResourceExhausted, match="2 calls are waiting for it already"),
+        pytest.raises(ResourceExhausted, match=r"^2 wait already$"),
         watchers.watching(3, object()),
     ):
         pass
@@ -46,7 +48,7 @@ def test_all_together_have_a_bound():
 
 
 def test_what_ends_while_others_watch_takes_only_its_own_with_it():
-    watchers: Watchers[str, object] = Watchers("it", total_max=9)
+    watchers: Watchers[str, object] = Watchers("{} wait already", total_max=9)
     first, second = object(), object()
     stays = watchers.watching("a", first)
     stays.__enter__()
@@ -54,3 +56,25 @@ def test_what_ends_while_others_watch_takes_only_its_own_with_it():
         raise ZeroDivisionError
     assert watchers.of("a") == [first]
     stays.__exit__(None, None, None)
+
+
+def test_those_who_were_taken_leave_their_places_to_others():
+    watchers: Watchers[str, object] = Watchers("{} wait already", per_key_max=1)
+    with watchers.watching("a", first := object()):
+        assert watchers.take("a") == [first]
+        assert watchers.take("a") == []
+        with watchers.watching("a", second := object()):
+            assert watchers.of("a") == [second]
+            assert len(watchers) == 2
+    assert len(watchers) == 0
+    assert watchers.of("a") == []
+
+
+def test_who_leaves_after_being_taken_takes_none_of_those_who_came_after():
+    watchers: Watchers[str, object] = Watchers("{} wait already", per_key_max=1)
+    taken = watchers.watching("a", object())
+    taken.__enter__()
+    watchers.take("a")
+    with watchers.watching("a", second := object()):
+        taken.__exit__(None, None, None)
+        assert watchers.of("a") == [second]

@@ -4,9 +4,9 @@ A reader lists a row type, a NamedTuple whose fields are looked up in one vocabu
 by name. A writer passes the same types, from whose fields the statements are made. So no two texts
 have to agree by position.
 
-Replicas that no worker holds any more are in the table until their last transport ends; only the
-code that ends transports reads the table itself, all other code the view ``held_replicas``, which
-is without them.
+Replicas that no worker holds any more are in the table until their last transport ends. The view
+``held_replicas`` is without them; the table itself is read where they count, or where the key of a
+worker or of a row says that it is another one.
 """
 
 import json

@@ -126,7 +126,8 @@ def acquire(
             assert row is not None
             _extend(tx, row, ttl_us, lease.expires_at_us)
         case _:
-            # The token is not for other callers.
+            # The token is not for other callers. A daemon is not stale here: the generation of its
+            # worker only grows.
             return Acquired(_shown(shard_id, attrs.evolve(lease, token="")), held=True)
     return Acquired(_shown(shard_id, lease), held=False)
 
