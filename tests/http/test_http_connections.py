@@ -212,3 +212,28 @@ async def test_when_cancelled_it_frees_the_port_at_once(site):
     assert await read_to_end(stream) == b""
     [sock] = await listening_sockets("127.0.0.1", site.port, reuse_port=False)
     sock.close()
+
+
+async def test_what_cannot_be_loaded_ends_connections_and_nothing_else(
+    site, nursery, mock_clock, monkeypatch, caplog
+):
+    tried = trio.Event()
+
+    def fail(name):
+        trio.from_thread.run_sync(tried.set)
+        raise ImportError(name)
+
+    monkeypatch.setattr(serving, "import_module", fail)
+    await site.start(nursery)
+    await trio.testing.wait_all_tasks_blocked()
+    mock_clock.jump(serving._LOAD_AFTER_S)
+    await tried.wait()
+    async with await site.connect() as stream:
+        await stream.send_all(REQUEST)
+        assert await read_to_end(stream) == b""
+    assert "http connections cannot be served" in caplog.text
+    assert "http connection failed" in caplog.text
+    monkeypatch.undo()
+    async with await site.connect() as stream:
+        await stream.send_all(REQUEST)
+        assert (await read_answer(stream)).status == 200
