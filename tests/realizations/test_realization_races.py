@@ -28,7 +28,7 @@ from realization_calls import (
 from servers import configuration, serving
 
 from globalstore.db import Runner
-from globalstore.registry.catalog.realizations import RealizationState
+from globalstore.registry.catalog.realization_rows import RealizationState
 from globalstore.registry.signals import RealizationEnded
 from globalstore.waiting.realizations import RealizationWaiters
 

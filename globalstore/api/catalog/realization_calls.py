@@ -11,7 +11,7 @@ from globalstore.api.context import HandlerContext
 from globalstore.config.kinds import GroupPublishAuthorityMode
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog.realization_joins import Identity
-from globalstore.registry.catalog.realizations import MemberState, RealizationState
+from globalstore.registry.catalog.realization_rows import MemberState, RealizationState
 from globalstore.rules.realizations import TRANSACTION_PREFIX, digest_of
 from globalstore.rules.refusals import FailedPrecondition, InvalidArgument, NotFound, Refusal
 from globalstore.rules.values import identifier

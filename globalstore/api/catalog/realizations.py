@@ -21,8 +21,8 @@ from globalstore.api.context import Handlers
 from globalstore.api.encoding import Encoded
 from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.registry.catalog import realizations
-from globalstore.registry.catalog.realizations import (
+from globalstore.registry.catalog import realization_rows, realizations
+from globalstore.registry.catalog.realization_rows import (
     Member,
     MemberState,
     Realization,
@@ -116,7 +116,7 @@ class RealizationHandlers(Handlers):
             return await self._state(request, fingerprint)
 
     async def _state(self, request: Call, fingerprint: bytes) -> RealizationState:
-        realization = await self.context.read(realizations.find_realization, fingerprint)
+        realization = await self.context.read(realization_rows.find_realization, fingerprint)
         if realization is None:
             raise NotFound(f"no group realization {TRANSACTION_PREFIX}{fingerprint.hex()}")
         if realization.is_due(self.context.clock.lease_us()):
@@ -166,7 +166,9 @@ class RealizationHandlers(Handlers):
         transaction_id = required("transaction_id", message.transaction_id)
         fingerprint = digest_of(TRANSACTION_PREFIX, transaction_id)
         shown = (
-            None if fingerprint is None else await self.context.read(realizations.show, fingerprint)
+            None
+            if fingerprint is None
+            else await self.context.read(realization_rows.show, fingerprint)
         )
         if fingerprint is None or shown is None:
             return wire.GetGroupRealizationResponse(status=wire.STATUS_NOT_FOUND)

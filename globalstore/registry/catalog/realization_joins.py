@@ -10,13 +10,13 @@ from collections.abc import Callable
 import attrs
 
 from globalstore.db import Transaction
-from globalstore.registry.catalog import keys, realizations, version_sets
-from globalstore.registry.catalog.realizations import (
+from globalstore.registry.catalog import keys, realization_rows, realizations, version_sets
+from globalstore.registry.catalog.realization_rows import (
     Member,
     Realization,
     RealizationState,
-    keeping,
 )
+from globalstore.registry.catalog.realizations import keeping
 from globalstore.registry.catalog.version_sets import Described, VersionSet
 from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import RealizationRowsWritten
@@ -135,7 +135,7 @@ def begin_or_join(
     FailedPrecondition and ResourceExhausted, as the contract has it in 8.2.
     """
     lease_us = clock()
-    realization = realizations.find_by_realization_key(
+    realization = realization_rows.find_by_realization_key(
         tx, join.group_kind, join.group_id, join.epoch
     )
     if realization is None:
@@ -204,7 +204,7 @@ def _begin(
         },
     )
     assert row is not None
-    realization = realizations.find_realization(tx, fingerprint)
+    realization = realization_rows.find_realization(tx, fingerprint)
     assert realization is not None
     _insert_member(tx, realization, join)
     if (granted := realizations.granted(realization)) is not None:
@@ -266,7 +266,7 @@ def _join(tx: Transaction, realization: Realization, join: Join) -> Joined:
     _check_fingerprint(join, realization.fingerprint)
     [part] = version_sets.parts(tx, realization.version_set, [join.part_id])
     _check_version(realization, join, part)
-    member = realizations.member(tx, realization, join.part_id)
+    member = realization_rows.member(tx, realization, join.part_id)
     if member is not None:
         _identify(tx, realization, member, join.identity)
     elif not realization.state.is_final:

@@ -3,15 +3,15 @@
 import attrs
 
 from globalstore.db import Transaction
-from globalstore.registry.catalog import realizations, version_sets
+from globalstore.registry.catalog import realization_rows, realizations, version_sets
 from globalstore.registry.catalog.realization_joins import Identity
-from globalstore.registry.catalog.realizations import (
+from globalstore.registry.catalog.realization_rows import (
     Member,
     MemberState,
     Realization,
     RealizationState,
-    keeping,
 )
+from globalstore.registry.catalog.realizations import keeping
 from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import RealizationRowsWritten
 from globalstore.rules.realizations import member_fingerprint
@@ -80,7 +80,7 @@ def report_prepared(
     also after aborting a realization whose sources are not as reported.
     """
     realization = realizations.present(tx, report.transaction, now_us, clock())
-    member = realizations.member(tx, realization, report.part_id)
+    member = realization_rows.member(tx, realization, report.part_id)
     if member is None:
         raise NotFound(f"part {report.part_id[:80]!r} has not joined {realization.transaction_id}")
     if realization.state in {RealizationState.ABORTED, RealizationState.EXPIRED}:
