@@ -21,8 +21,6 @@ PACKAGE = ROOT / "globalstore"
 # What our server writes to stderr once its port is bound.
 LISTENING = r"server listening .*port=(\d+)"
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
 
 class Child:
     """A server process, and where it listens."""
@@ -33,8 +31,9 @@ class Child:
 
     def cpu_s(self) -> float:
         """Return the CPU seconds that the process has used, in user and kernel mode."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        # The process's own clock, by the number that clock_getcpuclockid(3) gives: it counts
+        # nanoseconds, /proc hundredths of a second.
+        return time.clock_gettime(~self.process.pid << 3 | 2)
 
     def cpu_s_by_thread(self) -> dict[str, float]:
         """Return the CPU seconds of each thread so far; the main thread is ``event loop``."""
