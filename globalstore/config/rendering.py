@@ -36,7 +36,7 @@ def effective(config: GlobalStoreConfig) -> dict[str, str]:
 
 
 def without_effect(config: GlobalStoreConfig) -> list[str]:
-    """Return the settings that differ from their default that have no effect in this version."""
+    """Return the settings without effect in this version that differ from their default."""
     default = effective(GlobalStoreConfig())
     return [
         path
@@ -61,11 +61,11 @@ def _settings(
     for field in attrs.fields(attrs.resolve_types(type(section), include_extras=True)):
         path, value = join_path(prefix, field.name), getattr(section, field.name)
         entry = manual(field)
-        heeded = has_effect and entry.has_effect
+        in_effect = has_effect and entry.has_effect
         if attrs.has(type(value)):
-            yield from _settings(value, path, mask=mask, has_effect=heeded)
+            yield from _settings(value, path, mask=mask, has_effect=in_effect)
         else:
-            yield path, _spelled(value, field, mask and entry.secret), field, heeded
+            yield path, _spelled(value, field, mask and entry.secret), field, in_effect
 
 
 def _spelled(value: Any, field: "attrs.Attribute[Any]", masked: bool) -> str:
@@ -119,16 +119,16 @@ def _section_lines(
     for field in attrs.fields(attrs.resolve_types(type(section), include_extras=True)):
         path, value = join_path(prefix, field.name), getattr(section, field.name)
         entry = manual(field)
-        heeded = has_effect and entry.has_effect
+        in_effect = has_effect and entry.has_effect
         if attrs.has(type(value)):
             yield ""
             yield from _comment(entry.text, indent)
             yield f"{indent}{field.name}:"
-            yield from _section_lines(value, path, changes, has_effect=heeded)
+            yield from _section_lines(value, path, changes, has_effect=in_effect)
             continue
         default = _spelled(value, field, masked=False)
         about = f"{entry.text} [{_kind_name(field.type)}, default {default}]"
-        if not heeded:
+        if not in_effect:
             about += " Accepted, without effect in this version."
         yield from _comment(about, indent)
         yield f"{indent}{field.name}: {changes.get(path, default)}"

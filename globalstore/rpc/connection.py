@@ -120,7 +120,7 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._write, nursery)
-                if self._serving.patrols:
+                if self._serving.watches_connections:
                     nursery.start_soon(self._keepalive.run, self)
                 if self.draining.is_set():
                     self.begin_drain()

@@ -59,7 +59,7 @@ class Serving:
         self.memory = InboundMemory(limits.inbound_bytes_max)
         self.draining = trio.Event()
         self.in_flight: set[Call] = set()
-        self.patrols = (
+        self.watches_connections = (
             min(options.keepalive_time, options.max_connection_idle, options.max_connection_age)
             < math.inf
         )

@@ -90,7 +90,7 @@ async def _signals(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Heed signals: SIGTERM and SIGINT stop, again at once; SIGHUP reloads the configuration."""
+    """Act on signals: SIGTERM and SIGINT stop, again at once; SIGHUP reloads the configuration."""
     received: dict[int, Callable[[], None]] = {
         signal.SIGHUP: lambda: _reload(server, path, writer),
         signal.SIGTERM: server.stop,

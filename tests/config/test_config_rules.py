@@ -264,10 +264,10 @@ def test_a_longest_lease_of_no_length_is_an_error(tmp_path, longest):
     assert problem.startswith("worker_policy.max_lease_ttl: expected at least 0.001s")
 
 
-def test_what_nothing_heeds_is_listed_once_somebody_changes_it(tmp_path):
+def test_settings_without_effect_are_listed_when_they_are_changed(tmp_path):
     paths = ("limits.retention.operations_ttl", "worker_policy.control_reducer.coalesce_window")
     document = merged(*(nested(path, "1s") for path in paths), nested("backup.keep_last", 3))
-    heeded = nested("worker_policy.control_reducer.shard_count", 4)
-    listed = without_effect(load_document(tmp_path, merged(document, heeded)))
+    in_use = nested("worker_policy.control_reducer.shard_count", 4)
+    listed = without_effect(load_document(tmp_path, merged(document, in_use)))
     assert sorted(listed) == ["backup.keep_last", *paths]
     assert without_effect(GlobalStoreConfig()) == []
