@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from globalstore.client.blocking import BlockingConnection, CallFailed
+from globalstore.cli import exit_codes
+from globalstore.cli.output import NotWritten
+from globalstore.client.blocking import BlockingConnection, CallFailed, NotTaken
 
 if TYPE_CHECKING:
     import ssl
@@ -17,10 +19,8 @@ _PATIENCE_S = 10.0
 # Hosts that a server listens on, but nobody can dial.
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
-USAGE = 2
 
-
-class _Unusable(Exception):
+class Unusable(Exception):
     """The arguments do not lead to a server; the text says why."""
 
 
@@ -34,7 +34,8 @@ class Address(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments by which a server is found."""
+    """Declare the arguments by which a server is found, and tell the exit codes."""
+    tell_exit_codes(parser)
     parser.add_argument("--config", metavar="FILE", help="the server's configuration")
     parser.add_argument(
         "--server", metavar="HOST:PORT", help="its address instead; default: 127.0.0.1:50051"
@@ -47,93 +48,149 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def tell_exit_codes(parser: argparse.ArgumentParser) -> None:
+    """Let the help of a verb end with what its exit code means."""
+    parser.epilog = exit_codes.TABLE
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
 def ask(
-    verb: str, arguments: argparse.Namespace, question: Callable[[BlockingConnection], None]
+    verb: str, arguments: argparse.Namespace, question: Callable[[BlockingConnection], int]
 ) -> int:
     """Put a question to the server; return the exit code.
 
-    ``question`` makes its calls on the connection that it gets. What can go wrong with a server is
-    said in one line on stderr.
+    ``question`` makes its calls on the connection that it gets, writes what came, and returns the
+    code. What can go wrong is said in one line on stderr, with a code of its own.
     """
     try:
         address = _address(arguments)
-    except _Unusable as error:
-        print(f"{verb}: {error}", file=sys.stderr)
-        return USAGE
+    except Unusable as error:
+        return fail(verb, str(error), exit_codes.USAGE)
+    return converse(verb, address, question)
 
+
+def converse(verb: str, address: Address, question: Callable[[BlockingConnection], int]) -> int:
+    """Put a question to the server at an address; see ``ask``."""
     metadata = (("authorization", f"Bearer {address.token}"),) if address.token else ()
+    where = f"{address.host}:{address.port}"
+    reached = False
     try:
         with BlockingConnection(
             address.host, address.port, address.tls, metadata, _PATIENCE_S
         ) as connection:
-            question(connection)
+            reached = True
+            return question(connection)
     except KeyboardInterrupt:
-        return 130
-    except (CallFailed, OSError) as error:
-        print(f"{verb}: {_reason(error, address)}", file=sys.stderr)
-        return 1
-    return 0
+        return exit_codes.INTERRUPTED
+    except NotWritten as error:
+        return fail(verb, str(error), exit_codes.UNWRITTEN)
+    except CallFailed as error:
+        code = exit_codes.NOT_SO if error.status == "NOT_FOUND" else exit_codes.REFUSED
+        return fail(verb, f"{error.status}: {error.message}", code)
+    except OSError as error:
+        if reached and not isinstance(error, NotTaken):
+            return fail(verb, f"{where}: {_reason(error)}", exit_codes.UNANSWERED)
+        return fail(verb, f"{where}: {_reason(error)}", exit_codes.UNREACHABLE)
 
 
-def _reason(error: CallFailed | OSError, address: Address) -> str:
-    if isinstance(error, CallFailed):
-        return f"{error.status}: {error.message}"
+def fail(verb: str, text: str, code: int) -> int:
+    """Say in one line on stderr why a verb failed; return ``code``."""
+    print(f"{verb}: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _reason(error: OSError) -> str:
     if isinstance(error, TimeoutError) and error.errno is None:
-        return f"no answer from {address.host}:{address.port} within {_PATIENCE_S:.0f} s"
-    return f"{address.host}:{address.port}: {error.strerror or error}"
+        return f"no answer within {_PATIENCE_S:.0f} s"
+    return error.strerror or str(error)
 
 
 def _address(arguments: argparse.Namespace) -> Address:
-    token = ""
+    token = _token(arguments.token_file) if arguments.token_file else ""
+    if arguments.config is not None:
+        return Address(*_configured(arguments), token)
+    host, port = host_and_port(arguments.server or "127.0.0.1:50051")
+    if arguments.ca:
+        return Address(host, port, _trusting(arguments, "--ca", arguments.ca), token)
+    for option in ("cert", "key"):
+        if getattr(arguments, option):
+            raise Unusable(f"--{option} is of use with --ca only, or with a --config that has TLS")
+    return Address(host, port, None, token)
+
+
+def _token(path: str) -> str:
     try:
-        if arguments.token_file:
-            token = Path(arguments.token_file).read_text(encoding="utf-8").strip()
-        if arguments.config is not None:
-            host, port, tls = _configured(arguments)
-        else:
-            host, port = _host_and_port(arguments.server or "127.0.0.1:50051")
-            tls = _trusting(arguments, arguments.ca) if arguments.ca else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _Unusable(str(error)) from error
-    return Address(host, port, tls, token)
+        return _readable("--token-file", path).read_text(encoding="ascii").strip()
+    except UnicodeDecodeError:
+        raise Unusable(f"--token-file: {path} is not a text of ASCII characters") from None
 
 
 def _configured(arguments: argparse.Namespace) -> "tuple[str, int, ssl.SSLContext | None]":
     if arguments.server:
-        raise _Unusable("--config and --server exclude each other")
+        raise Unusable("--config and --server exclude each other")
     from globalstore import config as configuration
     from globalstore.config import ConfigError
 
     try:
         server = configuration.load(arguments.config).server
     except ConfigError as error:
-        raise _Unusable(str(error)) from error
+        raise Unusable(str(error)) from error
     listen = server.listen
     if listen.port == 0:
-        raise _Unusable("server.listen.port is 0, so the port is not known; use --server")
+        raise Unusable("server.listen.port is 0, so the port is not known; use --server")
     tls = None
     if server.grpc.tls.enabled:
         import ssl
 
-        tls = _trusting(arguments, arguments.ca or server.grpc.tls.cert_file)
+        option = "--ca" if arguments.ca else "server.grpc.tls.cert_file"
+        tls = _trusting(arguments, option, arguments.ca or server.grpc.tls.cert_file)
         # The certificate itself is what is trusted, whatever name it has.
         tls.check_hostname = arguments.ca is not None
         tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return _EVERYWHERE.get(listen.host, listen.host), listen.port, tls
 
 
-def _trusting(arguments: argparse.Namespace, authorities: str) -> "ssl.SSLContext":
+def _trusting(arguments: argparse.Namespace, option: str, authorities: str) -> "ssl.SSLContext":
+    """Return what to talk TLS with; ``option`` is where the file of authorities was named."""
     import ssl
 
-    context = ssl.create_default_context(cafile=str(Path(authorities).expanduser()))
+    file = _readable(option, authorities)
+    try:
+        context = ssl.create_default_context(cafile=str(file))
+    except ssl.SSLError:
+        raise Unusable(f"{option}: {file} has no certificate in PEM") from None
     context.set_alpn_protocols(["h2"])
     if arguments.cert:
-        context.load_cert_chain(arguments.cert, arguments.key)
+        certificate = _readable("--cert", arguments.cert)
+        key = _readable("--key", arguments.key) if arguments.key else certificate
+        try:
+            # A password is never asked for: who runs a command may be a script.
+            context.load_cert_chain(certificate, key, password=lambda: "")
+        except (ssl.SSLError, ValueError) as error:
+            reason = getattr(error, "reason", None) or str(error)
+            raise Unusable(
+                f"--cert: {certificate} and --key: {key} are no certificate in PEM and its key,"
+                f" without a password ({reason})"
+            ) from None
+    elif arguments.key:
+        raise Unusable("--key is of use with --cert only")
     return context
 
 
-def _host_and_port(text: str) -> tuple[str, int]:
+def _readable(option: str, path: str) -> Path:
+    """Return the path of a file that can be read. Raises Unusable, which names the option."""
+    file = Path(path).expanduser()
+    try:
+        with file.open("rb"):
+            return file
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise Unusable(f"{option}: {file} cannot be read: {reason}") from None
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Split the value of ``--server``. Raises Unusable."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise _Unusable(f"--server: expected HOST:PORT, got {text!r}")
+        raise Unusable(f"--server: expected HOST:PORT, got {text!r}")
     return host.strip("[]"), int(port)

@@ -8,7 +8,6 @@ server never sees a byte of it.
 import argparse
 import secrets
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +16,9 @@ from pathlib import Path
 import attrs
 import trio
 
+from globalstore.cli import connecting, exit_codes, output
+from globalstore.cli.connecting import Address
+from globalstore.client.blocking import BlockingConnection
 from globalstore.client.store import Unreachable
 from globalstore.daemon import (
     Artifact,
@@ -34,8 +36,12 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 _DAEMONS = 3
 
-# The demo waits this long for the server to take a connection, in seconds.
-_CONNECT_S = 10.0
+_HEALTH_CHECK = wire.DESCRIPTOR.services_by_name["ClusterAdminService"].methods_by_name[
+    "HealthCheck"
+]
+
+# The demo waits this long for the server to take a connection, at first and again, in seconds.
+_CONNECT_S = 5.0
 
 # A daemon waits this long for its turn at a source, and tries so many sources.
 _PATIENCE_S = 60.0
@@ -50,13 +56,25 @@ _SAMPLE_ELEMENTS = 2_000_000
 class _Failed(Exception):
     """The demo did not come to its end; the text says why."""
 
+    def __init__(self, text: str, code: int = exit_codes.NOT_SO) -> None:
+        super().__init__(text)
+        self.code = code
 
-# What ends the demo with a line instead of a traceback.
-_FORESEEN = (_Failed, Refused, Unreachable, Malformed, OSError, RpcFailedError)
+
+# What ends the demo with a line instead of a traceback, and the exit code.
+_FORESEEN: dict[type[BaseException], int] = {
+    Refused: exit_codes.REFUSED,
+    RpcFailedError: exit_codes.REFUSED,
+    Unreachable: exit_codes.UNANSWERED,
+    output.NotWritten: exit_codes.UNWRITTEN,
+    # Of the folder for the bytes, its disk, or the sockets between the daemons.
+    OSError: exit_codes.NOT_SO,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
+    connecting.tell_exit_codes(parser)
     parser.add_argument(
         "file",
         type=Path,
@@ -74,28 +92,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; 0 when every daemon has the verified bytes."""
-    host, _, port = arguments.server.rpartition(":")
-    if not host or not port.isdecimal():
-        print(f"--server: expected HOST:PORT, got {arguments.server!r}", file=sys.stderr)
-        return 2
     try:
-        trio.run(
-            _demo,
-            arguments.file,
-            host.strip("[]"),
-            int(port),
-            arguments.keep,
-            strict_exception_groups=True,
-        )
+        host, port = connecting.host_and_port(arguments.server)
+    except connecting.Unusable as error:
+        return connecting.fail("demo", str(error), exit_codes.USAGE)
+    # Daemons wait for a server for ever; who starts a demo wants to know that there is none.
+    if code := connecting.converse("demo", Address(host, port, None, ""), _is_there):
+        return code
+    try:
+        trio.run(_demo, arguments.file, host, port, arguments.keep, strict_exception_groups=True)
     except BaseException as error:
         causes = list(_causes(error))
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
-            return 130
-        if not all(isinstance(cause, _FORESEEN) for cause in causes):
+            return exit_codes.INTERRUPTED
+        codes = [known for cause in causes if (known := _code(cause)) is not None]
+        if len(codes) < len(causes):
             raise
-        print(f"demo: {causes[0]}", file=sys.stderr)
-        return 1
-    return 0
+        return connecting.fail("demo", str(causes[0]), codes[0])
+    return exit_codes.DONE
+
+
+def _is_there(server: BlockingConnection) -> int:
+    server.call(_HEALTH_CHECK, wire.HealthCheckRequest())
+    return exit_codes.DONE
+
+
+def _code(error: BaseException) -> int | None:
+    """Return the exit code for an error that was foreseen, None for any other."""
+    if isinstance(error, _Failed):
+        return error.code
+    return next((code for kind, code in _FORESEEN.items() if isinstance(error, kind)), None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -118,7 +144,7 @@ class _Node:
 
 
 def _say(name: str, text: str) -> None:
-    print(f"{name:<9} {text}", flush=True)
+    output.write(f"{name:<9} {text}")
 
 
 async def _demo(file: Path | None, host: str, port: int, keep: bool) -> None:
@@ -127,18 +153,27 @@ async def _demo(file: Path | None, host: str, port: int, keep: bool) -> None:
         _say("file", f"{len(artifact.tensors)} tensors, {artifact.size:,} bytes")
         _say("artifact", artifact.artifact_id)
         async with trio.open_nursery() as nursery:
-            # The store refuses loopback addresses, which mean another machine to everybody who
-            # reads them. So the daemons advertise names that only they resolve.
-            ports: dict[str, int] = {}
-            nodes = [
-                await _start(nursery, number, Path(folder), host, port, ports)
-                for number in range(1, _DAEMONS + 1)
-            ]
-            await _offer(nodes[0], artifact, artifact.stream)
-            async with trio.open_nursery() as pulling:
-                for node in nodes[1:]:
-                    pulling.start_soon(_pull, node, artifact, ports)
-            await _show(nodes[0], artifact)
+            async with trio.open_nursery() as watching:
+                # The store refuses loopback addresses, which mean another machine to everybody who
+                # reads them. So the daemons advertise names that only they resolve.
+                ports: dict[str, int] = {}
+                clients = [StoreClient(host, port) for _ in range(_DAEMONS)]
+                for client in clients:
+                    with trio.move_on_after(_CONNECT_S) as patience:
+                        await nursery.start(client.run)
+                    if patience.cancelled_caught:
+                        raise _gone(host, port)
+                    watching.start_soon(_watch, client, host, port)
+                nodes = [
+                    await _start(nursery, number, Path(folder), client, ports)
+                    for number, client in enumerate(clients, 1)
+                ]
+                await _offer(nodes[0], artifact, artifact.stream)
+                async with trio.open_nursery() as pulling:
+                    for node in nodes[1:]:
+                        pulling.start_soon(_pull, node, artifact, ports)
+                await _show(nodes[0], artifact)
+                watching.cancel_scope.cancel()
             if keep:
                 _say("daemons", "kept alive; Ctrl-C ends them")
                 await trio.sleep_forever()
@@ -155,24 +190,20 @@ def _read(file: Path | None, folder: Path) -> Artifact:
     try:
         return read_artifact(file)
     except Malformed as error:
-        raise _Failed(f"{file} is not a safetensors file: {error}") from None
+        text = f"{file} is not a safetensors file: {error}"
+        raise _Failed(text, exit_codes.USAGE) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise _Failed(f"{file} cannot be read: {reason}", exit_codes.USAGE) from None
 
 
 async def _start(
-    nursery: trio.Nursery, number: int, folder: Path, host: str, port: int, ports: dict[str, int]
+    nursery: trio.Nursery, number: int, folder: Path, client: StoreClient, ports: dict[str, int]
 ) -> _Node:
     name = f"daemon-{number}"
     address = f"{name}.{secrets.token_hex(4)}.demo"
     server = BytesServer()
     ports[address] = await nursery.start(server.serve, "127.0.0.1")
-    client = StoreClient(host, port)
-    with trio.move_on_after(_CONNECT_S) as patience:
-        await nursery.start(client.run)
-    if patience.cancelled_caught:
-        raise _Failed(
-            f"no server at {host}:{port}; start one with"
-            " `uv run -m globalstore --config=configs/global_store.yaml`"
-        )
     identity = Identity(
         daemon_id=address,
         node_id=name,
@@ -184,6 +215,21 @@ async def _start(
     daemon = Daemon(client, identity, on_event=partial(_say, name))
     await nursery.start(daemon.run)
     return _Node(name, daemon, client, server, folder)
+
+
+async def _watch(client: StoreClient, host: str, port: int) -> None:
+    """Fail when the server is gone: daemons would wait for it for ever."""
+    while True:
+        number = client.connections
+        await client.broken()
+        with trio.move_on_after(_CONNECT_S) as patience:
+            await client.newer_than(number)
+        if patience.cancelled_caught:
+            raise _gone(host, port)
+
+
+def _gone(host: str, port: int) -> _Failed:
+    return _Failed(f"the server at {host}:{port} has gone", exit_codes.UNANSWERED)
 
 
 async def _offer(node: _Node, artifact: Artifact, stream: Callable[[], Iterator[bytes]]) -> None:

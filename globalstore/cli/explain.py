@@ -5,7 +5,7 @@ The server is asked what a request would be told at this moment. Nothing is gran
 
 import argparse
 
-from globalstore.cli import connecting, output
+from globalstore.cli import connecting, exit_codes, output
 from globalstore.client.blocking import BlockingConnection
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 
@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask and print; 0 when there was an answer, whatever it is."""
+    """Ask and print; return the exit code: an artifact that nobody holds is not there."""
 
-    def question(server: BlockingConnection) -> None:
+    def question(server: BlockingConnection) -> int:
         answer = server.call(
             _ADMIN["ExplainSources"],
             admin.ExplainSourcesRequest(
@@ -41,7 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
             ),
         )
         is_json = arguments.output == "json"
-        print(output.as_json(answer) if is_json else _table(arguments, answer))
+        output.write(output.as_json(answer) if is_json else _table(arguments, answer))
+        if answer.is_truncated:
+            output.note("explain", output.CUT.format(len(answer.sources)))
+        return exit_codes.DONE if answer.sources else exit_codes.NOT_SO
 
     return connecting.ask("explain", arguments, question)
 
@@ -55,8 +58,6 @@ def _table(arguments: argparse.Namespace, answer: admin.ExplainSourcesResponse) 
     if answer.sources:
         rows = [_row(source) for source in answer.sources]
         lines += ["", output.table(_HEAD, rows)]
-    if answer.is_truncated:
-        lines += ["", f"There are more; these are {len(answer.sources)} of them."]
     return "\n".join(lines)
 
 

@@ -1,10 +1,11 @@
 """Look at keys of a running server, and change where they point."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from globalstore.cli import connecting, output
+from globalstore.cli import connecting, exit_codes, output
 from globalstore.client.blocking import BlockingConnection
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -12,14 +13,12 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 _ADMIN = admin.DESCRIPTOR.services_by_name["AdminService"].methods_by_name
 _CATALOG = wire.DESCRIPTOR.services_by_name["ArtifactCatalogService"].methods_by_name
 
-# The call was answered, but not with what was wanted: no such key, or it points elsewhere.
-_NOT_DONE = 1
-
 Question = Callable[[argparse.Namespace, BlockingConnection], int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the actions and their arguments."""
+    connecting.tell_exit_codes(parser)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
     def action(name: str, question: Question, summary: str, *, named: bool = True) -> Any:
@@ -35,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action("get", _get, "Show where a key points, and where it pointed before.")
     setting = action("set", _set, "Point a new key at an artifact, or refresh one that does.")
     setting.add_argument("artifact", metavar="ARTIFACT", help="id of the artifact")
-    setting.add_argument("--ttl", type=int, metavar="SECONDS", help="let it expire; 0: uncached")
+    setting.add_argument(
+        "--ttl", type=output.seconds, metavar="SECONDS", help="let it expire; 0: uncached"
+    )
     setting.add_argument("--replica", default="", metavar="UUID", help="a hint for who resolves it")
     setting.add_argument("--daemon", default="", metavar="ADDRESS", help="another one")
     swapping = action("swap", _swap, "Point a key at another artifact, if the guards hold.")
@@ -44,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--if-artifact", default="", metavar="ID", help="only if it points there now"
     )
     swapping.add_argument(
-        "--if-generation", type=int, metavar="N", help="only if that is its generation now"
+        "--if-generation",
+        type=output.generation,
+        metavar="N",
+        help="only if that is its generation now",
     )
     swapping.add_argument(
         "--operation", default="", metavar="ID", help="makes it safe to try again after no answer"
@@ -54,24 +58,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="of their names")
     listing.add_argument("--all", action="store_true", help="also keys that point at nothing")
     listing.add_argument(
-        "--limit", type=int, default=1000, metavar="N", help="keys at most; default: %(default)s"
+        "--limit",
+        type=output.count,
+        default=1000,
+        metavar="N",
+        help="keys at most; default: %(default)s",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask and print; 0 when what was wanted is so, 1 when it is not."""
-    codes = []
-
-    def question(server: BlockingConnection) -> None:
-        codes.append(arguments.question(arguments, server))
-
-    return connecting.ask(f"key {arguments.action}", arguments, question) or codes[0]
+    """Ask and print; return the exit code."""
+    question = partial(arguments.question, arguments)
+    return connecting.ask(f"key {arguments.action}", arguments, question)
 
 
 def _get(arguments: argparse.Namespace, server: BlockingConnection) -> int:
     shown = server.call(_ADMIN["ShowKey"], admin.ShowKeyRequest(key=arguments.name))
     if arguments.output == "json":
-        print(output.as_json(shown))
+        output.write(output.as_json(shown))
     else:
         key = shown.key
         pairs = [
@@ -93,12 +97,11 @@ def _get(arguments: argparse.Namespace, server: BlockingConnection) -> int:
             )
             for each in shown.generations
         ]
-        print(output.facts(pairs))
-        print()
-        print(output.table(("generation", "artifact", "from", "until"), rows))
-        if shown.is_truncated:
-            print("There are older ones.")
-    return 0 if shown.key.artifact_id or shown.key.version_set_id else _NOT_DONE
+        titles = ("generation", "artifact", "from", "until")
+        output.write(f"{output.facts(pairs)}\n\n{output.table(titles, rows)}")
+    if shown.is_truncated:
+        output.note("key get", "there are older generations than these")
+    return _code(bool(shown.key.artifact_id or shown.key.version_set_id))
 
 
 def _set(arguments: argparse.Namespace, server: BlockingConnection) -> int:
@@ -148,38 +151,40 @@ def _revoke(arguments: argparse.Namespace, server: BlockingConnection) -> int:
 
 
 def _print(arguments: argparse.Namespace, answer: Any, sentence: str, done: bool) -> int:
-    print(output.as_json(answer) if arguments.output == "json" else sentence)
-    return 0 if done else _NOT_DONE
+    output.write(output.as_json(answer) if arguments.output == "json" else sentence)
+    return _code(done)
+
+
+def _code(done: bool) -> int:
+    return exit_codes.DONE if done else exit_codes.NOT_SO
 
 
 def _list(arguments: argparse.Namespace, server: BlockingConnection) -> int:
-    found: list[admin.KeyRecord] = []
-    after = ""
-    while len(found) < arguments.limit:
-        page = server.call(
+    def page(after: str, size: int) -> tuple[Sequence[admin.KeyRecord], str]:
+        answer = server.call(
             _ADMIN["ListKeys"],
             admin.ListKeysRequest(
                 prefix=arguments.prefix,
                 include_absent=arguments.all,
                 after=after,
-                page_size=arguments.limit - len(found),
+                page_size=size,
             ),
         )
-        found += page.keys
-        after = page.next_after
-        if not after:
-            break
+        return answer.keys, answer.next_after
+
+    found, is_cut = output.collect(page, arguments.limit)
     if arguments.output == "json":
-        print(output.as_json([output.as_dict(key) for key in found]))
-        return 0
-    rows = [
-        (key.key, _target(key), str(key.generation), key.kind, _expires_in(key) or "-")
-        for key in found
-    ]
-    print(output.table(("key", "points at", "generation", "kind", "expires in"), rows))
-    if after:
-        print(f"There are more; these are {len(found)} of them.")
-    return 0
+        output.write(output.as_json([output.as_dict(key) for key in found]))
+    else:
+        rows = [
+            (key.key, _target(key), str(key.generation), key.kind, _expires_in(key) or "-")
+            for key in found
+        ]
+        titles = ("key", "points at", "generation", "kind", "expires in")
+        output.write(output.table(titles, rows))
+    if is_cut:
+        output.note("key list", output.CUT.format(len(found)))
+    return exit_codes.DONE
 
 
 def _target(key: admin.KeyRecord) -> str:

@@ -2,11 +2,84 @@
 
 import argparse
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+
+Row = TypeVar("Row")
+
+# What a list that ``--limit`` has cut off says, with the number of its rows.
+CUT: Final = "there are more; these are {} of them"
+
+# Rows of one call: as many as a server gives at once.
+_PAGE_ROWS: Final = 1000
+
+
+class NotWritten(Exception):
+    """Standard output takes nothing more; the text says why."""
+
+
+def write(text: str) -> None:
+    """Write a text and a line end to standard output, at once. Raises NotWritten."""
+    if sys.stdout is None:
+        raise NotWritten("standard output is closed")
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What Python still holds back would fail again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise NotWritten(f"standard output: {error.strerror}") from None
+
+
+def note(verb: str, text: str) -> None:
+    """Say on stderr what a reader of the output has to know about it."""
+    print(f"{verb}: {text}", file=sys.stderr)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from {least} to {most}, got {text!r}"
+        )
+    return int(text)
+
+
+def count(text: str) -> int:
+    """Return the value of an argument that says how many."""
+    return _whole(text, 1, (1 << 32) - 1)
+
+
+def seconds(text: str) -> int:
+    """Return the value of an argument that is a duration: up to what protobuf's can be."""
+    return _whole(text, 0, 315_576_000_000)
+
+
+def generation(text: str) -> int:
+    """Return the value of an argument that is a generation."""
+    return _whole(text, 0, (1 << 64) - 1)
+
+
+def collect(
+    page: Callable[[str, int], tuple[Sequence[Row], str]], limit: int
+) -> tuple[list[Row], bool]:
+    """Return up to ``limit`` rows from pages of a list, and whether there are more.
+
+    ``page`` returns the rows after a name, so many at most, and the name after which the next page
+    begins, "" after the last.
+    """
+    found: list[Row] = []
+    after = ""
+    while len(found) < limit:
+        rows, after = page(after, min(limit - len(found), _PAGE_ROWS))
+        found += rows
+        if not after:
+            break
+    return found, bool(after)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +93,24 @@ def as_dict(message: "Message") -> dict[str, Any]:
     """Return a message as JSON has it, fields that are unset included unless they are absent."""
     from google.protobuf.json_format import MessageToDict
 
-    return MessageToDict(
+    fields = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
+    _with_numbers(fields, message.DESCRIPTOR)
+    return fields
+
+
+def _with_numbers(fields: dict[str, Any], descriptor: Any) -> None:
+    """Make numbers of the strings that protobuf's JSON has for integers of 64 bits."""
+    for field in descriptor.fields:
+        value = fields.get(field.name)
+        is_wide = field.cpp_type in {field.CPPTYPE_INT64, field.CPPTYPE_UINT64}
+        for at, each in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if isinstance(each, dict) and field.message_type is not None:
+                _with_numbers(each, field.message_type)
+            elif is_wide and each is not None:
+                holder: Any = fields if at is None else value
+                holder[field.name if at is None else at] = int(each)
 
 
 def as_json(value: "Message | dict[str, Any] | list[Any]") -> str:

@@ -64,12 +64,16 @@ class CallFailed(Exception):
         self.message = message
 
 
+class NotTaken(ConnectionError):
+    """The server has not taken the call, so nothing was done."""
+
+
 class BlockingConnection:
     """A connection on which one call is made at a time. Use as ``with``.
 
     ``patience_s`` is how long connecting and all calls may take together; afterwards TimeoutError
     is raised, with an ``errno`` of None. ``metadata`` goes with every call. Whatever else happens
-    to a connection is an OSError.
+    to a connection is an OSError: NotTaken where the server is known not to have taken the call.
     """
 
     def __init__(
@@ -132,8 +136,9 @@ class BlockingConnection:
             for event in self._receive():
                 match event:
                     case events.ConnectionTerminated(last_stream_id=last):
-                        unseen = last is not None and last < stream_id
-                        raise ConnectionError(_UNSEEN if unseen else _LEAVING)
+                        if last is not None and last < stream_id:
+                            raise NotTaken(_UNSEEN)
+                        raise ConnectionError(_LEAVING)
                     case events.StreamReset(stream_id=of) if of == stream_id:
                         raise ConnectionError("the server broke the call off")
                     case events.ResponseReceived():
@@ -183,7 +188,7 @@ class BlockingConnection:
             raise ConnectionError("the connection ended before the answer came")
         # HTTP/2 begins with SETTINGS; of anything else h2 would wait for a very long frame's end.
         if not self._settings_received and data[3:4] not in {b"", _SETTINGS}:
-            raise ConnectionError("no gRPC, but something else")
+            raise NotTaken("no gRPC, but something else")
         self._settings_received = True
         received: list[events.Event] = self._h2.receive_data(data)
         return received
@@ -239,11 +244,11 @@ def _addresses(host: str, port: int, patience_s: float) -> list[Any]:
 
 
 def _fields(headers: list[tuple[Any, Any]]) -> dict[str, str]:
-    """Return header fields as text. Raises ConnectionError for what is no answer of gRPC."""
+    """Return header fields as text. Raises NotTaken for what is no answer of gRPC."""
     fields = {_text(name): _text(value) for name, value in headers}
     status = fields.get(":status", "200")
     if status != "200":
-        raise ConnectionError(f"no gRPC, but HTTP status {status}")
+        raise NotTaken(f"no gRPC, but HTTP status {status}")
     return fields
 
 

@@ -148,6 +148,10 @@ class StoreClient:
         """The number of the connection that stands, counted from 1; 0 while there is none."""
         return self.connections if self._connected.is_set() and not self._broken.is_set() else 0
 
+    async def broken(self) -> None:
+        """Wait until the connection that stands breaks; return at once while there is none."""
+        await self._broken.wait()
+
     async def newer_than(self, connection: int) -> int:
         """Wait for a connection with a higher number, and return that.
 

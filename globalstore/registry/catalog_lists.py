@@ -62,7 +62,10 @@ class ListedArtifact:
 
 @attrs.frozen
 class About:
-    """All about an artifact; ``artifact`` is None when it has no row."""
+    """All about an artifact; ``artifact`` is None when it has no row.
+
+    A list of ``ENTRIES_MAX`` + 1 entries may lack others.
+    """
 
     artifact: ListedArtifact | None
     sealed_to: str
@@ -105,9 +108,9 @@ def list_keys(
     for row in rows:
         key = _key(row, lease_us)
         if include_absent or key.mapping is not None:
-            found.append(key)
             if len(found) == limit:
-                return found, key.key
+                return found, found[-1].key
+            found.append(key)
     return found, rows[-1][0] if len(rows) == _LOOKED_AT_MAX else ""
 
 
@@ -140,14 +143,15 @@ def list_artifacts(
     rows = tx.all(
         f"{_ARTIFACT} WHERE a.artifact_id >= :prefix AND a.artifact_id <= :last"
         " AND a.artifact_id > :after ORDER BY a.artifact_id LIMIT :limit",
-        {"prefix": prefix, "last": prefix + _LAST, "after": after, "limit": limit},
+        {"prefix": prefix, "last": prefix + _LAST, "after": after, "limit": limit + 1},
     )
-    return _artifacts(tx, rows), rows[-1][0] if len(rows) == limit else ""
+    page = rows[:limit]
+    return _artifacts(tx, page), page[-1][0] if len(rows) > limit else ""
 
 
 def show_artifact(tx: Snapshot, artifact_id: str, lease_us: int) -> About:
-    """Return all about an artifact; each list has no more than ``ENTRIES_MAX`` entries."""
-    named = {"artifact_id": artifact_id, "limit": ENTRIES_MAX}
+    """Return all about an artifact; a list of more than ``ENTRIES_MAX`` entries is cut off."""
+    named = {"artifact_id": artifact_id, "limit": ENTRIES_MAX + 1}
     artifacts = _artifacts(tx, tx.all(f"{_ARTIFACT} WHERE a.artifact_id = :artifact_id", named))
     binding = bindings.find_binding(tx, artifact_id)
     sealed_from = tx.all(
@@ -167,7 +171,7 @@ def show_artifact(tx: Snapshot, artifact_id: str, lease_us: int) -> About:
         "" if binding is None else binding.to_artifact_id,
         [each for (each,) in sealed_from],
         [key for (key,) in pointing],
-        places[:ENTRIES_MAX],
+        places[: ENTRIES_MAX + 1],
     )
 
 

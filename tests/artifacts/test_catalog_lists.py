@@ -101,6 +101,11 @@ async def test_only_the_latest_of_many_targets_are_shown(monkeypatch: pytest.Mon
         shown = await store.operators.ShowKey(admin.ShowKeyRequest(key="k"))
         assert [each.generation for each in shown.generations] == [3, 2]
         assert shown.is_truncated
+        for number in range(3):
+            await swap(store, key=f"other/{number}", artifact_id="a")
+        request = admin.ShowArtifactRequest(artifact_id="a")
+        artifact = await store.operators.ShowArtifact(request)
+        assert (len(artifact.keys), artifact.is_truncated) == (2, True)
 
 
 async def test_what_is_unknown_is_not_found() -> None:

@@ -94,10 +94,14 @@ class CatalogListHandlers(Handlers):
                 admin.ArtifactRecord(artifact_id=artifact_id) if found is None else _artifact(found)
             ),
             sealed_to=about.sealed_to,
-            sealed_from=about.sealed_from,
-            keys=about.keys,
+            sealed_from=about.sealed_from[:ENTRIES_MAX],
+            keys=about.keys[:ENTRIES_MAX],
+            is_truncated=any(
+                len(entries) > ENTRIES_MAX
+                for entries in (about.sealed_from, about.keys, about.places)
+            ),
         )
-        await _extend(response.places, about.places, _place)
+        await _extend(response.places, about.places[:ENTRIES_MAX], _place)
         return response
 
 

@@ -219,15 +219,17 @@ class ArtifactPlace(_message.Message):
     def __init__(self, relative_path: _Optional[str] = ..., kind: _Optional[str] = ..., is_deleted: _Optional[bool] = ...) -> None: ...
 
 class ShowArtifactResponse(_message.Message):
-    __slots__ = ("artifact", "sealed_to", "sealed_from", "keys", "places")
+    __slots__ = ("artifact", "sealed_to", "sealed_from", "keys", "places", "is_truncated")
     ARTIFACT_FIELD_NUMBER: _ClassVar[int]
     SEALED_TO_FIELD_NUMBER: _ClassVar[int]
     SEALED_FROM_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     PLACES_FIELD_NUMBER: _ClassVar[int]
+    IS_TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     artifact: ArtifactRecord
     sealed_to: str
     sealed_from: _containers.RepeatedScalarFieldContainer[str]
     keys: _containers.RepeatedScalarFieldContainer[str]
     places: _containers.RepeatedCompositeFieldContainer[ArtifactPlace]
-    def __init__(self, artifact: _Optional[_Union[ArtifactRecord, _Mapping]] = ..., sealed_to: _Optional[str] = ..., sealed_from: _Optional[_Iterable[str]] = ..., keys: _Optional[_Iterable[str]] = ..., places: _Optional[_Iterable[_Union[ArtifactPlace, _Mapping]]] = ...) -> None: ...
+    is_truncated: bool
+    def __init__(self, artifact: _Optional[_Union[ArtifactRecord, _Mapping]] = ..., sealed_to: _Optional[str] = ..., sealed_from: _Optional[_Iterable[str]] = ..., keys: _Optional[_Iterable[str]] = ..., places: _Optional[_Iterable[_Union[ArtifactPlace, _Mapping]]] = ..., is_truncated: _Optional[bool] = ...) -> None: ...
