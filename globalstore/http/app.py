@@ -6,7 +6,7 @@ from typing import Any, Final, TypeAlias
 
 from prometheus_client import CollectorRegistry
 
-from globalstore.http.exposition import CONTENT_TYPE, Exposition
+from globalstore.http.exposition import Exposition, form_of
 from globalstore.http.health import HealthState, Verdict, health, liveness, readiness
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -43,14 +43,19 @@ class HttpApp:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})
         elif scope["type"] == "http":
-            await self._answer(scope["method"], scope["path"], send)
+            await self._answer(scope, send)
 
-    async def _answer(self, method: str, path: str, send: Send) -> None:
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        method, path = scope["method"], _path(scope["path"])
         if method not in {"GET", "HEAD"}:
             refusal = Verdict(405, "method not allowed", "only GET and HEAD are answered")
             await _respond(send, refusal.code, _body(refusal), _JSON, [(b"allow", b"GET, HEAD")])
         elif path == "/metrics":
-            await _respond(send, 200, await self._exposition.render(), CONTENT_TYPE)
+            form = form_of(_header(scope, b"accept"), _header(scope, b"accept-encoding"))
+            encoding = [(b"content-encoding", b"gzip")] if form.is_compressed else []
+            more = [(b"vary", b"accept, accept-encoding"), *encoding]
+            body = await self._exposition.render(form)
+            await _respond(send, 200, body, form.content_type, more)
         elif path in _PROBES:
             verdict = _PROBES[path](self._state)
             await _respond(send, verdict.code, _body(verdict), _JSON)
@@ -58,6 +63,21 @@ class HttpApp:
             paths = ", ".join(["/metrics", *_PROBES])
             missing = Verdict(404, "not found", f"the paths are {paths}")
             await _respond(send, missing.code, _body(missing), _JSON)
+
+
+def _path(target: str) -> str:
+    """Return the path of a request's target, which a proxy may have sent with scheme and host."""
+    if target.startswith("/"):
+        return target
+    scheme, _, rest = target.partition("://")
+    if scheme.lower() in {"http", "https"}:
+        return f"/{rest.partition('/')[2]}"
+    return target
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    """Return the values of a request's header as one list."""
+    return ",".join(value.decode("latin-1") for key, value in scope["headers"] if key == name)
 
 
 def _body(verdict: Verdict) -> bytes:

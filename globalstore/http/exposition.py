@@ -1,24 +1,71 @@
 """The metrics as text, made beside the event loop and never more than one at a time."""
 
-from typing import Final
+import gzip
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeAlias
 
+import attrs
 import trio
 from prometheus_client import CollectorRegistry
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
-CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+_OPEN_METRICS: Final = "application/openmetrics-text"
 
 # Within this the format writes a float as Python does; beyond it, the way Go does.
 _PLAIN_BELOW: Final = 1e6
+
+# 2 MB become a tenth at the lowest level, in a few milliseconds; higher ones gain little more.
+_GZIP_LEVEL: Final = 1
+
+Writer: TypeAlias = Callable[[CollectorRegistry], bytes]
+
+
+class Form(NamedTuple):
+    """How a scraper wants the metrics: in which format, and whether compressed."""
+
+    is_open_metrics: bool = False
+    is_compressed: bool = False
+
+    @property
+    def content_type(self) -> bytes:
+        """The value of the header of that name."""
+        if self.is_open_metrics:
+            return f"{_OPEN_METRICS}; version=1.0.0; charset=utf-8".encode()
+        return b"text/plain; version=0.0.4; charset=utf-8"
+
+
+def form_of(accept: str, accept_encoding: str) -> Form:
+    """Return the form that these headers of a request ask for; the plain text if none."""
+    return Form(_accepts(accept, _OPEN_METRICS), _accepts(accept_encoding, "gzip"))
+
+
+def _accepts(header: str, name: str) -> bool:
+    """Tell whether a list of names with parameters has this one, and not with the weight 0."""
+    for entry in header.lower().split(","):
+        first, *parameters = [part.strip().replace(" ", "") for part in entry.split(";")]
+        if first == name:
+            return not any(
+                parameter.startswith("q=") and not parameter[2:].strip("0.")
+                for parameter in parameters
+            )
+    return False
+
+
+@attrs.define
+class _Latest:
+    """The latest rendering in one form, and its number."""
+
+    number: int = 0
+    body: bytes = b""
 
 
 class Exposition:
     """Renders a registry.
 
     A large one takes some 60 ms, so a thread does it. Each value is read on its own: two metrics of
-    one scrape may be a moment apart, as two scrapes are. All scrapes that come while a rendering
-    runs share the next one, so that any number of them costs no more than two.
+    one scrape may be a moment apart, as two scrapes are. All scrapes in one form that come while a
+    rendering runs share the next one, so that any number of them costs no more than two a form.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -26,28 +73,39 @@ class Exposition:
         self._turn = trio.Lock()
         self._thread = trio.CapacityLimiter(1)
         self._begun = 0
-        self._latest_number = 0
-        self._latest = b""
+        self._latest: dict[Form, _Latest] = {}
 
     def __repr__(self) -> str:
         waiting = self._turn.statistics().tasks_waiting
         return f"<Exposition [renderings: {self._begun}, waiting: {waiting}]>"
 
-    async def render(self) -> bytes:
+    async def render(self, form: Form = Form()) -> bytes:  # noqa: B008 (it is immutable)
         """Return the values as they are now or a little later.
 
         When cancelled, a rendering that has begun ends in its thread and is thrown away.
         """
         wanted = self._begun + 1
         async with self._turn:
-            if self._latest_number < wanted:
+            latest = self._latest.setdefault(form, _Latest())
+            if latest.number < wanted:
                 self._begun += 1
                 number = self._begun
-                self._latest = await trio.to_thread.run_sync(
-                    exposition_text, self._registry, abandon_on_cancel=True, limiter=self._thread
+                latest.body = await trio.to_thread.run_sync(
+                    _rendered, self._registry, form, abandon_on_cancel=True, limiter=self._thread
                 )
-                self._latest_number = number
-            return self._latest
+                latest.number = number
+            return latest.body
+
+
+def _rendered(registry: CollectorRegistry, form: Form) -> bytes:
+    if form.is_open_metrics:
+        # Few ask for it, so it is loaded by the first who does.
+        from prometheus_client.openmetrics.exposition import generate_latest
+
+        text = generate_latest(registry)  # type: ignore[no-untyped-call]
+    else:
+        text = exposition_text(registry)
+    return gzip.compress(text, _GZIP_LEVEL) if form.is_compressed else text
 
 
 def exposition_text(registry: CollectorRegistry) -> bytes:

@@ -4,7 +4,9 @@ Hypercorn speaks HTTP on a connection. What it leaves open is closed here: a cli
 read, a client that never finishes, more connections than there is room for.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
 from importlib import import_module
 from typing import Any, Final
 
@@ -37,7 +39,14 @@ _LOAD_AFTER_S: Final = 1.0
 
 _PROTOCOL: Final = "globalstore.http.conversation"
 
+_STATUS_LINE: Final = re.compile(rb"\AHTTP/1\.1 (\d{3}) \r\n")
+
 _log = get_logger("globalstore.http")
+
+
+def _with_reason(line: re.Match[bytes]) -> bytes:
+    phrase = HTTPStatus(int(line[1])).phrase
+    return b"HTTP/1.1 %b %b\r\n" % (line[1], phrase.encode())
 
 
 class _PatientStream:
@@ -56,6 +65,8 @@ class _PatientStream:
         return await self._stream.receive_some(max_bytes)
 
     async def send_all(self, data: bytes) -> None:
+        # Hypercorn sends no reason with a status, which the first line of HTTP/1.1 has room for.
+        data = _STATUS_LINE.sub(_with_reason, data, count=1)
         with trio.move_on_after(WRITE_SECONDS_MAX) as patience:
             await self._stream.send_all(data)
         if patience.cancelled_caught:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import globalstore
 from globalstore.api.context import HandlerContext
 from globalstore.api.memory_tiers import pending_ttl_us
 from globalstore.api.middleware.handler_slots import HandlerSlots
@@ -92,6 +93,7 @@ class Components:
             counts=self.commit_counts,
         )
         token_file = config.server.auth.token_file
+        self.metrics.server.built(globalstore.__version__, len(MIGRATIONS))
         self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
         self.handler_slots = HandlerSlots(config.server.max_workers)
         self.context = HandlerContext(

@@ -3,7 +3,7 @@
 Label values come from closed sets, except ``artifact_id``, which ``ArtifactSeries`` bounds.
 """
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from globalstore.telemetry.calls import CallMetrics
 from globalstore.telemetry.control_plane import ControlPlaneMetrics
@@ -22,6 +22,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        # ``process_*``: processor time, memory, open files and start of the process.
+        ProcessCollector(registry=self.registry)
         self.instruments = make = Instruments(self.registry)
         self.calls = CallMetrics(self.registry)
         self.daemon_locks = DaemonLockMetrics(self.registry)

@@ -1,5 +1,6 @@
 """Metrics of the server itself: its handlers, its event loop, its database, its upkeep."""
 
+import sys
 from typing import Final
 
 from globalstore.telemetry.instruments import Instruments
@@ -11,6 +12,9 @@ class ServerMetrics:
     """How the process is."""
 
     def __init__(self, make: Instruments) -> None:
+        self.build_info = make.gauge(
+            "tc_build_info", "Always 1; what runs.", "version", "schema", "python"
+        )
         executor = "tc_control_plane_executor"
         self.executor_max_threads = make.gauge(
             f"{executor}_max_threads", "Handlers that may run at once; 0: no bound."
@@ -64,3 +68,8 @@ class ServerMetrics:
         self.recovery_rows = make.gauge(
             "tc_recovery_rows", "Rows that the recovery at start read.", "table"
         )
+
+    def built(self, version: str, schema: int) -> None:
+        """Show what runs: the program's version, its database's schema, Python's version."""
+        python = ".".join(map(str, sys.version_info[:3]))
+        self.build_info.labels(version, str(schema), python).set(1)

@@ -17,6 +17,7 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+    reason: str
 
     @property
     def json(self):
@@ -41,10 +42,12 @@ class Site:
     async def connect(self):
         return await trio.open_tcp_stream("127.0.0.1", self.port)
 
-    async def ask(self, path, method="GET"):
+    async def ask(self, path, method="GET", **headers):
+        """Ask as a client does; underscores in the names of headers are hyphens."""
+        more = "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in headers.items())
         async with await self.connect() as stream:
             await stream.send_all(
-                f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+                f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n".encode()
             )
             return parse(await read_to_end(stream))
 
@@ -62,7 +65,8 @@ def parse(raw):
     head, _, body = raw.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     headers = dict(line.lower().split(": ", 1) for line in lines)
-    return Answer(int(status.split()[1]), headers, body)
+    _, code, reason = status.split(" ", 2)
+    return Answer(int(code), headers, body, reason)
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ def touch_everything(metrics):
     metrics.daemon_locks.waiting(0, 0)
     metrics.daemon_locks.intent(0, "register", "submitted")
     metrics.server.recovery_rows.labels("replicas")
+    metrics.server.build_info.labels("1", "9", "3.11")
     metrics.server.gc_rows_deleted.labels("workers")
     metrics.transports.dispatch_events.labels("granted")
     metrics.replicas.changed("a", "RAM", 1, edge=True)
