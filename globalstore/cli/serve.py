@@ -1,17 +1,23 @@
 """Start the server, or check its configuration."""
 
 import argparse
+import faulthandler
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import globalstore
 from globalstore.cli.importing import importing
+from globalstore.server import process_signals
 from globalstore.server.exit_codes import CONFIG, OK, Refusal
 
 if TYPE_CHECKING:
     from globalstore.config import GlobalStoreConfig
     from globalstore.telemetry import LogWriter
+
+
+_STDERR = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes; return the exit code."""
     if arguments.config is None:
         return _refuse(Refusal(CONFIG, "config", "--config=FILE is required"))
+    if not arguments.check_config:
+        process_signals.take_early()
+        faulthandler.enable(_STDERR)
     with importing():
         from globalstore import config as configuration
         from globalstore.config import ConfigError
@@ -106,9 +115,10 @@ def _start(config: "GlobalStoreConfig", path: str, writer: "LogWriter") -> Refus
         log.warning(line)
     if idle := configuration.without_effect(config):
         log.warning("settings without effect in this version", keys=" ".join(idle))
-    log.info(
-        "starting", version=globalstore.__version__, config=path, **configuration.effective(config)
-    )
+    differing = {key: _unquoted(text) for key, text in configuration.chosen(config).items()}
+    log.info("starting", version=globalstore.__version__, config=path, **differing)
+    for key, text in configuration.effective(config).items():
+        log.debug("setting", key=key, value=_unquoted(text))
     with importing():
         from globalstore.db import Examination
         from globalstore.registry.schema import MIGRATIONS
@@ -117,3 +127,8 @@ def _start(config: "GlobalStoreConfig", path: str, writer: "LogWriter") -> Refus
         examination = None if file is None else Examination(file, MIGRATIONS)
         from globalstore.server.process import serve
     return serve(config, path, writer, examination)
+
+
+def _unquoted(text: str) -> str:
+    """Return the value of a setting without the quotes of a file: the log has its own."""
+    return json.loads(text) if text.startswith('"') else text

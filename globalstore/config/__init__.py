@@ -20,7 +20,7 @@ from globalstore.config.kinds import (
 )
 from globalstore.config.loader import load
 from globalstore.config.nodes import ConfigError, Problem
-from globalstore.config.rendering import effective, without_effect
+from globalstore.config.rendering import chosen, effective, without_effect
 from globalstore.config.schema import GlobalStoreConfig
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Problem",
     "TransportSchedulerMode",
     "advertised_address",
+    "chosen",
     "effective",
     "environment_warnings",
     "format_duration",

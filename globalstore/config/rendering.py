@@ -35,13 +35,19 @@ def effective(config: GlobalStoreConfig) -> dict[str, str]:
     return {path: text for path, text, _, _ in _settings(config, "", mask=True)}
 
 
+def chosen(config: GlobalStoreConfig) -> dict[str, str]:
+    """Return the settings that differ from their defaults, as ``effective`` does."""
+    default = effective(GlobalStoreConfig())
+    return {path: text for path, text in effective(config).items() if text != default[path]}
+
+
 def without_effect(config: GlobalStoreConfig) -> list[str]:
     """Return the settings without effect in this version that differ from their default."""
-    default = effective(GlobalStoreConfig())
+    differing = chosen(config)
     return [
         path
-        for path, text, _, has_effect in _settings(config, "", mask=True)
-        if not has_effect and text != default[path]
+        for path, _, _, has_effect in _settings(config, "", mask=True)
+        if not has_effect and path in differing
     ]
 
 

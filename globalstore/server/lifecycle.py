@@ -16,6 +16,7 @@ from globalstore.config import GlobalStoreConfig, effective
 from globalstore.db import DatabaseError, Examination, Runner
 from globalstore.leases.wall_clock import wall_us
 from globalstore.maintenance.supervision import keep_running
+from globalstore.server import summary
 from globalstore.server.components import Components
 from globalstore.server.gauges import Gauges
 from globalstore.server.grpc_listener import TlsUnusable
@@ -51,6 +52,8 @@ class Server:
         self.config = config
         self.components = Components(config, wall_us, runner, examination)
         self._stopping = trio.Event()
+        self._stop_reason = ""
+        self._serving: Transport | None = None
         self.transport: Transport | None = None
 
     def reload(self, config: GlobalStoreConfig) -> None:
@@ -69,9 +72,17 @@ class Server:
         else:
             _log.info("configuration reloaded")
 
-    def stop(self) -> None:
-        """Begin to stop; ``serve`` returns when that is done."""
+    def stop(self, reason: str = "asked to") -> None:
+        """Begin to stop; ``serve`` returns when that is done. ``reason`` is for the log."""
+        self._stop_reason = reason
         self._stopping.set()
+
+    async def summarise(self) -> None:
+        """Write to the log what the process is made of."""
+        await summary.log_tasks()
+        await summary.log_memory()
+        if self._serving is not None:
+            summary.log_components(self.components, self._serving)
 
     async def run(
         self, *, task_status: trio.TaskStatus[ServerInfo] = trio.TASK_STATUS_IGNORED
@@ -107,9 +118,11 @@ class Server:
             components.grpc_health.set_all(ServingStatus.SERVING)
             components.health.not_ready.clear("startup")
             _log.info("ready")
+            self._serving = transport
             task_status.started(info)
             await self._until_stopped()
             await self._drain(transport)
+            self._serving = None
             nursery.cancel_scope.cancel()
         if components.store.failure is not None:
             raise components.store.failure
@@ -147,7 +160,7 @@ class Server:
         components, began = self.components, trio.current_time()
         components.health.not_ready.set("draining", "stopping")
         components.grpc_health.set_all(ServingStatus.NOT_SERVING)
-        _log.info("stopping", reason=str(components.store.failure or "signal"))
+        _log.info("stopping", reason=str(components.store.failure or self._stop_reason))
         await trio.sleep(self.config.shutdown.drain_delay)
         components.queues.stop()
         report = await transport.drain(self.config.shutdown.grace_period)

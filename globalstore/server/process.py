@@ -2,9 +2,7 @@
 
 import gc
 import os
-import signal
 import sys
-from collections.abc import Callable
 
 import trio
 
@@ -14,6 +12,7 @@ from globalstore.api.middleware.tokens import TokenFileUnusable
 from globalstore.config import ConfigError, GlobalStoreConfig
 from globalstore.db import Examination, StartRefused
 from globalstore.rpc import CannotListen, PortBusy
+from globalstore.server import process_signals
 from globalstore.server.exit_codes import CONFIG, DATABASE, INTERNAL, LISTEN, Refusal
 from globalstore.server.grpc_listener import TlsUnusable
 from globalstore.server.lifecycle import Server
@@ -90,21 +89,28 @@ async def _signals(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Act on signals: SIGTERM and SIGINT stop, again at once; SIGHUP reloads the configuration."""
-    received: dict[int, Callable[[], None]] = {
-        signal.SIGHUP: lambda: _reload(server, path, writer),
-        signal.SIGTERM: server.stop,
-        signal.SIGINT: server.stop,
-    }
+    """Act on signals: see ``process_signals``."""
     stopping = False
-    with trio.open_signal_receiver(*received) as signals:
-        task_status.started()
-        async for number in signals:
-            if number != signal.SIGHUP and stopping:
-                # Every answered call is on disk already, so there is nothing to tidy up.
-                os._exit(INTERNAL)
-            stopping = stopping or number != signal.SIGHUP
-            received[number]()
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(*process_signals.TAKEN) as signals:
+            task_status.started()
+            async for number in signals:
+                if number in process_signals.STOPPING:
+                    if stopping:
+                        # Every answered call is on disk already, so there is nothing to tidy up.
+                        os._exit(INTERNAL)
+                    stopping = True
+                    server.stop(process_signals.name_of(number))
+                elif number == process_signals.RELOADING:
+                    _reload(server, path, writer)
+                elif number == process_signals.REOPENING:
+                    writer.reopen()
+                    _log.info("log files opened anew")
+                elif number == process_signals.SUMMARISING:
+                    nursery.start_soon(server.summarise)
+                else:
+                    name = process_signals.name_of(number)
+                    _log.limited(name, "signal ignored", signal=name)
 
 
 def _reload(server: Server, path: str, writer: LogWriter) -> None:

@@ -16,10 +16,15 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
+import attrs
 import trio
 
 # How often one event with one key is written.
 LIMITED_SECONDS: Final = 60.0
+
+# How many events with one message, whatever their keys, are written in that time: enough to see
+# what it is about. A client that invents ids must not decide how long our log is.
+LIMITED_CROWD: Final = 20
 
 # Keys remembered by a limiter: more than there are workers, bounded whatever clients invent.
 LIMITED_KEYS_MAX: Final = 10_000
@@ -76,8 +81,21 @@ def _monotonic() -> float:
         return time.monotonic()
 
 
+@attrs.define
+class _Crowd:
+    """The events with one message: since when they are counted, how many passed and did not."""
+
+    since: float
+    passed: int = 0
+    held: int = 0
+
+
 class RateLimit:
-    """Lets an event with a key through once per period and counts the others."""
+    """Lets an event with a key through once per period, of each message a few, and counts the rest.
+
+    Beyond ``keys_max`` keys the one that passed longest ago is forgotten. ``clock`` is monotonic
+    time in seconds.
+    """
 
     def __init__(
         self,
@@ -85,31 +103,39 @@ class RateLimit:
         keys_max: int = LIMITED_KEYS_MAX,
         clock: Callable[[], float] = _monotonic,
     ) -> None:
-        """Let each key through once in ``seconds``.
-
-        Beyond ``keys_max`` keys the one that passed longest ago is forgotten. ``clock`` is
-        monotonic time in seconds.
-        """
         self._seconds = seconds
         self._keys_max = keys_max
         self._clock = clock
         self._passed: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        # Messages are written in the program, so there are not many.
+        self._crowds: dict[str, _Crowd] = {}
 
     def __len__(self) -> int:
         return len(self._passed)
 
-    def suppressed(self, key: str) -> int | None:
-        """Return how often ``key`` was held back since it last passed; None: hold it back now."""
+    def suppressed(self, key: str, message: str = "") -> int | None:
+        """Return how many were held back since the last that passed; None: hold this back now.
+
+        They are those with this key, and those of the message that were too many.
+        """
         now = self._clock()
         found = self._passed.get(key)
         if found is not None and 0 <= now - found[0] < self._seconds:
             self._passed[key] = (found[0], found[1] + 1)
             return None
+        crowd = self._crowds.setdefault(message, _Crowd(now))
+        if not 0 <= now - crowd.since < self._seconds:
+            crowd.since, crowd.passed = now, 0
+        if crowd.passed >= LIMITED_CROWD:
+            crowd.held += 1
+            return None
+        crowd.passed += 1
+        held, crowd.held = crowd.held, 0
         self._passed[key] = (now, 0)
         self._passed.move_to_end(key)
         if len(self._passed) > self._keys_max:
             self._passed.popitem(last=False)
-        return 0 if found is None else found[1]
+        return held + (0 if found is None else found[1])
 
 
 class Logger:
@@ -172,14 +198,14 @@ class Logger:
     def limited(
         self, key: str, message: str, /, *, level: int = logging.WARNING, **fields: object
     ) -> None:
-        """Write an event at most once per key and minute.
+        """Write an event at most once per key and minute, and a message at most 20 times.
 
         ``key`` is what counts as the same event, such as "heartbeat of w-1", for each name of a
         logger. The field ``suppressed`` is added when some were held back before.
         """
         if not self._logger.isEnabledFor(level):
             return
-        count = self._limit.suppressed(key)
+        count = self._limit.suppressed(key, message)
         if count is not None:
             self._write(level, message, fields | {"suppressed": count} if count else fields)
 

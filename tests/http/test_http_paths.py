@@ -85,7 +85,9 @@ async def test_head_is_answered_like_get_without_the_body(site, nursery, path):
     assert int(full.headers["content-length"]) == len(full.body)
 
 
-@pytest.mark.parametrize("path", ["/", "/metric", "/health/", "/metrics/x", "*", "http://x/healthy"])
+@pytest.mark.parametrize(
+    "path", ["/", "/metric", "/health/", "/metrics/x", "*", "http://x/healthy"]
+)
 async def test_any_other_path_is_404_and_names_the_paths(site, nursery, path):
     await site.start(nursery)
     answer = await site.ask(path)

@@ -246,6 +246,20 @@ async def test_an_empty_snapshot_removes_all() -> None:
         assert answer.new_state_checksum == EMPTY
 
 
+@pytest.mark.parametrize(("accepting", "level"), [(True, "WARNING"), (False, "INFO")])
+async def test_an_empty_snapshot_is_worth_a_warning_unless_the_worker_is_leaving(
+    caplog: pytest.LogCaptureFixture, accepting: bool, level: str
+) -> None:
+    caplog.set_level("INFO", "globalstore")
+    async with serving() as store:
+        daemon = await reconciler(store)
+        await daemon.send(entry())
+        await store.beat(daemon.worker_id, accepting_new_requests=accepting)
+        assert shown(await daemon.send()) == [(REMOVE, "model")]
+    levels = {record.levelname for record in caplog.records if "empty" in record.message}
+    assert levels == {level}
+
+
 async def test_an_empty_snapshot_that_the_heartbeat_contradicts_removes_nothing() -> None:
     async with serving() as store:
         daemon = await reconciler(store)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from server_process import PATIENCE_S, Client, Process, running, started, write_
 from globalstore.cli import main
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.schema import MIGRATIONS
+from globalstore.server.process_signals import TAKEN
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,11 +34,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in this process; it must end before it would serve."""
     out, error = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in TAKEN}
     with redirect_stdout(out), redirect_stderr(error):
         try:
             code = main(list(words))
         except SystemExit as ended:
             code = int(ended.code or 0)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     return subprocess.CompletedProcess(words, code, out.getvalue(), error.getvalue())
 
 
@@ -70,6 +76,9 @@ def test_version_names_program_and_schema() -> None:
 
 def test_a_missing_config_flag_is_a_usage_error() -> None:
     done = command()
+    assert done.returncode == 2
+    assert last_line(done.stderr).startswith("config: ")
+    done = command("serve")
     assert done.returncode == 2
     assert last_line(done.stderr) == "config: --config=FILE is required"
 
@@ -260,3 +269,24 @@ def test_settings_without_effect_are_named_in_one_line(tmp_path: Path) -> None:
         assert "backup.keep_last" in line
         assert "worker_policy.control_reducer.coalesce_window" in line
         assert sum("without effect" in each for each in process.lines) == 1
+
+
+def test_the_first_line_has_what_differs_from_the_defaults_and_no_more(process: Process) -> None:
+    [line] = [line for line in process.lines if " starting " in line]
+    settings = [word.partition("=")[0] for word in line.partition(" starting ")[2].split()]
+    assert settings[:2] == ["version", "config"]
+    assert "meta.cluster_token" in settings
+    assert len(settings) < 10
+    assert '\\"' not in line
+
+
+def test_all_settings_are_told_at_debug_one_a_line(tmp_path: Path) -> None:
+    logging = {"level": "DEBUG"}
+    meta = {"description": 'a "b" c', "cluster_token": "hush"}
+    with running(tmp_path, meta=meta, observability={"logging": logging}) as server:
+        assert server.stop() == 0
+    told = [line.partition(" setting ")[2] for line in server.lines if " setting key=" in line]
+    assert len(told) > 100
+    assert r'key=meta.description value="a \"b\" c"' in told
+    assert "key=meta.cluster_token value=***" in told
+    assert "key=server.listen.host value=127.0.0.1" in told

@@ -11,6 +11,7 @@ import trio
 
 from globalstore import telemetry
 from globalstore.telemetry import outputs
+from globalstore.telemetry.logging import LIMITED_CROWD
 
 
 class Capture:
@@ -157,6 +158,18 @@ def test_a_limiter_forgets_the_oldest_key_rather_than_grow():
     assert len(limit) == 3
     assert limit.suppressed("d") is None
     assert limit.suppressed("a") == 0
+
+
+def test_a_message_passes_so_often_whatever_keys_clients_invent():
+    now = [0.0]
+    limit = telemetry.RateLimit(seconds=60, clock=lambda: now[0])
+    passed = [limit.suppressed(f"w-{number}", "unknown worker") for number in range(5000)]
+    assert passed == [0] * LIMITED_CROWD + [None] * (5000 - LIMITED_CROWD)
+    assert limit.suppressed("w-1", "another message") is None, "the same key"
+    assert limit.suppressed("other", "another message") == 0
+    now[0] = 60.0
+    assert limit.suppressed("w-4999", "unknown worker") == 5000 - LIMITED_CROWD
+    assert limit.suppressed("w-4998", "unknown worker") == 0
 
 
 def test_a_clock_that_starts_anew_lets_the_event_through():

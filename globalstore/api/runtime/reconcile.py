@@ -419,7 +419,9 @@ class ReconcileHandlers(Handlers):
                 inventory_us=kept.taken_us,
             )
         if inventory.is_empty_snapshot and changes.removed:
-            log.warning("an empty snapshot removed replicas", replicas=len(changes.removed))
+            # Who has said that it takes no more requests is leaving, and this is how that is done.
+            write = log.warning if worker.accepting else log.info
+            write("an empty snapshot removed replicas", replicas=len(changes.removed))
         if changes:
             log.info(
                 "reconcile applied",
