@@ -12,13 +12,13 @@ from typing import Protocol
 import attrs
 import trio
 
-from globalstore.rules.refusals import ResourceExhausted
+from globalstore.rules.refusals import Unavailable
 
 # Shards with series of their own in the metrics, whatever is configured: a dozen series each.
 SHARDS_MAX = 64
 
 
-class DaemonLockFull(ResourceExhausted):
+class DaemonLockFull(Unavailable):
     """Too many changes wait in the shard of this daemon."""
 
 
@@ -67,7 +67,8 @@ class DaemonLocks:
         if bounded and lock is not None and self._waiting[shard] >= self._capacity:
             self._observer.intent(shard, kind, "overloaded")
             raise DaemonLockFull(
-                f"{self._capacity} changes wait already; see worker_policy.control_reducer"
+                f"{self._capacity} changes of daemons wait already, try again later;"
+                " see worker_policy.control_reducer.queue_capacity"
             )
         if lock is None:
             lock = self._locks[daemon_id] = _DaemonLock()

@@ -136,6 +136,7 @@ class Components:
             timeout_s,
             grace_s(timeout_s),
             self._worker_routable,
+            self._worker_unroutable,
             on_capabilities=CapabilityDirectory(entries, "worker", WORKER_CAPABILITIES).changed,
             check_stall=self.stalls.check,
         )
@@ -226,6 +227,7 @@ class Components:
             "instance reaper": self.instance_reaper.run,
             "instance heartbeat writer": self.instance_heartbeats.run,
             "transport expiry": self.transport_expiry.run,
+            "source expiry": self.queues.watch_expiries,
             "refusal reasons": self.refusals.run,
             "chunk reports": self.chunk_reports.run,
             "lease expiry": self.leases.run,
@@ -236,6 +238,9 @@ class Components:
     def _worker_routable(self) -> None:
         self.sources.worker_routable()
         self.queues.worker_routable()
+
+    def _worker_unroutable(self) -> None:
+        self.queues.worker_unroutable()
 
     def _count_dispatch(self, event: str) -> None:
         self.metrics.transports.dispatch_events.labels(event).inc()

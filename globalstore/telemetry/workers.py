@@ -37,8 +37,10 @@ class WorkerMetrics:
             "tc_worker_register_total", "Registrations of workers.", "kind", "result"
         )
         for kind in ("new", "renew", "reactivate", "recovery"):
-            for result in ("ok", "rejected"):
-                self.registrations.labels(kind, result)
+            self.registrations.labels(kind, "ok")
+        # Whether a daemon had a worker once is found out by what a refused call does not do.
+        for kind in ("new", "renew", "recovery"):
+            self.registrations.labels(kind, "rejected")
         self.unregistrations = make.counter(
             "tc_worker_unregister_total", "Deregistrations of workers.", "graceful", "result"
         )

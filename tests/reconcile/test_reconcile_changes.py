@@ -352,21 +352,15 @@ async def test_transfer_metadata_is_normalised_and_never_refused(
         assert again.result_kind == NOOP
 
 
-async def test_a_lower_export_generation_is_late_within_one_generation_of_the_worker() -> None:
+@pytest.mark.parametrize("generation", [0, 4])
+async def test_a_lower_export_generation_counts_like_any_other(generation: int) -> None:
     async with serving() as store:
         daemon = await reconciler(store)
         await daemon.send(entry(transport=transport(generation=5)))
-        late = entry(transport=transport("PRESENCE_ONLY", generation=4))
-        assert (await daemon.send(late)).result_kind == NOOP
-        late.stats.is_available = False
-        change = await only_change(daemon, late)
-        assert change.reason == "is_available"
-        assert change.replica_info.memory_info.transport.export_generation == 5
-        await store.register("d1")
-        daemon.generation, daemon.seq = 2, 0
-        change = await only_change(daemon, late)
+        anew = entry(transport=transport(generation=generation, remote_memory_keys=["new"]))
+        change = await only_change(daemon, anew)
         assert change.reason == "transport"
-        assert change.replica_info.memory_info.transport.export_generation == 4
+        assert change.replica_info.memory_info.transport == anew.memory_info.transport
 
 
 async def test_keys_of_a_process_that_is_gone_are_dropped_when_nothing_is_said_of_them() -> None:

@@ -36,7 +36,7 @@ from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.scoring import Choice, GroupProgress, Mode, Scoring
 from globalstore.rules.transfer import ExportState, Transfer
 
-READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
+READABLE = Transfer(ExportState.EXPORTABLE, 0, ("k",), (100,))
 STEPS = 400
 GROUPS = ("g1", "g2")
 DAEMONS = ("a", "b", "c")
@@ -93,7 +93,7 @@ class History:
         daemon = self.rng.choice(DAEMONS)
         request = workers.WorkerRegistration(daemon, "n", daemon, 1, 2, 0, 0, 0, False, "")
         answer = await self.store.write(
-            workers.register_worker, request, frozenset(), f"w-{daemon}", self.now_us
+            workers.register_worker, request, f"w-{daemon}", self.now_us
         )
         assert isinstance(answer, workers.Registered)
         self.keys[daemon] = answer.worker.worker_key

@@ -85,6 +85,7 @@ class ReconcileHandlers(Handlers):
         inventory = await inventory_of(message, worker.node_id)
         if worker.confirmed is None or worker.confirmed[0] != inventory.fingerprint:
             await inventory.entries()  # whatever is wrong with it comes before all else
+            self._note_left_out(worker, inventory)
         try:
             async with self.context.daemon_locks.hold(worker.daemon_id, "reconcile"):
                 for _ in range(_DECISIONS_MAX):
@@ -136,7 +137,8 @@ class ReconcileHandlers(Handlers):
             return await self._stale(worker, message, "request_stale")
         if message.request_seq > worker.request_seq + 1:
             return await self._gap(worker, message)
-        if inventory.is_empty_snapshot and await self._is_contradicted(worker):
+        if inventory.denies_all and await self._is_contradicted(worker):
+            self.context.workers.doubt(worker)
             return await self._retry_later(
                 worker,
                 message,
@@ -206,11 +208,9 @@ class ReconcileHandlers(Handlers):
     async def _gap(
         self, worker: LiveWorker, message: wire.ReconcileWorkerStateRequest
     ) -> wire.ReconcileWorkerStateResponse:
-        """Request the number that is missing; after a while, a new registration."""
-        missing_s = self.context.workers.request_missing(worker)
+        """Request the number that is missing; after a while, a heartbeat asks to register."""
+        self.context.workers.request_missing(worker)
         self._conflict("reconcile_request_gap")
-        if missing_s > self.context.workers.timeout_s:
-            return await self._rebase(worker, message, None, "a request is missing for too long")
         reason = f"request_seq {worker.request_seq + 1} is missing"
         return await self._retry_later(worker, message, _GAP_RETRY_MS, "request_seq_gap", reason)
 
@@ -218,11 +218,10 @@ class ReconcileHandlers(Handlers):
         self,
         worker: LiveWorker,
         message: wire.ReconcileWorkerStateRequest,
-        scope: str | None,
+        scope: str,
         reason: str,
     ) -> wire.ReconcileWorkerStateResponse:
-        if scope is not None:
-            self._conflict(f"reconcile_{scope}")
+        self._conflict(f"reconcile_{scope}")
         kind = wire.RECONCILE_RESULT_KIND_REBASE_REQUIRED
         self._log_refused(worker, message, kind, reason)
         answer = await self._answer(worker, kind)
@@ -267,7 +266,7 @@ class ReconcileHandlers(Handlers):
         )
         listed = wire.ReconcileWorkerStateResponse()
         carry_out = self._whole if small else self._in_slices
-        accepted = await carry_out(worker, claim, inventory.fingerprint, entries, listed, call)
+        accepted = await carry_out(worker, claim, inventory, entries, listed, call)
         if accepted is None:
             return None
         self._note(worker, message, inventory, accepted)
@@ -287,7 +286,7 @@ class ReconcileHandlers(Handlers):
         self,
         _: LiveWorker,
         claim: Claim,
-        fingerprint: int,
+        inventory: Inventory,
         entries: list[ReportedReplica],
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
@@ -297,8 +296,9 @@ class ReconcileHandlers(Handlers):
             call,
             reconcile.whole,
             claim,
-            fingerprint,
+            inventory.fingerprint,
             entries,
+            inventory.taken_us,
             self.context.workers.live(),
             self.context.clock.wall_us(),
         )
@@ -310,7 +310,7 @@ class ReconcileHandlers(Handlers):
         self,
         live: LiveWorker,
         claim: Claim,
-        fingerprint: int,
+        inventory: Inventory,
         entries: list[ReportedReplica],
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
@@ -326,7 +326,7 @@ class ReconcileHandlers(Handlers):
         if worker is None:
             return None
         revision = live.replicas_revision
-        differences = Differences(worker)
+        differences = Differences(worker, inventory.taken_us)
         async for turn in in_turns(entries, ENTRIES_PER_TURN):
             differences.expect(turn)
         async for piece in self._rows(claim.worker_key):
@@ -348,7 +348,7 @@ class ReconcileHandlers(Handlers):
                 Acceptance(
                     changed=len(accepted.changes) > 0,
                     complete=True,
-                    fingerprint=accepted.agreeing(fingerprint),
+                    fingerprint=accepted.agreeing(inventory.fingerprint),
                     compared_at=revision,
                 ),
             )
@@ -391,6 +391,20 @@ class ReconcileHandlers(Handlers):
                 return
             after = rows[-1].position
 
+    def _note_left_out(self, worker: LiveWorker, inventory: Inventory) -> None:
+        if not inventory.left_out:
+            return
+        scope = self.context.metrics.control_plane.conflicts.labels("reconcile_session_local")
+        scope.inc(len(inventory.left_out))
+        _log.limited(
+            f"left out of {worker.worker_id}",
+            "inventory entries left out: their ids mean something to a daemon alone",
+            worker_id=worker.worker_id,
+            daemon_id=worker.daemon_id,
+            entries=len(inventory.left_out),
+            first=inventory.left_out[0][:80],
+        )
+
     def _note(
         self,
         worker: LiveWorker,
@@ -418,7 +432,7 @@ class ReconcileHandlers(Handlers):
                 registered_us=kept.row.created_at,
                 inventory_us=kept.taken_us,
             )
-        if inventory.is_empty_snapshot and changes.removed:
+        if inventory.denies_all and changes.removed:
             log.warning("an empty snapshot removed replicas", replicas=len(changes.removed))
         if changes:
             log.info(
