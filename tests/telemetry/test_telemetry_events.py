@@ -119,27 +119,32 @@ async def test_the_life_of_a_worker_is_told_with_who_it_was(
         has(lines.only("worker expired", "INFO"), **identity, generation=2)
 
 
-async def test_an_endpoint_that_is_taken_over_or_defended_is_told_with_both_sides(
+async def test_an_endpoint_that_is_taken_over_or_a_worker_that_is_claimed_is_told_with_both_sides(
     lines: Lines,
 ) -> None:
     async with serving_over_tcp() as store:
         owner = await store.register("d1")
-        answer = await store.register("d2", node_address="d1.example")
+        answer = await store.register(
+            "d2", is_recovery_registration=True, previous_worker_id=owner.worker_id
+        )
         assert answer.status == wire.STATUS_ERROR
         has(
             lines.only("worker registration conflict", "ERROR"),
-            endpoint="d1.example:50052",
+            endpoint="d2.example:50052",
             owner_worker_id=owner.worker_id,
             owner_node_id="node-d1",
             node_id="node-d2",
         )
-        await store.register("d3", node_address="d1.example", node_id="node-d1")
+        new = await store.register("d3", node_address="d1.example")
         has(
             lines.only("worker evicted", "WARNING"),
             worker_id=owner.worker_id,
             daemon_id="d1",
-            by_daemon_id="d3",
+            node_id="node-d1",
             address="d1.example:50052",
+            by_worker_id=new.worker_id,
+            by_daemon_id="d3",
+            by_node_id="node-d3",
         )
 
 

@@ -110,6 +110,8 @@ def test_closed_label_sets_exist_from_the_first_scrape(metrics):
     for result in ("ok", "sync_required", "not_found", "invalid"):
         assert value(metrics, "tc_worker_heartbeat_total", result=result) == 0
     for kind in ("new", "renew", "reactivate", "recovery"):
+        assert value(metrics, "tc_worker_register_total", kind=kind, result="ok") == 0
+    for kind in ("new", "renew", "recovery"):
         assert value(metrics, "tc_worker_register_total", kind=kind, result="rejected") == 0
     assert value(metrics, "tc_state_sync_total", result="error") == 0
     assert value(metrics, "tc_replicas_per_memtype", memory_type="DISK") == 0
