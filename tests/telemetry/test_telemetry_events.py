@@ -1,9 +1,7 @@
 """The lines that operators rely on: event, level and fields, as text and as JSON."""
 
 import json
-import logging
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import grpc
 import pytest
 import trio
 import trio.testing
+from log_lines import Lines, has
 from purerpc import StatusCode
 from server_process import Client, running
 from servers import (
@@ -29,42 +28,6 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.telemetry.logging import LIMITED_SECONDS
 
 POLICY = {"heartbeat_timeout": "10s"}
-
-
-class Lines(logging.Handler):
-    """What the loggers of the server wrote: level, message and fields of each event."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[tuple[str, str, dict[str, Any]]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        fields = dict(getattr(record, "fields", {}))
-        self.events.append((record.levelname, record.getMessage(), fields))
-
-    def named(self, message: str) -> list[tuple[str, dict[str, Any]]]:
-        return [(level, fields) for level, line, fields in self.events if line == message]
-
-    def only(self, message: str, level: str) -> dict[str, Any]:
-        [(found, fields)] = self.named(message)
-        assert found == level
-        return fields
-
-
-@pytest.fixture
-def lines() -> Iterator[Lines]:
-    handler = Lines()
-    root = logging.getLogger("globalstore")
-    before = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    yield handler
-    root.removeHandler(handler)
-    root.setLevel(before)
-
-
-def has(fields: dict[str, Any], **expected: object) -> None:
-    assert {name: fields.get(name) for name in expected} == expected
 
 
 async def test_the_start_says_where_it_listens_what_it_keeps_and_how_often_it_cleans(
