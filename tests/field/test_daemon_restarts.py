@@ -7,7 +7,7 @@ import trio
 import trio.testing
 from claims import LOADS, OUTCOMES, parked, start
 from field_daemon import (
-    APPLIED,
+    NOOP,
     NOT_FOUND,
     OK,
     RETRY_LATER,
@@ -179,6 +179,6 @@ async def test_a_number_that_never_comes_ends_in_a_new_registration(
         lines.only("worker has to register: a reconcile is missing for too long", "WARNING")
         again = await daemon.register()
         assert again.reconcile_generation == 2
-        assert (await daemon.reconcile()).result_kind == APPLIED
+        assert (await daemon.reconcile()).result_kind == NOOP
         assert (await daemon.beat()).status == OK
         assert await store.read(LOADS) == [(0,)]
