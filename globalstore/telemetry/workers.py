@@ -53,9 +53,12 @@ class WorkerMetrics:
         self.evicted = make.counter(
             "tc_worker_evicted_total", "Workers whose endpoint was taken over."
         )
-        self.heartbeats = make.counter("tc_worker_heartbeat_total", "Heartbeats.", "result")
-        for result in ("ok", "sync_required", "not_found", "invalid"):
-            self.heartbeats.labels(result)
+        heartbeats = make.counter("tc_worker_heartbeat_total", "Heartbeats.", "result")
+        # By result, since looking a series up would cost each heartbeat a microsecond.
+        self.heartbeats = {
+            result: heartbeats.labels(result)
+            for result in ("ok", "sync_required", "not_found", "invalid")
+        }
         self.unwritten = make.gauge(
             "tc_worker_heartbeat_buffer_pending", "Workers whose liveness is not yet written."
         )

@@ -172,7 +172,7 @@ class WorkerHandlers(Handlers):
                 f" expected at most {_REGISTERED_IDS_MAX}"
             )
         if message.state_version == 0:
-            self.context.metrics.workers.heartbeats.labels("invalid").inc()
+            self._count_unheeded(message, "invalid")
             _log.limited(
                 f"version 0 of {message.worker_id[:80]}",
                 "heartbeat rejected",
@@ -184,7 +184,7 @@ class WorkerHandlers(Handlers):
         heartbeat = _heartbeat(message)
         worker = await self._worker_of(message)
         if worker is None:
-            self.context.metrics.workers.heartbeats.labels("not_found").inc()
+            self._count_unheeded(message, "not_found")
             _log.limited(
                 f"heartbeat of {message.worker_id[:80]}",
                 "heartbeat of an unknown worker",
@@ -193,7 +193,7 @@ class WorkerHandlers(Handlers):
             )
             return wire.WorkerHeartbeatResponse(status=wire.STATUS_NOT_FOUND)
         if worker.must_register:
-            return self._told_to_register(worker)
+            return self._told_to_register(worker, message)
         now_us = self.context.clock.wall_us()
         self.context.workers.heartbeat(worker, heartbeat, now_us)
         obsolete = await self._not_held(worker, list(message.registered_artifact_ids))
@@ -206,7 +206,8 @@ class WorkerHandlers(Handlers):
     def _beaten(
         self, worker: LiveWorker, obsolete: list[str], now_us: int, *, in_step: bool
     ) -> wire.WorkerHeartbeatResponse:
-        self.context.metrics.workers.heartbeats.labels("ok" if in_step else "sync_required").inc()
+        self.context.metrics.workers.heartbeats["ok" if in_step else "sync_required"].inc()
+        self.context.daemon_locks.passed(worker.daemon_id, "heartbeat")
         return wire.WorkerHeartbeatResponse(
             status=wire.STATUS_OK,
             state_sync_required=not in_step,
@@ -215,10 +216,16 @@ class WorkerHandlers(Handlers):
             server_timestamp_ts=timestamp(now_us),
         )
 
-    def _told_to_register(self, worker: LiveWorker) -> wire.WorkerHeartbeatResponse:
+    def _count_unheeded(self, message: wire.WorkerHeartbeatRequest, result: str) -> None:
+        self.context.metrics.workers.heartbeats[result].inc()
+        self.context.daemon_locks.passed(message.daemon_id, "heartbeat", succeeded=False)
+
+    def _told_to_register(
+        self, worker: LiveWorker, message: wire.WorkerHeartbeatRequest
+    ) -> wire.WorkerHeartbeatResponse:
         """Answer a worker whose reconciles lack a number for good: a new generation begins at 1."""
         self.context.workers.told_to_register(worker)
-        self.context.metrics.workers.heartbeats.labels("not_found").inc()
+        self._count_unheeded(message, "not_found")
         _log.bind(**worker.log_fields()).limited(
             f"gap of {worker.worker_id}",
             "worker has to register: a reconcile is missing for too long",
