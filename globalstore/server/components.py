@@ -17,7 +17,7 @@ from globalstore.caches.sources import KnownSources
 from globalstore.caches.worker_capacity import WorkerCapacity
 from globalstore.caches.worker_digests import WorkerDigests
 from globalstore.config import GlobalStoreConfig
-from globalstore.db import Examination, Observers, Runner, Store, StoreOptions
+from globalstore.db import Busy, DatabaseError, Examination, Observers, Runner, Store, StoreOptions
 from globalstore.http import HealthState
 from globalstore.leases.clock import Clock
 from globalstore.leases.expiry import LeaseExpiry
@@ -245,8 +245,10 @@ class Components:
     def _count_dispatch(self, event: str) -> None:
         self.metrics.transports.dispatch_events.labels(event).inc()
 
-    def _heartbeats_written(self, taken: int, written: int) -> None:
+    def _heartbeats_written(self, taken: int, written: int, error: DatabaseError | None) -> None:
         metrics = self.metrics.workers
+        if isinstance(error, Busy):
+            self.metrics.control_plane.conflicts.labels("worker_heartbeat_tx_conflict").inc()
         metrics.flush_batch_size.observe(taken)
         metrics.flush_updates.labels("batched").inc(written)
         metrics.flush_updates.labels("dropped").inc(taken - written)

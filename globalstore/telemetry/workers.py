@@ -4,15 +4,6 @@ from typing import Final
 
 from globalstore.telemetry.instruments import Instruments
 
-CAPABILITIES: Final = (
-    "queue_broker_enabled",
-    "retention_handles_enabled",
-    "capability_tokens_v2_enabled",
-    "gateway_ingress_enabled",
-    "shard_home_eligible",
-    "execution_signals_enabled",
-    "node_agent_enabled",
-)
 _BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -30,9 +21,6 @@ class WorkerMetrics:
             "scope",
             "capability",
         )
-        for scope in ("worker", "instance"):
-            for capability in CAPABILITIES:
-                self.capability_entries.labels(scope, capability)
         self.registrations = make.counter(
             "tc_worker_register_total", "Registrations of workers.", "kind", "result"
         )
@@ -70,5 +58,5 @@ class WorkerMetrics:
         self.flush_updates = make.counter(
             "tc_worker_heartbeat_flush_updates_total", "Liveness rows by way of writing.", "result"
         )
-        for result in ("batched", "fallback", "dropped"):
+        for result in ("batched", "dropped"):
             self.flush_updates.labels(result)

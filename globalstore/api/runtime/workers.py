@@ -7,6 +7,7 @@ import secrets
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp, token
 from globalstore.api.middleware.status_codes import reason_trailer
+from globalstore.db import Busy
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.workers import Heartbeat, LiveWorker
 from globalstore.registry.idempotency import Basis
@@ -274,32 +275,39 @@ class WorkerHandlers(Handlers):
         worker = self.context.workers.find(worker_id)
         # One that is not active has no lock to wait for.
         daemon_id = worker.daemon_id if worker is not None else worker_id
-        async with self.context.daemon_locks.hold(daemon_id, "unregister"):
-            if repeat is None:
-                found = await self.context.write(
-                    request, workers.unregister_worker, worker_id, graceful, now_us
-                )
-                return self._unregistered(worker_id, worker, graceful, _unregister_response(found))
-            reply = await self.context.once(
-                request,
-                repeat,
-                lambda tx: workers.unregister_worker(tx, worker_id, graceful, now_us),
-                _unregister_response,
-                Basis(lambda _: 0, lambda tx, *_: not workers.is_active(tx, worker_id)),
-                now_us,
-            )
-        response = wire.UnregisterWorkerResponse.FromString(reply.body)
-        if reply.replayed:
-            return response
-        return self._unregistered(worker_id, worker, graceful, response)
+        try:
+            async with self.context.daemon_locks.hold(daemon_id, "unregister"):
+                if repeat is None:
+                    found = await self.context.write(
+                        request, workers.unregister_worker, worker_id, graceful, now_us
+                    )
+                    response, replayed = _unregister_response(found), False
+                else:
+                    reply = await self.context.once(
+                        request,
+                        repeat,
+                        lambda tx: workers.unregister_worker(tx, worker_id, graceful, now_us),
+                        _unregister_response,
+                        Basis(lambda _: 0, lambda tx, *_: not workers.is_active(tx, worker_id)),
+                        now_us,
+                    )
+                    response = wire.UnregisterWorkerResponse.FromString(reply.body)
+                    replayed = reply.replayed
+        except Busy:
+            conflicts = self.context.metrics.control_plane.conflicts
+            conflicts.labels("unregister_worker_tx_conflict").inc()
+            raise
+        if not replayed:
+            self._count_unregistered(worker_id, worker, graceful, response)
+        return response
 
-    def _unregistered(
+    def _count_unregistered(
         self,
         worker_id: str,
         worker: LiveWorker | None,
         graceful: bool,
         response: wire.UnregisterWorkerResponse,
-    ) -> wire.UnregisterWorkerResponse:
+    ) -> None:
         found = response.status == wire.STATUS_OK
         self.context.metrics.workers.unregistrations.labels(
             "true" if graceful else "false", "ok" if found else "not_found"
@@ -307,7 +315,6 @@ class WorkerHandlers(Handlers):
         if found:
             known = {"worker_id": worker_id} if worker is None else worker.log_fields()
             _log.info("worker unregistered", graceful=graceful, **known)
-        return response
 
     async def ListActiveWorkers(
         self, message: wire.ListActiveWorkersRequest, request: Call
