@@ -6,7 +6,7 @@ import trio
 
 from globalstore import db
 from globalstore.api.context import Handlers
-from globalstore.api.runtime import memory_info
+from globalstore.api.runtime import memory_info, reconcile_notes
 from globalstore.api.runtime.inventories import (
     ENTRIES_PER_TURN,
     Inventory,
@@ -29,9 +29,6 @@ from globalstore.rules.values import TEXT_BYTES_MAX
 from globalstore.telemetry import add_call_fields, get_logger
 
 _log = get_logger("globalstore.reconcile")
-
-# Rows kept although not listed that the log names one by one.
-_KEPT_LOGGED = 20
 
 # Rows that one query of a long comparison reads: some milliseconds of a reader.
 _ROWS_READ = 500
@@ -85,7 +82,7 @@ class ReconcileHandlers(Handlers):
         inventory = await inventory_of(message, worker.node_id)
         if worker.confirmed is None or worker.confirmed[0] != inventory.fingerprint:
             await inventory.entries()  # whatever is wrong with it comes before all else
-            self._note_left_out(worker, inventory)
+            reconcile_notes.left_out(worker, inventory, self._conflict)
         try:
             async with self.context.daemon_locks.hold(worker.daemon_id, "reconcile"):
                 for _ in range(_DECISIONS_MAX):
@@ -160,34 +157,15 @@ class ReconcileHandlers(Handlers):
             new_state_checksum=checksum,
         )
 
-    def _conflict(self, scope: str) -> None:
-        self.context.metrics.control_plane.conflicts.labels(scope).inc()
-
-    def _log_refused(
-        self,
-        worker: LiveWorker,
-        message: wire.ReconcileWorkerStateRequest,
-        kind: wire.ReconcileResultKind,
-        reason: str,
-    ) -> None:
-        _log.limited(
-            f"reconcile {worker.worker_id} {reason}",
-            "reconcile not applied",
-            result_kind=wire.ReconcileResultKind.Name(kind),
-            reason=reason,
-            worker_id=worker.worker_id,
-            daemon_id=worker.daemon_id,
-            generation=message.generation,
-            seq=message.request_seq,
-            inventory=len(message.inventory),
-        )
+    def _conflict(self, scope: str, count: int = 1) -> None:
+        self.context.metrics.control_plane.conflicts.labels(scope).inc(count)
 
     async def _stale(
         self, worker: LiveWorker, message: wire.ReconcileWorkerStateRequest, scope: str
     ) -> wire.ReconcileWorkerStateResponse:
         self._conflict(f"reconcile_{scope}")
         kind = wire.RECONCILE_RESULT_KIND_IGNORED_STALE
-        self._log_refused(worker, message, kind, scope)
+        reconcile_notes.refused(worker, message, kind, scope)
         return await self._answer(worker, kind)
 
     async def _retry_later(
@@ -200,7 +178,7 @@ class ReconcileHandlers(Handlers):
     ) -> wire.ReconcileWorkerStateResponse:
         self.context.metrics.control_plane.retries_later.labels(label).inc()
         kind = wire.RECONCILE_RESULT_KIND_RETRY_LATER
-        self._log_refused(worker, message, kind, reason)
+        reconcile_notes.refused(worker, message, kind, reason)
         answer = await self._answer(worker, kind)
         answer.retry_after_ms = after_ms
         return answer
@@ -223,7 +201,7 @@ class ReconcileHandlers(Handlers):
     ) -> wire.ReconcileWorkerStateResponse:
         self._conflict(f"reconcile_{scope}")
         kind = wire.RECONCILE_RESULT_KIND_REBASE_REQUIRED
-        self._log_refused(worker, message, kind, reason)
+        reconcile_notes.refused(worker, message, kind, reason)
         answer = await self._answer(worker, kind)
         writer = memory_info.InfoWriter()
         async for piece in self._rows(worker.key):
@@ -269,7 +247,7 @@ class ReconcileHandlers(Handlers):
         accepted = await carry_out(worker, claim, inventory, entries, listed, call)
         if accepted is None:
             return None
-        self._note(worker, message, inventory, accepted)
+        reconcile_notes.accepted(worker, message, inventory, accepted, self._conflict)
         if not accepted.changes:
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
         answer = await self._answer(worker, wire.RECONCILE_RESULT_KIND_APPLIED)
@@ -390,56 +368,3 @@ class ReconcileHandlers(Handlers):
             if len(rows) < _ROWS_READ:
                 return
             after = rows[-1].position
-
-    def _note_left_out(self, worker: LiveWorker, inventory: Inventory) -> None:
-        if not inventory.left_out:
-            return
-        scope = self.context.metrics.control_plane.conflicts.labels("reconcile_session_local")
-        scope.inc(len(inventory.left_out))
-        _log.limited(
-            f"left out of {worker.worker_id}",
-            "inventory entries left out: their ids mean something to a daemon alone",
-            worker_id=worker.worker_id,
-            daemon_id=worker.daemon_id,
-            entries=len(inventory.left_out),
-            first=inventory.left_out[0][:80],
-        )
-
-    def _note(
-        self,
-        worker: LiveWorker,
-        message: wire.ReconcileWorkerStateRequest,
-        inventory: Inventory,
-        accepted: Accepted,
-    ) -> None:
-        """Record in the log and the metrics what a reconcile did."""
-        changes, differences = accepted.changes, accepted.differences
-        log = _log.bind(worker_id=worker.worker_id, daemon_id=worker.daemon_id)
-        if differences.listed_twice:
-            log.warning("inventory lists replicas twice", entries=differences.listed_twice)
-        if changes.foreign:
-            scope = self.context.metrics.control_plane.conflicts.labels("reconcile_owner_conflict")
-            scope.inc(len(changes.foreign))
-            log.warning(
-                "replicas of other workers that are alive were reported",
-                replicas=len(changes.foreign),
-                first=changes.foreign[0],
-            )
-        for kept in differences.kept[:_KEPT_LOGGED]:
-            log.info(
-                "replica kept, registered after the inventory was begun",
-                artifact_id=kept.row.artifact_id,
-                registered_us=kept.row.created_at,
-                inventory_us=kept.taken_us,
-            )
-        if inventory.denies_all and changes.removed:
-            log.warning("an empty snapshot removed replicas", replicas=len(changes.removed))
-        if changes:
-            log.info(
-                "reconcile applied",
-                generation=message.generation,
-                seq=message.request_seq,
-                adds=len(changes.added),
-                removes=len(changes.removed),
-                updates=len(changes.updated),
-            )
