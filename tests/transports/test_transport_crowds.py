@@ -79,7 +79,8 @@ async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
             nursery.start_soon(wait, number)
         while sum(w.attempted for w in queues.waiters) < 5000:
             await store.components.store.read(lambda tx: None)
-        assert threading.active_count() == threads
+        # Threads of earlier tests may end meanwhile.
+        assert threading.active_count() <= threads
 
         def operations() -> int:
             return store.components.store.statistics().operations
