@@ -79,7 +79,7 @@ async def register_workers(store: Store, now_us: int) -> None:
             is_recovery=False,
             previous_worker_id="",
         )
-        await store.write(workers.register_worker, wanted, frozenset(), f"worker_{number}", now_us)
+        await store.write(workers.register_worker, wanted, f"worker_{number}", now_us)
 
 
 async def populate(path: Path, count: int) -> None:

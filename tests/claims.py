@@ -86,7 +86,7 @@ async def parked(store: Serving, count: int) -> None:
     """Return once so many claims wait and each of them has had its first try."""
 
     def settled() -> bool:
-        waiters = store.components.queues._by_request.values()
+        waiters = store.components.queues.waiters
         return len(waiters) == count and all(w.attempted and not w.deciding for w in waiters)
 
     await until(store, settled)
@@ -116,9 +116,9 @@ def nothing_waits(store: Serving) -> bool:
     """Tell whether the queues are as empty as at the start."""
     queues = store.components.queues
     return not (
-        queues._by_request
-        or queues._by_requester
-        or queues._by_group
-        or queues._queues
+        queues.waiters
+        or queues.waiters._by_requester
+        or queues.waiters._by_group
+        or queues.waiters.queues()
         or queues._returning
     )

@@ -2,13 +2,15 @@
 
 import functools
 import inspect
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from log_lines import Lines
 
 import globalstore.rpc  # noqa: F401  before any test imports purerpc, which needs what this mends
 
@@ -37,6 +39,19 @@ class _NurseryRequest:
 def nursery() -> _NurseryRequest:
     """A nursery that is cancelled when the test returns."""
     return _NurseryRequest()
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    """What the server logs while the test runs."""
+    handler = Lines()
+    root = logging.getLogger("globalstore")
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield handler
+    root.removeHandler(handler)
+    root.setLevel(before)
 
 
 def _under_trio(test: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from globalstore.liveness.daemon_locks import DaemonLocks
 from globalstore.liveness.instances import Instances
 from globalstore.liveness.workers import Workers
 from globalstore.registry import idempotency
-from globalstore.registry.idempotency import Token
+from globalstore.registry.idempotency import Basis, Token
 from globalstore.rpc import Call
 from globalstore.rules.refusals import Refusal
 from globalstore.rules.values import UINT32_MAX
@@ -102,11 +102,13 @@ class HandlerContext:
         repeat: Token,
         act: Callable[[Transaction], R],
         encode: Callable[[R], Message],
+        basis: Basis,
         now_us: int,
     ) -> idempotency.Reply:
         """Run an operation unless a request with this id ran before; return its encoded answer.
 
-        Raises what the operation refused with, now or then.
+        ``basis`` is what an earlier answer has to rest on still. Raises what the operation refused
+        with.
         """
         replays = self.metrics.control_plane.replays
         try:
@@ -117,6 +119,7 @@ class HandlerContext:
                 now_us,
                 act,
                 lambda result: encode(result).SerializeToString(),
+                basis,
             )
         except idempotency.PayloadConflict:
             replays.labels(repeat.operation_kind, "payload_conflict").inc()

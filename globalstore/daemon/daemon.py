@@ -202,8 +202,7 @@ class Daemon:
                 continue
             if answer.status != wire.STATUS_OK:
                 raise Refused(
-                    f"registration refused: {identity.node_address}:{identity.grpc_port} belongs"
-                    " to another worker"
+                    f"registration refused: {request.previous_worker_id} belongs to another daemon"
                 )
             self.worker_id = answer.worker_id
             self._cursor.registered(answer)

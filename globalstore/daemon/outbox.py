@@ -19,7 +19,7 @@ _TIMEOUT_S = 10.0
 _PAUSE_S = 1.0
 
 # What an answer says that may have changed by the next attempt.
-_PASSING = frozenset({StatusCode.UNAVAILABLE, StatusCode.ABORTED, StatusCode.RESOURCE_EXHAUSTED})
+_PASSING = frozenset({StatusCode.UNAVAILABLE, StatusCode.ABORTED})
 
 
 class OutboxFull(Exception):

@@ -12,13 +12,13 @@ from typing import Protocol
 import attrs
 import trio
 
-from globalstore.rules.refusals import ResourceExhausted
+from globalstore.rules.refusals import Unavailable
 
 # Shards with series of their own in the metrics, whatever is configured: a dozen series each.
 SHARDS_MAX = 64
 
 
-class DaemonLockFull(ResourceExhausted):
+class DaemonLockFull(Unavailable):
     """Too many changes wait in the shard of this daemon."""
 
 
@@ -61,13 +61,14 @@ class DaemonLocks:
         ``kind`` names the change in the metrics. Raises DaemonLockFull when the shard has no room
         and the change is ``bounded``. A wait that is cancelled leaves the lock as it was.
         """
-        shard = zlib.crc32(daemon_id.encode()) % self._shards
+        shard = self._shard_of(daemon_id)
         lock = self._locks.get(daemon_id)
         self._observer.intent(shard, kind, "submitted")
         if bounded and lock is not None and self._waiting[shard] >= self._capacity:
             self._observer.intent(shard, kind, "overloaded")
             raise DaemonLockFull(
-                f"{self._capacity} changes wait already; see worker_policy.control_reducer"
+                f"{self._capacity} changes of daemons wait already, try again later;"
+                " see worker_policy.control_reducer.queue_capacity"
             )
         if lock is None:
             lock = self._locks[daemon_id] = _DaemonLock()
@@ -87,6 +88,15 @@ class DaemonLocks:
             lock.users -= 1
             if not lock.users:
                 del self._locks[daemon_id]
+
+    def passed(self, daemon_id: str, kind: str, *, succeeded: bool = True) -> None:
+        """Count a change that was made, or refused, without the daemon's lock."""
+        shard = self._shard_of(daemon_id)
+        self._observer.intent(shard, kind, "submitted")
+        self._observer.intent(shard, kind, "succeeded" if succeeded else "failed")
+
+    def _shard_of(self, daemon_id: str) -> int:
+        return zlib.crc32(daemon_id.encode()) % self._shards
 
     async def _enter(self, lock: _DaemonLock, shard: int) -> None:
         try:

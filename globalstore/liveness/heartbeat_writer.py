@@ -40,7 +40,7 @@ class HeartbeatWriter(Generic[LivenessRow]):
     """Stores liveness in batches. Losing one interval in a crash is acceptable.
 
     ``record`` is the operation that stores a batch and returns how many rows it found; ``on_flush``
-    gets both numbers.
+    gets both numbers, and the error when nothing of a batch was written.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class HeartbeatWriter(Generic[LivenessRow]):
         store: Store,
         buffer: HeartbeatBuffer[LivenessRow],
         record: Callable[[Transaction, list[LivenessRow]], int],
-        on_flush: Callable[[int, int], None] = lambda taken, written: None,
+        on_flush: Callable[[int, int, DatabaseError | None], None] = lambda *_: None,
     ) -> None:
         self._store = store
         self._buffer = buffer
@@ -73,5 +73,9 @@ class HeartbeatWriter(Generic[LivenessRow]):
         Raises DatabaseError; what was taken is not kept then.
         """
         while rows := self._buffer.take_unwritten(_FLUSH_ROWS):
-            written = await self._store.write(self._record, rows, lane=Lane.CONTROL)
-            self._on_flush(len(rows), written)
+            try:
+                written = await self._store.write(self._record, rows, lane=Lane.CONTROL)
+            except DatabaseError as error:
+                self._on_flush(len(rows), 0, error)
+                raise
+            self._on_flush(len(rows), written, None)

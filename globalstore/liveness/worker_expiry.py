@@ -40,6 +40,7 @@ class Reaper:
         """Expire workers at their deadlines, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_confirmations, nursery)
+            nursery.start_soon(self._workers.watch_silence)
             while True:
                 await self._workers.heartbeats.wait_due()
                 if not self._stalls.check():

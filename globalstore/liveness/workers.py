@@ -8,6 +8,7 @@ import trio
 
 from globalstore.liveness.alarm import Alarm
 from globalstore.liveness.heartbeats import Heartbeats
+from globalstore.registry.runtime.sources import Reachable
 from globalstore.registry.runtime.worker_rows import WorkerState, worker_fields
 from globalstore.registry.runtime.workers import WorkerRegistered
 from globalstore.registry.signals import WorkerEnded, WorkerReconciled, WorkerReplicasChanged
@@ -26,7 +27,7 @@ class LiveWorker:
     in ``derived`` with the revision it belongs to. ``reported_checksum`` is the digest in its
     latest heartbeat. ``confirmed`` is the fingerprint of an inventory, with the revision of the
     replicas that is known to agree with it. ``gap_since`` is when a reconcile first came that
-    skipped a number, if none was accepted since.
+    skipped a number, if none was accepted since; ``must_register`` when such came for too long.
     """
 
     key: int
@@ -51,6 +52,7 @@ class LiveWorker:
     reported_checksum: str = ""
     confirmed: tuple[int, int] | None = None
     gap_since: float | None = None
+    must_register: bool = False
 
     @classmethod
     def of(cls, state: WorkerState) -> Self:
@@ -93,9 +95,10 @@ class Workers:
     """All active workers.
 
     ``timeout_s`` is the silence after which a worker is not routed to; ``grace_s`` later it is to
-    be expired. ``on_routable`` is called when a worker starts to be a possible source, and
-    ``on_capabilities`` with the flags before and after when those of an active worker change, 0
-    for one that is not there. For ``check_stall`` see ``Heartbeats``.
+    be expired. ``on_routable`` is called when a worker starts to be a possible source,
+    ``on_unroutable`` when one is none any more, and ``on_capabilities`` with the flags before and
+    after when those of an active worker change, 0 for one that is not there. For ``check_stall``
+    see ``Heartbeats``.
     """
 
     def __init__(
@@ -103,19 +106,24 @@ class Workers:
         timeout_s: float,
         grace_s: float,
         on_routable: Callable[[], None] = lambda: None,
+        on_unroutable: Callable[[], None] = lambda: None,
         *,
         on_capabilities: Callable[[int, int], None] = lambda before, after: None,
         check_stall: Callable[[], object] = lambda: None,
     ) -> None:
         self.heartbeats = Heartbeats(timeout_s, grace_s, check_stall)
         self._on_routable = on_routable
+        self._on_unroutable = on_unroutable
         self._on_capabilities = on_capabilities
         self._by_id: dict[str, LiveWorker] = {}
         self._by_key: dict[int, LiveWorker] = {}
         self._ids_by_daemon: dict[str, str] = {}
         self._stale_at: Deadlines[int] = Deadlines()
+        self._stale_alarm = Alarm(self._stale_at.next)
         self._live: set[int] = set()
-        self._routable: frozenset[int] | None = None
+        self._accepting: frozenset[int] | None = None
+        # Workers whose daemon denied all that its heartbeat affirms.
+        self._doubted: set[int] = set()
         self._confirm_by: Deadlines[int] = Deadlines()
         self._confirmation_alarm = Alarm(self._confirm_by.next)
 
@@ -167,6 +175,7 @@ class Workers:
         self._stale_at.discard(worker.key)
         self._confirm_by.discard(worker.key)
         self._live.discard(worker.key)
+        self._doubted.discard(worker.key)
         self._routable_changed(gained=False)
         self.heartbeats.ended(worker.key)
 
@@ -182,6 +191,8 @@ class Workers:
         if worker is None:
             return
         worker.gap_since = None
+        worker.must_register = False
+        self.settled(worker)
         worker.request_seq = signal.request_seq
         worker.state_version = signal.state_version
         if signal.complete:
@@ -239,12 +250,36 @@ class Workers:
         if was_routable != worker.accepting:
             self._routable_changed(gained=worker.accepting)
 
-    def request_missing(self, worker: LiveWorker) -> float:
-        """Take in that a reconcile skipped a number; return how long one is missing, in seconds."""
+    def request_missing(self, worker: LiveWorker) -> None:
+        """Take in that a reconcile skipped a number.
+
+        When that has gone on for longer than the timeout the worker has to register anew, since the
+        number that is missing will not come any more.
+        """
         now = trio.current_time()
         if worker.gap_since is None:
             worker.gap_since = now
-        return now - worker.gap_since
+        worker.must_register = now - worker.gap_since > self.timeout_s
+
+    def told_to_register(self, worker: LiveWorker) -> None:
+        """Take in that a worker was told to register anew: once, in case that it does not."""
+        worker.gap_since = None
+        worker.must_register = False
+
+    def doubt(self, worker: LiveWorker) -> None:
+        """Take in that a daemon denied what its heartbeat affirms: nobody is sent there now."""
+        self._doubted.add(worker.key)
+        self._routable_changed(gained=False)
+
+    def is_doubted(self, worker: LiveWorker) -> bool:
+        """Tell whether a worker is waiting to say what it holds."""
+        return worker.key in self._doubted
+
+    def settled(self, worker: LiveWorker) -> None:
+        """Take in that a worker said, without contradiction, what it holds."""
+        if worker.key in self._doubted:
+            self._doubted.remove(worker.key)
+            self._routable_changed(gained=True)
 
     def _put(self, worker: LiveWorker) -> None:
         before = self._by_key.get(worker.key)
@@ -256,32 +291,51 @@ class Workers:
     def _mark_live(self, worker: LiveWorker) -> None:
         worker.heartbeat_at = trio.current_time()
         self._live.add(worker.key)
-        self._stale_at.set(worker.key, worker.heartbeat_at + self.timeout_s)
+        if self._stale_at.set(worker.key, worker.heartbeat_at + self.timeout_s):
+            self._stale_alarm.sooner()
 
     # Which workers are live and routable.
 
     def _routable_changed(self, *, gained: bool) -> None:
-        self._routable = None
+        self._accepting = None
         if gained:
             self._on_routable()
+        else:
+            self._on_unroutable()
+
+    async def watch_silence(self) -> None:
+        """Let workers that are silent for too long become unroutable at once, until cancelled."""
+        while True:
+            await self._stale_alarm.wait()
+            self._let_age()
 
     def _let_age(self) -> None:
         self.heartbeats.check_stall()
-        for key in self._stale_at.pop_due(trio.current_time()):
-            self._live.discard(key)
-            self._routable = None
+        silent = list(self._stale_at.pop_due(trio.current_time()))
+        if silent:
+            self._live.difference_update(silent)
+            self._routable_changed(gained=False)
 
     def live(self) -> frozenset[int]:
         """Return the keys of the live workers, accepting requests or not."""
         self._let_age()
         return frozenset(self._live)
 
-    def routable(self) -> frozenset[int]:
+    def accepting(self) -> frozenset[int]:
         """Return the keys of the workers that are live and accept requests, as of now."""
         self._let_age()
-        if self._routable is None:
-            self._routable = frozenset(key for key in self._live if self._by_key[key].accepting)
-        return self._routable
+        if self._accepting is None:
+            self._accepting = frozenset(key for key in self._live if self._by_key[key].accepting)
+        return self._accepting
+
+    def routable(self) -> frozenset[int]:
+        """Return the keys of the workers that requesters may be sent to: no doubted ones."""
+        accepting = self.accepting()
+        return accepting - self._doubted if self._doubted else accepting
+
+    def reachable(self) -> Reachable:
+        """Return which workers are live, accept requests and may be sent to."""
+        return Reachable(self.live(), self.accepting(), self.routable())
 
     def listed(self, required_flags: int, include_unavailable: bool) -> list[LiveWorker]:
         """Return live workers that have all of the capability bits, the latest heartbeat first."""
@@ -304,6 +358,8 @@ class Workers:
         for worker in self._by_key.values():
             if worker.heartbeat_at is not None:
                 worker.heartbeat_at += seconds
+            if worker.gap_since is not None:
+                worker.gap_since += seconds
 
     def take_silent(self) -> list[LiveWorker]:
         """Return the workers that are to be expired now, unless a heartbeat comes first."""

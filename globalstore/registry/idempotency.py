@@ -1,7 +1,8 @@
 """One effect, and one answer, for all repeats of a request that carries an id of its own.
 
 The answer is recorded in the transaction of the effect: a crash leaves both or neither, so that no
-request id is ever stuck in between.
+request id is ever stuck in between. Daemons make their ids from the payload alone, so that the same
+id may also be a new wish: a record counts only while what it made is still so.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,7 @@ from globalstore.rules.refusals import FailedPrecondition, InvalidArgument, Refu
 
 Result = TypeVar("Result")
 
-# Refusals that a repeat would get again, and that are therefore recorded. Any other outcome frees
-# the id.
+# Refusals that keep their id from being used for another request. Any other one frees the id.
 _DETERMINISTIC: dict[str, type[Refusal]] = {
     kind.__name__: kind for kind in (InvalidArgument, FailedPrecondition)
 }
@@ -39,6 +39,18 @@ class Token:
 
 
 @attrs.frozen
+class Basis:
+    """What an answer rests on.
+
+    ``worker_generation`` returns a number to record with it; ``holds`` gets the recorded answer and
+    that number, and tells whether what was made is still so.
+    """
+
+    worker_generation: Callable[[Transaction], int]
+    holds: Callable[[Transaction, bytes, int], bool]
+
+
+@attrs.frozen
 class Reply:
     """An encoded answer; ``replayed`` when it was recorded by an earlier request."""
 
@@ -52,27 +64,28 @@ def once(
     now_us: int,
     act: Callable[[Transaction], Result],
     encode: Callable[[Result], bytes],
+    basis: Basis,
 ) -> Reply | Refusal:
     """Run ``act`` unless a request with this id ran before; return its answer, old or new.
 
-    A refusal is returned, not raised, because recording it is an effect that has to commit.
-    Raises PayloadConflict when the id was used for another request.
+    A record whose ``basis`` is gone counts for nothing, and one of a refusal made nothing: then the
+    request is looked at anew. A refusal is returned, not raised, because recording it is an effect
+    that has to commit. Raises PayloadConflict when the id was used for another request.
     """
     row = tx.one(
-        "SELECT operation_kind, payload_digest, refusal, reply FROM recorded_replies"
-        " WHERE request_id = :request_id",
+        "SELECT operation_kind, payload_digest, refusal, reply, worker_generation"
+        " FROM recorded_replies WHERE request_id = :request_id",
         {"request_id": token.request_id},
     )
     if row is not None:
-        kind, digest, refusal, reply = row
+        kind, digest, refusal, reply, generation = row
         if (kind, digest) != (token.operation_kind, token.payload_digest):
             raise PayloadConflict(
                 f"client_request_id {token.request_id[:80]!r} was already used for another"
                 f" {kind} request"
             )
-        if refusal:
-            return _DETERMINISTIC[refusal](reply.decode())
-        return Reply(reply, replayed=True)
+        if not refusal and basis.holds(tx, reply, generation):
+            return Reply(reply, replayed=True)
     outcome: Reply | Refusal
     try:
         body, refused_as = encode(act(tx)), ""
@@ -81,7 +94,8 @@ def once(
         body, refused_as = str(refused).encode(), type(refused).__name__
         outcome = refused
     tx.run(
-        "INSERT INTO recorded_replies VALUES (:request_id, :kind, :digest, :refusal, :reply, :now)",
+        "INSERT OR REPLACE INTO recorded_replies VALUES"
+        " (:request_id, :kind, :digest, :refusal, :reply, :now, :generation)",
         {
             "request_id": token.request_id,
             "kind": token.operation_kind,
@@ -89,6 +103,7 @@ def once(
             "refusal": refused_as,
             "reply": body,
             "now": now_us,
+            "generation": basis.worker_generation(tx),
         },
     )
     return outcome

@@ -119,6 +119,14 @@ class SourcesFreed:
 
 
 @attrs.frozen
+class SourcesExpire:
+    """All replicas of an artifact and view that a waiter may hope for expire by this time (µs)."""
+
+    space: Space
+    at_us: int
+
+
+@attrs.frozen
 class TransportGranted:
     """A transport is in progress.
 

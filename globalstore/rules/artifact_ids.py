@@ -47,6 +47,11 @@ def refuse_msa1(field: str, artifact_id: str) -> None:
         )
 
 
+def is_kept_by_daemons(artifact_id: str) -> bool:
+    """Tell whether an id must never be stored here: its objects are known to daemons alone."""
+    return artifact_id.startswith(("msa1:", _BYTE_ARTIFACT))
+
+
 def looked_up(field: str, value: str) -> str:
     """Return an artifact id for a look-up: any scheme but msa1."""
     artifact_id = required(field, value)

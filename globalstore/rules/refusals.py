@@ -1,7 +1,7 @@
 """The ways in which a well-working server says no.
 
-Each class is one answer a caller can act on; one table in ``globalstore.api.errors`` gives
-each its gRPC code. The text says what was wrong, names the field or key, and where it helps
+Each class is one answer a caller can act on; one table in ``api/middleware/status_codes``
+gives each its gRPC code. The text says what was wrong, names the field or key, and where it helps
 says what to do instead.
 """
 
@@ -31,7 +31,7 @@ class AlreadyExists(Refusal):
 
 
 class ResourceExhausted(Refusal):
-    """A limit is reached; the same request may succeed later."""
+    """A limit is reached that a repeat does not cure: a size, the disk, a configured cap."""
 
 
 class Aborted(Refusal):
@@ -39,4 +39,4 @@ class Aborted(Refusal):
 
 
 class Unavailable(Refusal):
-    """The server cannot answer now, and another try may succeed."""
+    """The server cannot answer now, say because a queue is full; another try may succeed."""

@@ -23,12 +23,11 @@ class ExportState(enum.IntEnum):
 class Transfer(NamedTuple):
     """How a replica's bytes are read: keys and sizes pair up, ``verification`` is opaque JSON.
 
-    ``generation`` orders what one process of a worker says of a replica; None when it was said
-    in the older form, which carries no order.
+    ``generation`` is the daemon's own count of exports; 0 when it was not told.
     """
 
     state: ExportState = ExportState.PRESENCE_ONLY
-    generation: int | None = None
+    generation: int = 0
     keys: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
     verification: str = ""
@@ -79,7 +78,7 @@ def from_direct_fields(
     fault = _fault(keys, sizes, memory_size)
     if fault is not None:
         raise InvalidArgument(f"mem_info: {fault}")
-    return Transfer(ExportState.EXPORTABLE, None, tuple(keys), tuple(sizes), verification)
+    return Transfer(ExportState.EXPORTABLE, 0, tuple(keys), tuple(sizes), verification)
 
 
 def from_inventory(
@@ -90,4 +89,4 @@ def from_inventory(
         return None
     if _fault(keys, sizes, memory_size) is not None:
         return Transfer()
-    return Transfer(ExportState.EXPORTABLE, None, tuple(keys), tuple(sizes), verification)
+    return Transfer(ExportState.EXPORTABLE, 0, tuple(keys), tuple(sizes), verification)

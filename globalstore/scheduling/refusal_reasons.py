@@ -73,10 +73,8 @@ class Refusals:
             except DatabaseError as error:
                 _log.limited("refusals", "refusals not explained", reason=str(error))
                 return
-            workers = self._workers
-            reasons = source_reasons.counted(
-                examined, workers.live(), workers.routable(), self._wall_us()
-            )
+            workers = self._workers.reachable()
+            reasons = source_reasons.counted(examined, workers, self._wall_us())
             for reason, replicas in reasons.items():
                 self._count(space[0], reason, replicas * requests)
             _log.debug(

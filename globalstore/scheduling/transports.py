@@ -18,6 +18,7 @@ import trio
 
 from globalstore.caches.sources import KnownSources
 from globalstore.db import DatabaseError, Lane, Store
+from globalstore.liveness.alarm import Alarm
 from globalstore.liveness.workers import Workers
 from globalstore.registry.runtime import transport_ends, transports
 from globalstore.registry.runtime.transports import (
@@ -29,8 +30,8 @@ from globalstore.registry.runtime.transports import (
     TransportRequest,
 )
 from globalstore.registry.signals import (
-    GroupKey,
     SourceFreed,
+    SourcesExpire,
     SourcesFreed,
     Space,
     TransportEnded,
@@ -39,11 +40,15 @@ from globalstore.registry.signals import (
 )
 from globalstore.rules.scoring import Mode, Scoring
 from globalstore.scheduling.queue_order import ranked
+from globalstore.scheduling.waiter_index import WaiterIndex
 from globalstore.scheduling.waiters import Policy, Queue, Waiter, Withdrawn, event_of, groups_of
 
 # Newcomers checked in one pass. Each costs the writer two index look-ups; with this bound a burst
 # of requests for one artifact is taken in without holding other calls up.
 _NEWCOMERS_PER_PASS = 128
+
+# How long after replicas have expired their waiters are told: rounding must not make it before.
+_EXPIRY_MARGIN_S = 0.001
 
 # Queues served at the same moment. More would not make commits fuller, but a worker that comes back
 # wakes the queues of all it holds: they must not fill the database's queue and refuse others.
@@ -72,10 +77,8 @@ class SourceQueues:
         self._known = known
         self._policy = policy
         self._wall_us = wall_us
-        self._queues: dict[Space, Queue] = {}
-        self._by_request: dict[str, Waiter] = {}
-        self._by_requester: dict[str, set[Waiter]] = {}
-        self._by_group: dict[GroupKey, dict[str, TransportRequest]] = {}
+        self.waiters = WaiterIndex()
+        self._expiry_alarm = Alarm(self.waiters.expiries.next)
         self._returning: dict[str, trio.Event] = {}
         self._due: deque[Queue] = deque()
         self._serving = 0
@@ -84,10 +87,10 @@ class SourceQueues:
         self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
-        return f"<SourceQueues [waiters: {len(self)}, queues: {len(self._queues)}]>"
+        return f"<SourceQueues [{self.waiters}]>"
 
     def __len__(self) -> int:
-        return len(self._by_request)
+        return len(self.waiters)
 
     @property
     def scoring(self) -> Scoring:
@@ -105,34 +108,40 @@ class SourceQueues:
     def stop(self) -> None:
         """End every waiting request as STOPPING, and each that comes later."""
         self._stopping = True
-        for waiter in list(self._by_request.values()):
+        for waiter in self.waiters:
             if not waiter.deciding:
                 self._withdraw(waiter, Withdrawn.STOPPING)
 
     # Calls.
 
-    async def request(self, request: TransportRequest, patience_s: float) -> Answer | Withdrawn:
+    async def request(
+        self, request: TransportRequest, patience_s: float, *, is_patient: bool | None = None
+    ) -> Answer | Withdrawn:
         """Wait up to ``patience_s`` seconds for a source; 0 is one immediate attempt.
+
+        ``is_patient`` tells whether the caller wanted to wait, if that differs from whether it can.
 
         A second call with the same request joins the first: both get one answer and the longer
         patience holds. Raises DatabaseError when the attempt could not be made. When cancelled,
         the request is withdrawn; a source that was just being granted is given back.
         """
         deadline = trio.current_time() + patience_s
+        is_patient = patience_s > 0 if is_patient is None else is_patient
         while (returned := self._returning.get(request.request_id)) is not None:
             await returned.wait()
-        waiter = self._by_request.get(request.request_id)
+        waiter = self.waiters.of_request(request.request_id)
         if waiter is None:
             refused = self._refused(request)
             if refused is not None:
                 return refused
-            waiter = self._enqueue(request, deadline)
+            waiter = self._enqueue(request, deadline, is_patient)
         elif waiter.request.fingerprint != request.fingerprint:
             return RequestRefused(
                 f"request_id {request.request_id[:80]!r} was already used with different payload"
             )
         else:
             self._on_event("joined")
+            waiter.is_patient = waiter.is_patient or is_patient
             if deadline > waiter.deadline:
                 waiter.deadline = deadline
                 waiter.notify()
@@ -144,33 +153,11 @@ class SourceQueues:
         if len(self) >= self._policy.max_waiters:
             self._on_event("rejected")
             return Withdrawn.TOO_MANY
-        group = request.group
-        if group is None:
-            return None
-        parts = self._by_group.get(group.key, {})
-        if group.part_id in parts:
-            return RequestRefused(transports.duplicate_part(group))
-        relaxed = group.kind.lower() in self._policy.relaxed_group_kinds
-        for other in parts.values():
-            assert other.group is not None
-            if other.group.total_parts != group.total_parts or not (
-                relaxed or other.space == request.space
-            ):
-                return RequestRefused(transports.group_mismatch(group))
-            # All other requests of the group agree with each other, so that comparing with one is
-            # enough; the spaces of a relaxed group may differ but are not compared.
-            break
-        return None
+        return self.waiters.contradicted(request, self._policy.relaxed_group_kinds)
 
-    def _enqueue(self, request: TransportRequest, deadline: float) -> Waiter:
-        waiter = Waiter(request, trio.current_time(), deadline)
-        queue = self._queues.setdefault(request.space, Queue(request.space))
-        queue.newcomers[request.request_id] = waiter
-        self._by_request[request.request_id] = waiter
-        if request.requester_worker_id:
-            self._by_requester.setdefault(request.requester_worker_id, set()).add(waiter)
-        if request.group is not None:
-            self._by_group.setdefault(request.group.key, {})[request.group.part_id] = request
+    def _enqueue(self, request: TransportRequest, deadline: float, is_patient: bool) -> Waiter:
+        waiter = Waiter(request, trio.current_time(), deadline, is_patient)
+        queue = self.waiters.add(waiter)
         self._on_event("enqueued")
         self._kick(queue)
         return waiter
@@ -200,12 +187,7 @@ class SourceQueues:
 
     def waiting(self, space: Space, requester_worker_id: str = "") -> tuple[int, int]:
         """Return how many requests wait for an artifact and view, and how many of a requester."""
-        queue = self._queues.get(space)
-        if queue is None:
-            return 0, 0
-        of_requester = self._by_requester.get(requester_worker_id, set())
-        mine = sum(waiter.request.space == space for waiter in of_requester)
-        return len(queue.waiters) + len(queue.newcomers), mine
+        return self.waiters.counts(space, requester_worker_id)
 
     # Signals.
 
@@ -215,7 +197,7 @@ class SourceQueues:
 
     def sources_freed(self, signal: SourcesFreed) -> None:
         """Do as ``source_freed`` for any number of spaces."""
-        if self._queues:
+        if self.waiters:
             for space in signal.spaces:
                 self._kick_space(space)
 
@@ -234,8 +216,31 @@ class SourceQueues:
 
     def worker_routable(self) -> None:
         """Take in that some worker became a possible source of anything it holds."""
-        for queue in self._queues.values():
+        for queue in self.waiters.queues():
             self._kick(queue)
+
+    def worker_unroutable(self) -> None:
+        """Take in that some worker is no possible source any more, nor will what it announced be.
+
+        Queues that are being served may just be finding out that they hope for it.
+        """
+        for queue in self.waiters.queues():
+            if queue.is_hoping or queue.running:
+                self._kick(queue)
+
+    def sources_expire(self, signal: SourcesExpire) -> None:
+        """Take in when all replicas will have expired that waiters for a space may hope for."""
+        if self.waiters.queue(signal.space) is not None:
+            delay_s = (signal.at_us - self._wall_us()) / 1_000_000 + _EXPIRY_MARGIN_S
+            self.waiters.expiries.set(signal.space, trio.current_time() + delay_s)
+            self._expiry_alarm.sooner()
+
+    async def watch_expiries(self) -> None:
+        """Let waiters know when what they hope for has expired, until cancelled."""
+        while True:
+            await self._expiry_alarm.wait()
+            for space in self.waiters.expiries.pop_due(trio.current_time()):
+                self._kick_space(space)
 
     def worker_ended(self, signal: WorkerEnded) -> None:
         """Take in that a worker became inactive; if it is lost, what it waits for ends as timed
@@ -243,7 +248,7 @@ class SourceQueues:
         """
         if not signal.lost:
             return
-        for waiter in list(self._by_requester.get(signal.worker_id, ())):
+        for waiter in self.waiters.of_requester(signal.worker_id):
             waiter.deadline = -math.inf
             if not waiter.deciding:
                 self._withdraw(waiter, Withdrawn.TIMED_OUT)
@@ -251,7 +256,7 @@ class SourceQueues:
     # One pass over a queue.
 
     def _kick_space(self, space: Space) -> None:
-        queue = self._queues.get(space)
+        queue = self.waiters.queue(space)
         if queue is not None:
             self._kick(queue)
 
@@ -276,8 +281,7 @@ class SourceQueues:
                     self._due.append(queue)
                     continue
                 queue.running = False
-                if not queue.waiters and not queue.newcomers:
-                    self._queues.pop(queue.space, None)
+                self.waiters.drop_if_idle(queue)
         finally:
             self._serving -= 1
 
@@ -307,6 +311,7 @@ class SourceQueues:
             ranked=[waiter.request for waiter in next_ones],
             newcomers=[waiter.request for waiter in newcomers],
             routable=self._workers.routable(),
+            accepting=self._workers.accepting(),
             grants_max=self._policy.batch_limit,
             relaxed_kinds=self._policy.relaxed_group_kinds,
             scoring=self._policy.scoring,
@@ -324,24 +329,25 @@ class SourceQueues:
 
     def _take_in(self, queue: Queue, tried: list[Waiter], answers: dict[str, Answer]) -> None:
         """Hand on the answers of a pass, and find out whether another one is needed."""
-        misses = {answer for answer in answers.values() if isinstance(answer, Miss)}
-        busy = Miss.BUSY in misses
+        # They want the same, so that none of them misses it for another reason.
+        miss = next((answer for answer in answers.values() if isinstance(answer, Miss)), None)
+        passing = miss if miss in transports.PASSING else None
+        queue.is_hoping = passing is Miss.ANNOUNCED
         for waiter in tried:
-            answer = answers.get(waiter.request.request_id, Miss.BUSY)
-            if answer is Miss.BUSY:
-                self._keep(waiter, attempted=busy)
+            answer = answers.get(waiter.request.request_id)
+            if answer is None or answer is passing:
+                self._keep(waiter, passing)
             else:
                 self._decide(waiter, answer)
-        if busy and queue.untried:
+        if passing is not None and queue.untried:
             # The earlier ones got nothing, so nothing is left for these.
             for waiter in [w for w in queue.waiters.values() if not w.attempted]:
-                self._keep(waiter, attempted=True)
-        queue.untried = not busy
-        misses.discard(Miss.BUSY)
-        if misses:
-            for waiter in list(queue.waiters.values()):
-                self._decide(waiter, next(iter(misses)))
-        elif not busy:
+                self._keep(waiter, passing)
+        queue.untried = passing is None
+        if passing is None:
+            if miss is not None:
+                for waiter in list(queue.waiters.values()):
+                    self._decide(waiter, miss)
             self._kick_rest(queue)
         if queue.newcomers:
             queue.kicked = True
@@ -367,16 +373,20 @@ class SourceQueues:
                 # Unknown groups count as new ones; if the database fails, the pass finds out.
                 return
 
-    def _keep(self, waiter: Waiter, *, attempted: bool) -> None:
-        """Let a waiter wait on; if it had its turn, its deadline counts from now on."""
+    def _keep(self, waiter: Waiter, miss: Miss | None) -> None:
+        """Let a waiter wait on; if it had its turn, and a miss, its deadline counts from now on."""
+        attempted = miss is not None
         waiter.deciding = False
         if waiter.callers == 0:
-            self._forget(waiter)
+            self.waiters.remove(waiter)
             self._on_event("cancelled")
         elif self._stopping:
             self._withdraw(waiter, Withdrawn.STOPPING)
         elif attempted and waiter.deadline <= trio.current_time():
-            self._withdraw(waiter, Withdrawn.TIMED_OUT)
+            if miss is Miss.ANNOUNCED and not waiter.is_patient:
+                self._decide(waiter, Miss.NO_SOURCE)
+            else:
+                self._withdraw(waiter, Withdrawn.TIMED_OUT)
         elif attempted and not waiter.attempted:
             waiter.attempted = True
             waiter.notify()
@@ -384,7 +394,7 @@ class SourceQueues:
     def _decide(self, waiter: Waiter, answer: Answer | Exception) -> None:
         waiter.deciding = False
         waiter.answer = answer
-        self._forget(waiter)
+        self.waiters.remove(waiter)
         waiter.notify()
         self._on_event(event_of(answer))
         if waiter.callers == 0:
@@ -392,7 +402,7 @@ class SourceQueues:
 
     def _withdraw(self, waiter: Waiter, why: Withdrawn) -> None:
         waiter.answer = why
-        self._forget(waiter)
+        self.waiters.remove(waiter)
         waiter.notify()
         self._on_event("stopped" if why is Withdrawn.STOPPING else "timed_out")
 
@@ -400,10 +410,10 @@ class SourceQueues:
         """Give back what was granted to a caller that has gone."""
         if waiter.answer is None:
             if not waiter.deciding:
-                self._forget(waiter)
+                self.waiters.remove(waiter)
                 self._on_event("cancelled")
         elif isinstance(waiter.answer, Granted) and not waiter.answer.replayed:
-            successor = self._by_request.get(waiter.request.request_id)
+            successor = self.waiters.of_request(waiter.request.request_id)
             if successor and successor.request.fingerprint == waiter.request.fingerprint:
                 return  # the same request has come again, and will be answered with this grant
             assert self._nursery is not None
@@ -427,23 +437,3 @@ class SourceQueues:
             return
         finally:
             self._returning.pop(request_id).set()
-
-    def _forget(self, waiter: Waiter) -> None:
-        request = waiter.request
-        if self._by_request.pop(request.request_id, None) is None:
-            return
-        queue = self._queues[request.space]
-        queue.waiters.pop(request.request_id, None)
-        queue.newcomers.pop(request.request_id, None)
-        if not queue.running and not queue.waiters and not queue.newcomers:
-            del self._queues[request.space]
-        if request.requester_worker_id:
-            waiting = self._by_requester[request.requester_worker_id]
-            waiting.discard(waiter)
-            if not waiting:
-                del self._by_requester[request.requester_worker_id]
-        if request.group is not None:
-            parts = self._by_group[request.group.key]
-            del parts[request.group.part_id]
-            if not parts:
-                del self._by_group[request.group.key]

@@ -28,11 +28,15 @@ class Withdrawn(enum.Enum):
 
 @attrs.define(eq=False)
 class Waiter:
-    """A request that waits, for one or more calls that carry it."""
+    """A request that waits, for one or more calls that carry it.
+
+    ``is_patient`` when one of them wanted to wait, however long that may be.
+    """
 
     request: TransportRequest
     arrived: float
     deadline: float
+    is_patient: bool
     deciding: bool = False
     attempted: bool = False
     callers: int = 0
@@ -51,13 +55,15 @@ class Queue:
     """The waiters of one artifact and view, oldest first (dict order is arrival order).
 
     ``newcomers`` were not checked yet. ``untried`` when some waiter was checked, but had no turn:
-    those before it had used up the pass and there may be more sources.
+    those before it had used up the pass and there may be more sources. ``is_hoping`` while no
+    replica can be read yet but some is announced.
     """
 
     space: Space
     waiters: dict[str, Waiter] = attrs.Factory(dict)
     newcomers: dict[str, Waiter] = attrs.Factory(dict)
     untried: bool = False
+    is_hoping: bool = False
     kicked: bool = False
     running: bool = False
 

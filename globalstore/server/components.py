@@ -18,7 +18,7 @@ from globalstore.caches.sources import KnownSources
 from globalstore.caches.worker_capacity import WorkerCapacity
 from globalstore.caches.worker_digests import WorkerDigests
 from globalstore.config import GlobalStoreConfig
-from globalstore.db import Examination, Observers, Runner, Store, StoreOptions
+from globalstore.db import Busy, DatabaseError, Examination, Observers, Runner, Store, StoreOptions
 from globalstore.http import HealthState
 from globalstore.leases.clock import Clock
 from globalstore.leases.expiry import LeaseExpiry
@@ -138,6 +138,7 @@ class Components:
             timeout_s,
             grace_s(timeout_s),
             self._worker_routable,
+            self._worker_unroutable,
             on_capabilities=CapabilityDirectory(entries, "worker", WORKER_CAPABILITIES).changed,
             check_stall=self.stalls.check,
         )
@@ -228,6 +229,7 @@ class Components:
             "instance reaper": self.instance_reaper.run,
             "instance heartbeat writer": self.instance_heartbeats.run,
             "transport expiry": self.transport_expiry.run,
+            "source expiry": self.queues.watch_expiries,
             "refusal reasons": self.refusals.run,
             "chunk reports": self.chunk_reports.run,
             "lease expiry": self.leases.run,
@@ -239,11 +241,16 @@ class Components:
         self.sources.worker_routable()
         self.queues.worker_routable()
 
+    def _worker_unroutable(self) -> None:
+        self.queues.worker_unroutable()
+
     def _count_dispatch(self, event: str) -> None:
         self.metrics.transports.dispatch_events.labels(event).inc()
 
-    def _heartbeats_written(self, taken: int, written: int) -> None:
+    def _heartbeats_written(self, taken: int, written: int, error: DatabaseError | None) -> None:
         metrics = self.metrics.workers
+        if isinstance(error, Busy):
+            self.metrics.control_plane.conflicts.labels("worker_heartbeat_tx_conflict").inc()
         metrics.flush_batch_size.observe(taken)
         metrics.flush_updates.labels("batched").inc(written)
         metrics.flush_updates.labels("dropped").inc(taken - written)

@@ -25,6 +25,7 @@ from globalstore.registry.signals import (
     ReplicasCounted,
     ReplicaStored,
     SourceFreed,
+    SourcesExpire,
     SourcesFreed,
     TransportEnded,
     TransportGranted,
@@ -72,6 +73,7 @@ def followers_of(
         ReplicaStored: (counts.replica_stored,),
         ReplicasCounted: (counts.replicas_counted,),
         SourceFreed: (sources.source_freed, drains.source_freed, queues.source_freed),
+        SourcesExpire: (queues.sources_expire,),
         SourcesFreed: (sources.sources_freed, drains.sources_freed, queues.sources_freed),
         SourcesListed: (sources.listed,),
         TransportEnded: (

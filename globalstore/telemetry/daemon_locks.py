@@ -30,6 +30,8 @@ class DaemonLockMetrics:
             ["shard", "kind", "result"],
             registry=registry,
         )
+        # Looking a series up by its labels would cost each heartbeat a microsecond.
+        self._known: dict[tuple[int, str, str], Counter] = {}
         self.entered: Callable[[float], None] = self._latency.observe
 
     def waiting(self, shard: int, count: int) -> None:
@@ -38,4 +40,8 @@ class DaemonLockMetrics:
 
     def intent(self, shard: int, kind: str, result: str) -> None:
         """Count a change that was submitted, overloaded, succeeded or failed."""
-        self._intents.labels(shard, kind, result).inc()
+        key = shard, kind, result
+        counter = self._known.get(key)
+        if counter is None:
+            counter = self._known[key] = self._intents.labels(*key)
+        counter.inc()

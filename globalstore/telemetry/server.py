@@ -45,20 +45,9 @@ class ServerMetrics:
         self.clock_step_seconds = make.counter(
             "tc_clock_step_seconds_total", "Sum of the wall clock's jumps, either way."
         )
-        self.snapshot_age = make.gauge(
-            "tc_snapshot_age_seconds", "Age of the snapshot that a read replica serves."
-        )
         self.tls_cert_expiry = make.gauge(
             "tc_tls_cert_expiry_timestamp_seconds", "When the certificate in use expires."
         )
-        self.backup_last_success = make.gauge(
-            "tc_backup_last_success_timestamp_seconds", "When the last good backup was made."
-        )
-        self.backup_duration = make.gauge(
-            "tc_backup_duration_seconds", "How long the last backup took."
-        )
-        self.backup_size = make.gauge("tc_backup_size_bytes", "Size of the last backup.")
-        self.backup_failures = make.counter("tc_backup_failures_total", "Backups that failed.")
         self.gc_rows_deleted = make.counter(
             "tc_gc_rows_deleted_total", "Rows deleted because their time was up.", "table"
         )

@@ -41,7 +41,7 @@ class Drains:
         return f"<Drains [waiters: {len(self)}]>"
 
     def waiting(self, space: Space, seq: int) -> AbstractContextManager[DrainWaiter]:
-        """Watch a replica for as long as the block runs. Raises ResourceExhausted."""
+        """Watch a replica for as long as the block runs. Raises Unavailable."""
         return self._watchers.watching(space, DrainWaiter(seq))
 
     def transport_ended(self, signal: TransportEnded) -> None:

@@ -7,6 +7,7 @@ import attrs
 import trio
 
 from globalstore.registry.signals import RealizationEnded
+from globalstore.rules.refusals import ResourceExhausted
 from globalstore.waiting.watchers import Watchers
 
 
@@ -26,8 +27,10 @@ class RealizationWaiters:
 
     def __init__(self, max_per_realization: int, on_count: Callable[[int], None]) -> None:
         self._watchers: Watchers[bytes, RealizationWaiter] = Watchers(
-            "{} calls are waiting for this group realization already",
+            "{} calls are waiting for this group realization already; see"
+            " worker_policy.group_realization.max_waiters_per_transaction",
             per_key_max=max_per_realization,
+            refused_as=ResourceExhausted,
             on_count=on_count,
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from globalstore.rules.refusals import ResourceExhausted
+from globalstore.rules.refusals import Refusal, Unavailable
 
 K = TypeVar("K")
 W = TypeVar("W")
@@ -16,7 +16,8 @@ W = TypeVar("W")
 class Watchers(Generic[K, W]):
     """The watchers of each key, at most ``per_key_max`` of one or ``total_max`` of all.
 
-    ``refusal`` is the text for whoever would be one too many, with the bound for its ``{}``.
+    ``refusal`` is the text for whoever would be one too many, with the bound for its ``{}``, and
+    ``refused_as`` the class of it: Unavailable where a repeat may find a place.
     ``on_count`` gets the number of all whenever that changes.
     """
 
@@ -26,11 +27,13 @@ class Watchers(Generic[K, W]):
         *,
         total_max: int | None = None,
         per_key_max: int | None = None,
+        refused_as: type[Refusal] = Unavailable,
         on_count: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._refusal = refusal
         self._total_max = total_max
         self._per_key_max = per_key_max
+        self._refused_as = refused_as
         self._on_count = on_count
         self._by_key: dict[K, dict[int, W]] = {}
         self._count = 0
@@ -43,12 +46,12 @@ class Watchers(Generic[K, W]):
         """Count as a watcher of a key for as long as the block runs.
 
         Look up inside the block what the call waits for: every later change then wakes it. Raises
-        ResourceExhausted when there are too many watchers already.
+        ``refused_as`` when there are too many watchers already.
         """
         watchers = self._by_key.get(key, {})
         for count, most in (len(watchers), self._per_key_max), (self._count, self._total_max):
             if most is not None and count >= most:
-                raise ResourceExhausted(self._refusal.format(most))
+                raise self._refused_as(self._refusal.format(most))
         self._by_key.setdefault(key, watchers)[id(watcher)] = watcher
         self._change(1)
         try:

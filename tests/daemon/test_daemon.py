@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 
+import purerpc
 import pytest
 import trio
 import trio.testing
@@ -11,6 +12,7 @@ from servers import Serving, configuration, eventually, pass_time, serving_over_
 from globalstore.daemon import Daemon, Identity, StoreClient, Unreachable, read_artifact
 from globalstore.daemon.bytes_server import BytesServer, TransferFailed, fetch
 from globalstore.daemon.daemon import Refused
+from globalstore.daemon.inventory import Held
 from globalstore.daemon.safetensors import write_sample
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.server.lifecycle import Server
@@ -163,3 +165,16 @@ async def test_bytes_that_are_not_those_asked_for_are_noticed(
     for key, reason in (("bad", "digest"), ("short", "early"), ("unknown", "early")):
         with pytest.raises(TransferFailed, match=reason):
             await pull(key)
+
+
+async def test_what_no_repeat_can_cure_is_told_and_holds_nothing_else_up() -> None:
+    config = configuration(
+        server={"limits": {"max_message_bytes": 100_000}, "listen": {"port": 0}, "metrics_port": 0}
+    )
+    async with serving_over_tcp(config) as store, trio.open_nursery() as daemons:
+        daemon = await start(daemons, store)
+        with pytest.raises(purerpc.RpcFailedError, match="RESOURCE_EXHAUSTED"):
+            await daemon.publish(Held("large", 100, "key", index=bytes(200_000)))
+        await daemon.publish(Held("small", 100, "key"))
+        assert await store.counts("large", "small") == [(0, 0), (1, 1)]
+        daemons.cancel_scope.cancel()

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -10,31 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from consoles import PATIENCE_S, ROOT, check, commands_of, needed
 
-ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-
-PATIENCE_S = 120
-
-
-def console() -> list[tuple[str, list[str]]]:
-    """Return every command of the console blocks, with the lines it is said to print."""
-    commands: list[tuple[str, list[str]]] = []
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                commands.append((line[2:], []))
-            else:
-                commands[-1][1].append(line)
-    return commands
-
-
-def needed(*tools: str) -> None:
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing and os.environ.get("CI") == "true":
-        pytest.fail(f"not on the PATH: {', '.join(missing)}")
-    if missing:
-        pytest.skip(f"not on the PATH: {', '.join(missing)}")
 
 
 def start_command() -> str:
@@ -71,30 +48,13 @@ def server(tmp_path: Path) -> Iterator[None]:
 
 
 def test_the_first_conversation_goes_as_told(server: None, tmp_path: Path) -> None:
-    commands = console()
+    commands = commands_of(README)
     assert len(commands) > 8
-    script = "\n".join(
-        ["set -e -o pipefail"]
-        + [
-            f"{command.replace('uv run', f'uv run --project {ROOT}')}\necho '--- end of {number}'"
-            for number, (command, _) in enumerate(commands)
-        ]
-    )
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    outputs = re.split(r"--- end of \d+\n", done.stdout)
-    for (command, promised), output in zip(commands, outputs, strict=False):
-        pattern = ".*".join(
-            "^" + re.escape(line).replace("…", ".*") + "$" for line in promised if line != "…"
-        )
-        assert re.search(pattern, output, re.DOTALL | re.MULTILINE), f"$ {command}\n{output}"
+    check(commands, tmp_path)
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:
-    for document in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md"):
+    for document in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/upgrading.md"):
         for target in re.findall(r"\]\(([^)]+)\)", (ROOT / document).read_text()):
             if not target.startswith("http"):
-                assert (ROOT / target).exists(), f"{document}: {target}"
+                assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"

@@ -8,9 +8,9 @@ import trio.testing
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from globalstore.http.exposition import Exposition, exposition_text
+from globalstore.telemetry.capabilities import INSTANCE_CAPABILITIES, WORKER_CAPABILITIES
 from globalstore.telemetry.metrics import Metrics
 from globalstore.telemetry.replicas import MEMORY_TYPES
-from globalstore.telemetry.workers import CAPABILITIES
 
 FILTER_REASONS = (
     "not_live", "not_accepting", "unavailable", "saturated", "presence_only", "expired", "capped",
@@ -55,8 +55,9 @@ def busy_cluster(metrics):
         metrics.transports.no_exportable(artifact_id)
         metrics.transports.granted(artifact_id, 1, 1.0)
     metrics.workers.active.set(200)
-    for capability in CAPABILITIES:
+    for capability in WORKER_CAPABILITIES:
         metrics.workers.capability_entries.labels("worker", capability).set(200)
+    for capability in INSTANCE_CAPABILITIES:
         metrics.workers.capability_entries.labels("instance", capability).set(1000)
     for number in range(120):
         call = Call(f"/tensorcast.global_store.v1.SomeRatherLongService/Method{number}")

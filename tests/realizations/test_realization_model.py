@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -146,7 +147,7 @@ class Model:
             slot.state,
             slot.code,
             [part for part in PARTS if part not in there],
-            len(prepared) if slot.state == PREPARING else 0,
+            len(there),
             len(PARTS) if fenced else 0,
             len(PARTS) if slot.state == PUBLISHED else 0,
             [
@@ -178,6 +179,7 @@ STEPS = st.one_of(
     st.tuples(st.just("report"), EPOCHS, PART, DAEMONS, st.sampled_from("vvw"),
               st.sampled_from(["", "", "", "gone"])),
     st.tuples(st.just("report"), EPOCHS, PART, st.just(""), st.just("v"), st.just("")),
+    st.tuples(st.just("all"), EPOCHS),
     st.tuples(st.just("publish"), EPOCHS),
     st.tuples(st.just("abort"), EPOCHS, st.sampled_from(["", "x"])),
     st.tuples(st.just("poll"), EPOCHS),
@@ -283,8 +285,19 @@ async def run(steps: list[Any], clock: trio.testing.MockClock) -> None:
             nursery.cancel_scope.cancel()
 
 
+def expanded(steps: list[Any]) -> Iterator[Any]:
+    """Yield the steps; one of all parts as those of each of them, so that some get published."""
+    for what, *arguments in steps:
+        if what == "all":
+            for part in PARTS:
+                yield "join", arguments[0], part, "a", "", ""
+                yield "report", arguments[0], part, "", "v", ""
+        else:
+            yield what, *arguments
+
+
 @histories(80)
 @given(steps=st.lists(STEPS, min_size=8, max_size=40))
 def test_any_history_of_realizations(steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.root, "disabled", True)
-    run_history(run, steps)
+    run_history(run, list(expanded(steps)))

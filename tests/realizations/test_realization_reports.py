@@ -196,7 +196,7 @@ async def test_the_last_report_publishes_and_says_so() -> None:
         answer = await report(store, transaction_id, "1")
         assert (answer.state, answer.member_state) == (PUBLISHED, MEMBER_PUBLISHED)
         shown = await show(store, transaction_id)
-        assert (shown.prepared_count, shown.failed_count, shown.published_count) == (0, 0, 3)
+        assert (shown.prepared_count, shown.failed_count, shown.published_count) == (3, 0, 3)
         assert shown.missing_part_ids == []
         assert {member.state for member in shown.members} == {MEMBER_PUBLISHED}
         assert (shown.failure_code, shown.failure_detail) == ("", "")

@@ -10,6 +10,7 @@ from inventories import (
     APPLIED,
     NOOP,
     REMOVE,
+    RETRY_LATER,
     UPDATE,
     entry,
     metric,
@@ -352,21 +353,15 @@ async def test_transfer_metadata_is_normalised_and_never_refused(
         assert again.result_kind == NOOP
 
 
-async def test_a_lower_export_generation_is_late_within_one_generation_of_the_worker() -> None:
+@pytest.mark.parametrize("generation", [0, 4])
+async def test_a_lower_export_generation_counts_like_any_other(generation: int) -> None:
     async with serving() as store:
         daemon = await reconciler(store)
         await daemon.send(entry(transport=transport(generation=5)))
-        late = entry(transport=transport("PRESENCE_ONLY", generation=4))
-        assert (await daemon.send(late)).result_kind == NOOP
-        late.stats.is_available = False
-        change = await only_change(daemon, late)
-        assert change.reason == "is_available"
-        assert change.replica_info.memory_info.transport.export_generation == 5
-        await store.register("d1")
-        daemon.generation, daemon.seq = 2, 0
-        change = await only_change(daemon, late)
+        anew = entry(transport=transport(generation=generation, remote_memory_keys=["new"]))
+        change = await only_change(daemon, anew)
         assert change.reason == "transport"
-        assert change.replica_info.memory_info.transport.export_generation == 4
+        assert change.replica_info.memory_info.transport == anew.memory_info.transport
 
 
 async def test_keys_of_a_process_that_is_gone_are_dropped_when_nothing_is_said_of_them() -> None:
@@ -471,8 +466,6 @@ async def test_an_update_does_not_move_onto_a_replica_of_a_worker_that_is_heard(
     [
         (entry(" "), StatusCode.INVALID_ARGUMENT, "ref.artifact_id"),
         (entry("x" * 2000), StatusCode.INVALID_ARGUMENT, "ref.artifact_id"),
-        (entry("msa1:session"), StatusCode.FAILED_PRECONDITION, "daemon-session-local"),
-        (entry("cgid:byte_artifact~x"), StatusCode.FAILED_PRECONDITION, "ref.artifact_id"),
         (entry(replica_id="7"), StatusCode.INVALID_ARGUMENT, "ref.replica_id"),
         (entry(node_port=65536), StatusCode.INVALID_ARGUMENT, "node_port"),
         (entry(memory_size=2**63), StatusCode.INVALID_ARGUMENT, "memory_size"),
@@ -502,6 +495,35 @@ async def test_a_malformed_entry_refuses_the_whole_inventory(
             metric(store, "tc_reconcile_result_total", result_kind="RECONCILE_RESULT_KIND_FATAL")
             == 1
         )
+
+
+async def test_the_place_of_a_malformed_entry_counts_those_that_are_left_out() -> None:
+    async with serving() as store:
+        daemon = await reconciler(store)
+        async with refused(StatusCode.INVALID_ARGUMENT, "inventory[2]"):
+            await daemon.send(entry("msa1:x"), entry("good"), entry(" "))
+
+
+async def test_an_inventory_of_nothing_but_entries_that_are_left_out_denies_all() -> None:
+    async with serving() as store:
+        daemon = await reconciler(store)
+        held = await daemon.send(entry("held"))
+        await store.beat(daemon.worker_id, state_checksum=held.new_state_checksum, state_version=2)
+        answer = await daemon.send(entry("msa1:x"))
+        assert answer.result_kind == RETRY_LATER
+        await store.beat(daemon.worker_id, accepting_new_requests=False)
+        answer = await daemon.send(entry("msa1:x"))
+        assert shown(answer) == [(REMOVE, "held")]
+
+
+async def test_a_time_on_an_entry_that_is_left_out_counts() -> None:
+    async with serving() as store:
+        daemon = await reconciler(store)
+        await store.replica(daemon.worker_id, "younger")
+        began = {"seconds": 1_000_000}
+        answer = await daemon.send(entry("msa1:x", registered_ts=began))
+        assert answer.result_kind == NOOP
+        assert await store.counts("younger") == [(1, 1)]
 
 
 async def test_a_malformed_inventory_is_refused_before_its_number_is_looked_at() -> None:

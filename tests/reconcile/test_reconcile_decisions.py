@@ -24,6 +24,8 @@ from servers import Serving, pass_time, refused, serving
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rules.checksums import EMPTY
 
+OK, NOT_FOUND = wire.STATUS_OK, wire.STATUS_NOT_FOUND
+
 
 async def cursor(store: Serving) -> list[tuple[int, int, int, int]]:
     return await store.read(
@@ -140,17 +142,34 @@ async def test_a_gap_is_to_be_filled_first(kind: int, seq: int) -> None:
         assert (await daemon.send(entry())).result_kind == APPLIED
 
 
-async def test_a_gap_that_nobody_fills_asks_for_a_new_registration(
+async def test_a_gap_that_nobody_fills_is_told_by_one_heartbeat(
     mock_clock: trio.testing.MockClock,
 ) -> None:
     async with serving() as store:
         daemon = await reconciler(store)
-        assert (await daemon.send(request_seq=5)).result_kind == RETRY_LATER
-        for _ in range(4):
-            await pass_time(mock_clock, 8)
-            await store.beat(daemon.worker_id)
-        answer = await daemon.send(request_seq=5)
-        assert answer.result_kind == REBASE_REQUIRED
+        for _ in range(2):
+            assert (await daemon.send(request_seq=5)).result_kind == RETRY_LATER
+            for _ in range(4):
+                await pass_time(mock_clock, 8)
+                assert (await store.beat(daemon.worker_id)).status == OK
+            assert (await daemon.send(request_seq=5)).result_kind == RETRY_LATER
+            assert (await store.beat(daemon.worker_id)).status == NOT_FOUND
+            assert (await store.beat(daemon.worker_id)).status == OK
+
+
+async def test_what_is_missing_may_still_come_before_the_heartbeat(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with serving() as store:
+        daemon = await reconciler(store)
+        for _ in range(2):
+            assert (await daemon.send(request_seq=2)).result_kind == RETRY_LATER
+            for _ in range(4):
+                await pass_time(mock_clock, 8)
+                await store.beat(daemon.worker_id)
+        assert (await daemon.send(request_seq=2)).result_kind == RETRY_LATER
+        assert (await daemon.send(entry())).result_kind == APPLIED
+        assert (await store.beat(daemon.worker_id)).status == OK
 
 
 async def test_an_acceptance_between_forgets_the_gap(mock_clock: trio.testing.MockClock) -> None:

@@ -15,10 +15,10 @@ async def test_a_repeat_gets_the_recorded_answer_and_does_nothing_although_state
     async with serving() as store:
         request = replica_request("w", client_request_id="once")
         first = await store.runtime.RegisterReplica(request)
-        gone = wire.UnregisterReplicaRequest(artifact_id="model", replica_id=first.replica_id)
-        await store.runtime.UnregisterReplica(gone)
+        mark = wire.MarkReplicaUnavailableRequest(replica_id=first.replica_id)
+        await store.runtime.MarkReplicaUnavailable(mark)
         assert await store.runtime.RegisterReplica(request) == first
-        assert await store.counts("model") == [(0, 0)]
+        assert await store.counts("model") == [(1, 0)]
         hits = store.components.metrics.registry.get_sample_value(
             "tc_control_plane_idempotency_replay_total",
             {"operation_kind": "RegisterReplica", "result": "hit"},
@@ -54,7 +54,7 @@ async def test_the_same_id_for_another_kind_of_call_is_refused() -> None:
         assert len(await store.active()) == 1
 
 
-async def test_a_refusal_that_would_come_again_is_recorded() -> None:
+async def test_a_refused_request_keeps_its_id_from_others() -> None:
     async with serving() as store:
         request = replica_request("w", client_request_id="once", max_concurrency=0)
         for _ in range(2):
@@ -66,7 +66,7 @@ async def test_a_refusal_that_would_come_again_is_recorded() -> None:
             await store.runtime.RegisterReplica(request)
 
 
-async def test_a_contradiction_is_answered_again_although_it_has_gone_away() -> None:
+async def test_a_refusal_made_nothing_and_so_a_repeat_is_looked_at_anew() -> None:
     async with serving() as store:
         await store.replica("w", tensor_index_data=b"{}")
         request = replica_request("w", tensor_index_data=b"[]", client_request_id="once")
@@ -74,6 +74,10 @@ async def test_a_contradiction_is_answered_again_although_it_has_gone_away() -> 
             async with refused(StatusCode.FAILED_PRECONDITION, "index_multihash"):
                 await store.runtime.RegisterReplica(request)
         assert await store.read("SELECT count(*) FROM tensor_indexes") == [(1,)]
+        await store.components.store.write(
+            lambda tx: tx.run("UPDATE artifacts SET index_multihash = ''")
+        )
+        assert (await store.runtime.RegisterReplica(request)).status == wire.STATUS_OK
 
 
 async def test_a_request_without_an_artifact_is_not_held_against_its_id() -> None:

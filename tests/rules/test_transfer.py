@@ -45,7 +45,7 @@ def test_direct_fields_that_say_nothing_are_nothing() -> None:
 
 def test_consistent_direct_fields_are_exportable_without_a_generation() -> None:
     assert from_direct_fields(*VALID) == Transfer(
-        ExportState.EXPORTABLE, None, ("k1", "k2"), (60, 40), "{}"
+        ExportState.EXPORTABLE, 0, ("k1", "k2"), (60, 40), "{}"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-import globalstore  # noqa: F401  before purerpc, which needs what this mends
+import globalstore.rpc  # noqa: F401  before purerpc, which needs what this mends
 
 
 def main() -> None:

@@ -50,6 +50,7 @@ class Daemon:
     lossy: bool = False
     leaving: bool = False
     settled: bool = False
+    turn: trio.Lock = attrs.Factory(trio.Lock)
     started: trio.Event = attrs.Factory(trio.Event)
     ended: trio.Event = attrs.Factory(trio.Event)
 
@@ -157,6 +158,10 @@ class Daemon:
             await self._reconcile()
 
     async def _reconcile(self) -> None:
+        async with self.turn:
+            await self._reconcile_in_turn()
+
+    async def _reconcile_in_turn(self) -> None:
         answer = await self._call(
             wire.ReconcileWorkerStateRequest(
                 worker_id=self.worker_id,
@@ -177,7 +182,7 @@ class Daemon:
     async def _say_goodbye(self) -> None:
         """Leave as a daemon should; the order to do so comes again until it is answered."""
         self.memory = set()
-        request_id = f"{self.name} leaves {self.rng.random()}"
+        request_id = f"{self.worker_id} leaves"  # the same at each of its ends
         while True:
             try:
                 await self._reconcile()
@@ -222,7 +227,7 @@ class Daemon:
             try:
                 await self._want(f"artifact-{self.rng.randrange(ARTIFACTS)}")
             except CallFailed as failed:
-                _must_be(failed, StatusCode.UNAVAILABLE)
+                _must_be(failed, StatusCode.UNAVAILABLE, StatusCode.NOT_FOUND)
 
     async def _want(self, artifact_id: str) -> None:
         """Load an artifact from a peer, or make it if nobody has it; drop it if it is here."""
@@ -249,12 +254,21 @@ class Daemon:
         elif granted.status != wire.STATUS_NOT_FOUND:
             return
         self.memory.add(artifact_id)
-        if self.rng.random() < 0.7:  # others leave it to the next reconcile
-            await self._call(
-                wire.RegisterReplicaRequest(
-                    artifact_id=artifact_id,
-                    worker_id=self.worker_id,
-                    max_concurrency=SLOTS,
-                    mem_info=self._memory_info(),
-                )
-            )
+        if self.rng.random() < 0.3:
+            return  # the next reconcile tells
+        registration = wire.RegisterReplicaRequest(
+            artifact_id=artifact_id,
+            worker_id=self.worker_id,
+            max_concurrency=SLOTS,
+            mem_info=self._memory_info(),
+        )
+        in_two_steps = self.rng.random() < 0.5
+        if in_two_steps:
+            registration.mem_info.ClearField("remote_memory_keys")
+            registration.mem_info.ClearField("buffer_sizes")
+        # The same whenever it loads this artifact.
+        registration.client_request_id = f"{self.worker_id} {artifact_id} {in_two_steps}"
+        await self._call(registration)
+        if in_two_steps:
+            await self._sleep(0.1, 0.5)
+            await self._reconcile()

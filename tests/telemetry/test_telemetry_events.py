@@ -1,9 +1,7 @@
 """The lines that operators rely on: event, level and fields, as text and as JSON."""
 
 import json
-import logging
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import grpc
 import pytest
 import trio
 import trio.testing
+from log_lines import Lines, has
 from purerpc import StatusCode
 from server_process import Client, running
 from servers import (
@@ -29,42 +28,6 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.telemetry.logging import LIMITED_SECONDS
 
 POLICY = {"heartbeat_timeout": "10s"}
-
-
-class Lines(logging.Handler):
-    """What the loggers of the server wrote: level, message and fields of each event."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[tuple[str, str, dict[str, Any]]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        fields = dict(getattr(record, "fields", {}))
-        self.events.append((record.levelname, record.getMessage(), fields))
-
-    def named(self, message: str) -> list[tuple[str, dict[str, Any]]]:
-        return [(level, fields) for level, line, fields in self.events if line == message]
-
-    def only(self, message: str, level: str) -> dict[str, Any]:
-        [(found, fields)] = self.named(message)
-        assert found == level
-        return fields
-
-
-@pytest.fixture
-def lines() -> Iterator[Lines]:
-    handler = Lines()
-    root = logging.getLogger("globalstore")
-    before = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    yield handler
-    root.removeHandler(handler)
-    root.setLevel(before)
-
-
-def has(fields: dict[str, Any], **expected: object) -> None:
-    assert {name: fields.get(name) for name in expected} == expected
 
 
 async def test_the_start_says_where_it_listens_what_it_keeps_and_how_often_it_cleans(
@@ -119,27 +82,32 @@ async def test_the_life_of_a_worker_is_told_with_who_it_was(
         has(lines.only("worker expired", "INFO"), **identity, generation=2)
 
 
-async def test_an_endpoint_that_is_taken_over_or_defended_is_told_with_both_sides(
+async def test_an_endpoint_that_is_taken_over_or_a_worker_that_is_claimed_is_told_with_both_sides(
     lines: Lines,
 ) -> None:
     async with serving_over_tcp() as store:
         owner = await store.register("d1")
-        answer = await store.register("d2", node_address="d1.example")
+        answer = await store.register(
+            "d2", is_recovery_registration=True, previous_worker_id=owner.worker_id
+        )
         assert answer.status == wire.STATUS_ERROR
         has(
             lines.only("worker registration conflict", "ERROR"),
-            endpoint="d1.example:50052",
+            endpoint="d2.example:50052",
             owner_worker_id=owner.worker_id,
             owner_node_id="node-d1",
             node_id="node-d2",
         )
-        await store.register("d3", node_address="d1.example", node_id="node-d1")
+        new = await store.register("d3", node_address="d1.example")
         has(
             lines.only("worker evicted", "WARNING"),
             worker_id=owner.worker_id,
             daemon_id="d1",
-            by_daemon_id="d3",
+            node_id="node-d1",
             address="d1.example:50052",
+            by_worker_id=new.worker_id,
+            by_daemon_id="d3",
+            by_node_id="node-d3",
         )
 
 

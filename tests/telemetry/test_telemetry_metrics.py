@@ -11,7 +11,6 @@ from globalstore.rpc import StatusCode
 from globalstore.telemetry import labels
 from globalstore.telemetry.labels import ArtifactSeries
 from globalstore.telemetry.metrics import Metrics
-from globalstore.telemetry.workers import CAPABILITIES
 
 with (Path(__file__).parent / "golden_metrics.tsv").open(newline="") as table:
     GOLDEN = list(csv.DictReader(table, delimiter="\t"))
@@ -38,6 +37,7 @@ def touch_everything(metrics):
     call = Call("/s/M")
     metrics.calls.started(call)
     metrics.calls.finished(call, StatusCode.OK, 0.1)
+    metrics.workers.capability_entries.labels("worker", "shard_home_eligible")
     metrics.memory_tiers.sampled("n1", (1, 1), (1, 1), 0.0, 1, enabled=True)
     metrics.control_plane.reconcile_results.labels("RECONCILE_RESULT_KIND_APPLIED")
     metrics.control_plane.retries_later.labels("request_seq_gap")
@@ -101,16 +101,11 @@ def test_no_metric_is_missing_in_the_published_table(metrics):
 
 
 def test_closed_label_sets_exist_from_the_first_scrape(metrics):
-    for capability in CAPABILITIES:
-        assert (
-            value(
-                metrics, "tc_capability_directory_entries", scope="instance", capability=capability
-            )
-            == 0
-        )
     for result in ("ok", "sync_required", "not_found", "invalid"):
         assert value(metrics, "tc_worker_heartbeat_total", result=result) == 0
     for kind in ("new", "renew", "reactivate", "recovery"):
+        assert value(metrics, "tc_worker_register_total", kind=kind, result="ok") == 0
+    for kind in ("new", "renew", "recovery"):
         assert value(metrics, "tc_worker_register_total", kind=kind, result="rejected") == 0
     assert value(metrics, "tc_state_sync_total", result="error") == 0
     assert value(metrics, "tc_replicas_per_memtype", memory_type="DISK") == 0

@@ -46,13 +46,13 @@ async def test_a_worker_that_comes_back_serves_those_who_wait_for_each_of_its_ar
 
         for number in range(held):
             nursery.start_soon(ask, f"model-{number}")
-        while sum(w.attempted for w in store.components.queues._by_request.values()) < held:
+        while sum(w.attempted for w in store.components.queues.waiters) < held:
             await store.components.store.read(lambda tx: None)
         await store.beat(worker.worker_id)
         while len(granted) < held:
             await store.components.store.read(lambda tx: None)
         assert await store.read("SELECT min(current_requests) FROM replicas") == [(1,)]
-        assert not store.components.queues._queues
+        assert not store.components.queues.waiters.queues()
 
 
 async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
@@ -77,9 +77,10 @@ async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
 
         for number in range(5000):
             nursery.start_soon(wait, number)
-        while sum(w.attempted for w in queues._by_request.values()) < 5000:
+        while sum(w.attempted for w in queues.waiters) < 5000:
             await store.components.store.read(lambda tx: None)
-        assert threading.active_count() == threads
+        # Threads of earlier tests may end meanwhile.
+        assert threading.active_count() <= threads
 
         def operations() -> int:
             return store.components.store.statistics().operations

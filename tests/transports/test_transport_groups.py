@@ -170,7 +170,7 @@ async def test_a_request_that_found_nothing_leaves_nothing_of_its_group_behind()
         group = part("p1", total_parts=2)
         assert (await store.claim("unknown", scheduling_group=group)).status == NOT_FOUND
         assert (await store.claim(scheduling_group=part("p1"))).status == OK
-        assert store.components.queues._by_group == {}
+        assert store.components.queues.waiters._by_group == {}
 
 
 async def test_a_refused_request_does_not_take_its_part() -> None:

@@ -12,7 +12,7 @@ from globalstore.registry.worker_ids import NOBODY
 from globalstore.rules.transfer import ExportState, Transfer
 
 BEFORE = tuple(step for step in MIGRATIONS if step.number < 6)
-READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
+READABLE = Transfer(ExportState.EXPORTABLE, 0, ("k",), (100,))
 
 
 def register(tx: Transaction, device: int, worker: str, slots: int) -> None:

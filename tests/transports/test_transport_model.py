@@ -36,7 +36,7 @@ from globalstore.registry.schema import MIGRATIONS
 from globalstore.rules.scoring import Choice, GroupProgress, Mode, Scoring
 from globalstore.rules.transfer import ExportState, Transfer
 
-READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
+READABLE = Transfer(ExportState.EXPORTABLE, 0, ("k",), (100,))
 STEPS = 400
 GROUPS = ("g1", "g2")
 DAEMONS = ("a", "b", "c")
@@ -48,6 +48,7 @@ class ModelReplica:
     identity: tuple[str, int]
     daemon: str
     limit: int
+    readable: bool
     load: int = 0
     available: bool = True
 
@@ -69,6 +70,7 @@ class History:
         self.store = store
         self.scoring = Scoring(mode)
         self.known_sources = known
+        self.misses: set[Miss] = set()
         self.parts = 0
         self.listed = 0
         self.rng = random.Random(seed)
@@ -93,7 +95,7 @@ class History:
         daemon = self.rng.choice(DAEMONS)
         request = workers.WorkerRegistration(daemon, "n", daemon, 1, 2, 0, 0, 0, False, "")
         answer = await self.store.write(
-            workers.register_worker, request, frozenset(), f"w-{daemon}", self.now_us
+            workers.register_worker, request, f"w-{daemon}", self.now_us
         )
         assert isinstance(answer, workers.Registered)
         self.keys[daemon] = answer.worker.worker_key
@@ -122,9 +124,10 @@ class History:
     async def register(self) -> None:
         artifact, device = self.rng.choice(["x", "y"]), self.rng.randrange(4)
         daemon, limit = self.rng.choice(DAEMONS), self.rng.randint(1, 3)
+        readable = self.rng.random() < 0.8
         request = ReplicaRegistration(
             artifact, "", Place("n", "h", 1, MemoryTier.RAM, device), 100, limit, f"w-{daemon}",
-            READABLE, "", False, "", None, None, None,
+            READABLE if readable else Transfer(), "", False, "", None, None, None,
         )  # fmt: skip
         new_id = new_ids.new_id()
         got = await self.store.write(replicas.register_replica, request, new_id, self.now_us)
@@ -132,10 +135,11 @@ class History:
         known = [k for k, r in self.replicas.items() if r.identity == (artifact, device)]
         assert got == (known[0] if known else new_id)
         if not known:
-            self.replicas[new_id] = ModelReplica((artifact, device), daemon, limit)
+            self.replicas[new_id] = ModelReplica((artifact, device), daemon, limit, readable)
             return
         replica = self.replicas[got]
         replica.daemon, replica.limit, replica.available = daemon, limit, True
+        replica.readable = readable
         for transport in self.transports.values():
             if transport.replica_id == got and transport.outcome is Outcome.IN_PROGRESS:
                 transport.source = daemon
@@ -160,6 +164,7 @@ class History:
             ranked=request,
             newcomers=request,
             routable=self.routable(),
+            accepting=self.routable(),
             scoring=self.scoring,
             relaxed_kinds=frozenset({"k"}),
             shortlist=self.known_sources.shortlist((artifact, "")),
@@ -225,7 +230,8 @@ class History:
         if owner is not None:
             self.transports[owner].request_id = None
         mine = [r for r in self.replicas.values() if r.identity[0] == request.artifact_id]
-        free = [r for r in mine if r.available and self.active[r.daemon] and r.load < r.limit]
+        there = [r for r in mine if r.available and self.active[r.daemon]]
+        free = [r for r in there if r.readable and r.load < r.limit]
         if free:
             assert isinstance(answer, Granted)
             assert answer.source is not None
@@ -242,7 +248,13 @@ class History:
                 request.requester_worker_id[2:],
             )
         else:
-            assert answer is (Miss.BUSY if mine else Miss.NO_REPLICA)
+            self.misses.add(answer)
+            if any(r.readable for r in mine):
+                assert answer is Miss.BUSY
+            elif there:
+                assert answer is Miss.ANNOUNCED
+            else:
+                assert answer is (Miss.NO_SOURCE if mine else Miss.NO_REPLICA)
 
     async def complete(self) -> None:
         transport_id = self.rng.choice([*self.transports, new_ids.new_id()])
@@ -387,4 +399,5 @@ async def test_any_history_keeps_the_invariants_at_every_step(seed: int, mode: M
             await history.check()
         outcomes = {each.outcome for each in history.transports.values()}
         assert len(outcomes) == 5
+        assert len(history.misses) > 1
         assert history.listed > STEPS / 10

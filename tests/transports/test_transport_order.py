@@ -21,7 +21,7 @@ from globalstore.rules.transfer import ExportState, Transfer
 
 GPU, RAM, DISK = MemoryTier.GPU, MemoryTier.RAM, MemoryTier.DISK
 LEGACY = Scoring(Mode.LEGACY)
-READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
+READABLE = Transfer(ExportState.EXPORTABLE, 0, ("k",), (100,))
 
 
 @attrs.define

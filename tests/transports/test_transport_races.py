@@ -66,7 +66,7 @@ async def test_a_grant_that_commits_after_the_client_has_gone_is_given_back() ->
         )
         async with held_up(store):
             store.components.queues.worker_routable()
-            waiter = store.components.queues._by_request["r"]
+            waiter = store.components.queues.waiters.of_request("r")
             await until(store, lambda: waiter.deciding)
             claim.scope.cancel()
             await until(store, lambda: waiter.callers == 0)
@@ -123,7 +123,7 @@ async def test_a_deadline_that_passes_while_a_grant_is_made_gets_the_grant(
         )
         async with held_up(store):
             store.components.queues.worker_routable()
-            waiter = store.components.queues._by_request["r"]
+            waiter = store.components.queues.waiters.of_request("r")
             await until(store, lambda: waiter.deciding)
             mock_clock.jump(0.2)
             await trio.testing.wait_all_tasks_blocked()
@@ -141,7 +141,7 @@ async def test_a_deadline_that_passes_while_a_pass_finds_nothing_ends_the_wait_a
         await parked(store, 1)
         async with held_up(store):
             store.components.queues.worker_routable()
-            waiter = store.components.queues._by_request["r"]
+            waiter = store.components.queues.waiters.of_request("r")
             await until(store, lambda: waiter.deciding)
             mock_clock.jump(0.2)
             await trio.testing.wait_all_tasks_blocked()

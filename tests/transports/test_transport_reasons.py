@@ -60,6 +60,7 @@ class Hindrance:
     label: str
     reasons: list[str]
     status: int = wire.STATUS_TIMED_OUT
+    verdict: str = "busy"
 
 
 HINDRANCES = {
@@ -69,9 +70,31 @@ HINDRANCES = {
     "it is not confirmed": Hindrance("unavailable", ["unconfirmed"]),
     "it is marked": Hindrance("unavailable", ["unavailable"]),
     "all its slots are taken": Hindrance("saturated", ["saturated"]),
-    "nobody can read it": Hindrance("presence_only", ["presence_only"], wire.STATUS_NOT_FOUND),
-    "its time has passed": Hindrance("expired", ["expired"], wire.STATUS_NOT_FOUND),
+    "nobody can read it yet": Hindrance(
+        "presence_only", ["presence_only"], wire.STATUS_NOT_FOUND, "announced"
+    ),
+    "nobody may read it any more": Hindrance(
+        "presence_only", ["presence_only"], wire.STATUS_NOT_FOUND, "no source"
+    ),
+    "its time has passed": Hindrance("expired", ["expired"], wire.STATUS_NOT_FOUND, "no source"),
+    "its daemon denied it": Hindrance("unavailable", ["unconfirmed"]),
 }
+
+
+async def deny(store: Serving, worker_id: str) -> None:
+    """Report that nothing is held, right after a heartbeat that affirmed what is held."""
+    live = store.components.workers.find(worker_id)
+    assert live is not None
+    checksum = await store.components.context.worker_digests.checksum_of(live)
+    await store.beat(worker_id, state_checksum=checksum)
+    await store.runtime.ReconcileWorkerState(
+        wire.ReconcileWorkerStateRequest(
+            worker_id=worker_id,
+            generation=1,
+            request_seq=1,
+            request_kind=wire.RECONCILE_REQUEST_KIND_SNAPSHOT,
+        )
+    )
 
 
 async def hinder(store: Serving, what: str) -> None:
@@ -80,8 +103,10 @@ async def hinder(store: Serving, what: str) -> None:
         await store.replica("nobody")
         return
     fields: dict[str, Any] = {}
-    if what == "nobody can read it":
+    if what == "nobody can read it yet":
         fields = {"remote_memory_keys": [], "buffer_sizes": []}
+    elif what == "nobody may read it any more":
+        fields = {"transport": {"export_state": "EXPORT_STATE_DRAINING"}}
     elif what == "its time has passed":
         fields = {"expires_at": {"seconds": T - 1}}
     worker = (await store.register()).worker_id
@@ -97,6 +122,8 @@ async def hinder(store: Serving, what: str) -> None:
         await mark(store, replica.replica_id)
     elif what == "all its slots are taken":
         await store.claim()
+    elif what == "its daemon denied it":
+        await deny(store, worker)
 
 
 @pytest.mark.parametrize("what", HINDRANCES)
@@ -111,7 +138,7 @@ async def test_what_rules_a_replica_out_is_counted_and_explained(what: str) -> N
         (only,) = answer.sources
         assert (only.rank, list(only.reasons)) == (0, expected.reasons)
         no_source = expected.status == wire.STATUS_NOT_FOUND
-        assert answer.verdict == ("no source" if no_source else "busy")
+        assert answer.verdict == expected.verdict
         refused_for_good = metric(store, "tc_transport_no_exportable_total", artifact_id="model")
         assert refused_for_good == (1 if no_source else 0)
 

@@ -27,7 +27,7 @@ from globalstore.registry.signals import (
 from globalstore.rules.scoring import Candidate, GroupProgress, Mode, Scoring, Weights, WorkerLoad
 from globalstore.rules.transfer import ExportState, Transfer
 
-READABLE = Transfer(ExportState.EXPORTABLE, None, ("k",), (100,))
+READABLE = Transfer(ExportState.EXPORTABLE, 0, ("k",), (100,))
 SPACE = ("model", "")
 
 

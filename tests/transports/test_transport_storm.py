@@ -105,7 +105,7 @@ async def test_a_storm_of_clients_loses_no_slot_and_grants_none_twice(seed: int)
                 for client in clients:
                     nursery.start_soon(client.run)
             watching.cancel_scope.cancel()
-        await until(store, lambda: not store.components.queues._queues)
+        await until(store, lambda: not store.components.queues.waiters.queues())
         await until(store, lambda: not store.components.queues._returning)
         statuses = sum((client.statuses for client in clients), Counter())
         print(dict(statuses), "cut off", sum(client.cut_off for client in clients), "looks", looks)

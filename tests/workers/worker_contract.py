@@ -63,7 +63,7 @@ class Contract:
             row.confirmed = False
 
     def _end(self, worker: Worker) -> None:
-        worker.active = worker.accepting = False
+        worker.active = worker.accepting = worker.doubted = False
         worker.prove_by = None
         self._hide(worker.worker_id)
 
@@ -94,6 +94,7 @@ class Contract:
             row.confirmed = False
         for worker in self.workers.values():
             worker.heartbeat_at = worker.gap_since = worker.prove_by = None
+            worker.must_register = worker.doubted = False
             worker.reported_checksum = ""
             worker.expires_at = self.now + TIMEOUT_S + GRACE_S
             worker.needs_reconcile |= worker.active
@@ -119,9 +120,6 @@ class Contract:
             return None
         owner = next((w for w in self.workers.values() if w.endpoint == endpoint), None)
         if owner is not None and owner is not own:
-            foreign = owner.registration.node_id != request.node_id
-            if owner.fresh(self.now) if recovery else owner.active and foreign:
-                return None
             self._end(owner)
             owner.endpoint = None
         worker = own or Worker(new_worker_id, request.daemon_id, *[None] * 2, True, 0, 0, None, 0.0)
@@ -131,7 +129,7 @@ class Contract:
             request.capability_flags,
             request.mem_pool_available_size,
         )
-        worker.reported_checksum, worker.gap_since = "", None
+        worker.reported_checksum, worker.gap_since, worker.must_register = "", None, False
         self._heard(worker)
         if own is not None:
             self._start_generation(own, recovery)
@@ -159,11 +157,16 @@ class Contract:
         worker = self.active(beat.worker_id)
         if worker is None or beat.daemon_id not in {"", worker.daemon_id}:
             return None
+        if worker.must_register:
+            worker.gap_since, worker.must_register = None, False
+            return None
         self._heard(worker)
         worker.accepting, worker.free = beat.accepting_new_requests, beat.mem_pool_available_size
         if beat.HasField("capability_flags"):
             worker.flags = beat.capability_flags
         worker.reported_checksum = beat.state_checksum
+        if worker.accepting and beat.state_checksum == self.checksum(worker.worker_id):
+            worker.doubted = False
         held = {key.artifact for key in self.held(worker.worker_id)}
         obsolete = [a for a in beat.registered_artifact_ids if a not in held]
         sync = (
@@ -180,7 +183,8 @@ class Contract:
             recorded, status = self.recorded[request.client_request_id]
             if recorded != payload:
                 raise Refused(StatusCode.FAILED_PRECONDITION)
-            return status
+            if self.active(request.worker_id) is None:
+                return status
         worker = self.by_id(request.worker_id)
         if worker is not None:
             self._end(worker)
@@ -229,6 +233,7 @@ class Contract:
             and row.keys == row.size
             and self._is_alive(row.owner)
             and self.by_id(row.owner).accepting  # type: ignore[union-attr]
+            and not self.by_id(row.owner).doubted  # type: ignore[union-attr]
         }
 
     # Reconciliation.
@@ -250,15 +255,15 @@ class Contract:
             return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_NOOP)
         if request.request_seq > worker.seq + 1:
             worker.gap_since = self.now if worker.gap_since is None else worker.gap_since
-            if self.now - worker.gap_since > TIMEOUT_S:
-                return self._rebase(worker)
+            worker.must_register = self.now - worker.gap_since > TIMEOUT_S
             return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_RETRY_LATER, 100)
         snapshot = request.request_kind == wire.RECONCILE_REQUEST_KIND_SNAPSHOT
         if snapshot and not request.inventory and self._is_contradicted(worker):
+            worker.doubted = True
             kind = wire.RECONCILE_RESULT_KIND_RETRY_LATER
             return self._reconciled(worker, kind, HEARTBEAT_INTERVAL_MS)
         worker.seq += 1
-        worker.gap_since = None
+        worker.gap_since, worker.must_register, worker.doubted = None, False, False
         if not (request.inventory or snapshot):
             return self._reconciled(worker, wire.RECONCILE_RESULT_KIND_NOOP)
         changes = self._apply(worker, request.inventory)

@@ -80,6 +80,8 @@ class Worker:
     needs_reconcile: bool = False
     reported_checksum: str = ""
     gap_since: float | None = None
+    must_register: bool = False
+    doubted: bool = False
     prove_by: float | None = None
 
     def fresh(self, now: float) -> bool:

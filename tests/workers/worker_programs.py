@@ -111,11 +111,18 @@ class Program:
 
     def _heard_as_promised(self) -> bool:
         """Tell whether what is in memory alone is as the contract has it."""
+        workers = self.host.running.components.workers
         return {
-            (w.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum, w.gap_since)
-            for w in self.host.running.components.workers._by_key.values()
+            (
+                *(w.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum),
+                *(w.gap_since, w.must_register, workers.is_doubted(w)),
+            )
+            for w in workers._by_key.values()
         } == {
-            (w.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum, w.gap_since)
+            (
+                *(w.worker_id, w.heartbeat_at, w.accepting, w.reported_checksum),
+                *(w.gap_since, w.must_register, w.doubted),
+            )
             for w in self.contract.workers.values()
             if w.active
         }

@@ -8,10 +8,14 @@ from globalstore.registry.runtime.source_reasons import ChoiceContext, Explained
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
 from globalstore.rules.scoring import Mode
+from globalstore.rules.transfer import ExportState
 from globalstore.rules.values import identifier, uuid_text
 
 # Reasons that do not keep a replica from ever being a source.
 _PASSING = frozenset(Reason) - {Reason.PRESENCE_ONLY, Reason.EXPIRED}
+
+# Reasons that a replica has until its daemon says how it is read.
+_UNREADABLE = frozenset({Reason.PRESENCE_ONLY, Reason.SATURATED})
 
 # Records that are made before other calls get a turn: less than a millisecond of the event loop.
 _RECORDS_PER_TURN = 50
@@ -28,9 +32,7 @@ class SourceReasonHandlers(Handlers):
         view_id = identifier("view_id", message.view_id)
         requester = identifier("requester_worker_id", message.requester_worker_id)
         scoring, now_us = self.context.queues.scoring, self.context.clock.wall_us()
-        by = ChoiceContext(
-            scoring, self.context.workers.live(), self.context.workers.routable(), now_us
-        )
+        by = ChoiceContext(scoring, self.context.workers.reachable(), now_us)
         explained, is_truncated = await self.context.read(
             source_reasons.explain, artifact_id, view_id, source_reasons.EXAMINED_MAX, by
         )
@@ -81,4 +83,11 @@ def _verdict(explained: list[Explained]) -> str:
         return "no replica"
     if explained[0].rank:
         return "granted"
-    return "busy" if any(_PASSING.issuperset(each.reasons) for each in explained) else "no source"
+    if any(_PASSING.issuperset(each.reasons) for each in explained):
+        return "busy"
+    return "announced" if any(map(_is_announced, explained)) else "no source"
+
+
+def _is_announced(explained: Explained) -> bool:
+    is_draining = explained.examined.export_state == ExportState.DRAINING
+    return _UNREADABLE.issuperset(explained.reasons) and not is_draining

@@ -208,7 +208,8 @@ def _shown(realization: Realization, members: Iterable[Member]) -> wire.GetGroup
         group_id=realization.group_id,
         epoch=realization.epoch,
         total_parts=len(realization.required_part_ids),
-        prepared_count=realization.count(MemberState.PREPARED),
+        prepared_count=realization.count(MemberState.PREPARED)
+        + realization.count(MemberState.PUBLISHED),
         failed_count=realization.count(MemberState.FAILED),
         published_count=realization.count(MemberState.PUBLISHED),
         failure_code=realization.failure_code,

@@ -9,7 +9,9 @@ import hashlib
 import hmac
 import string
 from pathlib import Path
+from typing import NoReturn
 
+from globalstore.api.middleware.status_codes import reason_trailer
 from globalstore.rpc import Call, StatusCode
 
 
@@ -88,10 +90,14 @@ class Tokens:
             return
         role = self._role(call.metadata_value("authorization"))
         if role is None:
-            call.abort(StatusCode.UNAUTHENTICATED, "authorization: expected a known Bearer token")
+            _refuse(
+                call,
+                StatusCode.UNAUTHENTICATED,
+                "authorization: expected a known Bearer token",
+            )
         if role is Role.READ and call.method.name not in _READS:
-            call.abort(
-                StatusCode.PERMISSION_DENIED, f"{call.method.name} needs a token of role full"
+            _refuse(
+                call, StatusCode.PERMISSION_DENIED, f"{call.method.name} needs a token of role full"
             )
 
     def _role(self, header: str | bytes | None) -> Role | None:
@@ -104,6 +110,10 @@ class Tokens:
             if hmac.compare_digest(digest, given):
                 found = role
         return found
+
+
+def _refuse(call: Call, code: StatusCode, reason: str) -> NoReturn:
+    call.abort(code, reason, [reason_trailer(reason)])
 
 
 def _read(path: Path) -> list[tuple[bytes, Role]]:

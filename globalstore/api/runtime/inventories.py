@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from globalstore.api.encoding import microseconds
 from globalstore.api.runtime import memory_info
 from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
@@ -11,6 +12,7 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime.inventories import ReportedReplica
 from globalstore.registry.runtime.inventory_writes import Changes
 from globalstore.registry.runtime.replica_rows import HeldReplica
+from globalstore.rules.artifact_ids import is_kept_by_daemons
 from globalstore.rules.refusals import Refusal
 
 # Entries that are looked at before other calls get a turn: about a millisecond each time.
@@ -27,24 +29,47 @@ class Inventory:
 
     ``complete`` ones remove what they do not list. One with the ``fingerprint`` of an accepted
     inventory describes the same replicas in the same way, and is as well-formed as that was.
+    ``taken_us`` is the earliest time that an entry carries (µs since 1970), None without any, and
+    ``left_out`` are ids whose objects daemons keep to themselves; both are known with the entries.
     """
 
     complete: bool
     fingerprint: int
     _reported: Sequence[common.ReplicaInfo]
     _node_id: str
+    taken_us: int | None = None
+    left_out: list[str] = attrs.Factory(list)
     _entries: list[ReportedReplica] | None = None
 
     @property
-    def is_empty_snapshot(self) -> bool:
+    def denies_all(self) -> bool:
         """Whether, by this inventory, the worker holds nothing at all."""
-        return self.complete and not self._reported
+        return self.complete and len(self._reported) == len(self.left_out)
 
     async def entries(self) -> list[ReportedReplica]:
-        """Return all entries, checked; the first wrong one refuses them all."""
+        """Return all entries but those that are left out, checked; a wrong one refuses them all."""
         if self._entries is None:
-            self._entries = await _checked(self._reported, self._node_id)
+            self._entries = await self._checked()
         return self._entries
+
+    async def _checked(self) -> list[ReportedReplica]:
+        checked: list[ReportedReplica] = []
+        times: set[int] = set()
+        async for turn in in_turns(self._reported, ENTRIES_PER_TURN):
+            for entry in turn:
+                if entry.stats.HasField("registered_ts"):
+                    times.add(microseconds(entry.stats.registered_ts))
+                # One of them must not refuse the whole: its daemon would send the same again.
+                if is_kept_by_daemons(entry.ref.artifact_id.strip()):
+                    self.left_out.append(entry.ref.artifact_id)
+                    continue
+                try:
+                    checked.append(memory_info.reported(entry, self._node_id))
+                except Refusal as refused:
+                    index = len(checked) + len(self.left_out)
+                    raise type(refused)(f"inventory[{index}].{refused}") from None
+        self.taken_us = min(times - {0}, default=None)
+        return checked
 
 
 async def inventory_of(message: wire.ReconcileWorkerStateRequest, node_id: str) -> Inventory:
@@ -67,17 +92,6 @@ def _content_of(entry: common.ReplicaInfo) -> tuple[object, ...]:
     if not entry.HasField("stats"):
         return content
     return *content, entry.stats.is_available, entry.stats.max_concurrency
-
-
-async def _checked(entries: Sequence[common.ReplicaInfo], node_id: str) -> list[ReportedReplica]:
-    checked = []
-    async for turn in in_turns(entries, ENTRIES_PER_TURN):
-        for entry in turn:
-            try:
-                checked.append(memory_info.reported(entry, node_id))
-            except Refusal as refused:
-                raise type(refused)(f"inventory[{len(checked)}].{refused}") from None
-    return checked
 
 
 async def list_changes(

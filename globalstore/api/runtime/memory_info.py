@@ -124,15 +124,14 @@ def reported(entry: common.ReplicaInfo, node_id: str) -> ReportedReplica:
     view_id = ""
     if info.HasField("byte_space") and info.byte_space.kind == common.BYTE_SPACE_KIND_VIEW:
         view_id = identifier("memory_info.byte_space.id", info.byte_space.id)
-    available, max_concurrency, registered_us = None, 0, None
+    available, max_concurrency = None, 0
     if entry.HasField("stats"):
         stats = entry.stats
         available, max_concurrency = stats.is_available, stats.max_concurrency
-        if stats.HasField("registered_ts"):
-            registered_us = microseconds(stats.registered_ts) or None
     memory_size = storable("memory_info.memory_size", info.memory_size)
-    ordered = info.HasField("transport")
-    columns = _plain_transfer(info.transport, memory_size) if ordered else None
+    columns = None
+    if info.HasField("transport"):
+        columns = _plain_transfer(info.transport, memory_size)
     if columns is None:
         listed = _inventory_transfer(info, memory_size)
         columns = None if listed is None else transfer_columns(listed)
@@ -152,12 +151,10 @@ def reported(entry: common.ReplicaInfo, node_id: str) -> ReportedReplica:
         max_concurrency,
         available,
         columns,
-        ordered,
         identifier("memory_info.tensor_index_key", info.tensor_index_key),
         info.is_memory_replica,
         _shared("memory_info.source_process_id", info.source_process_id),
         expires_at_us(info),
-        registered_us,
     )
 
 
@@ -237,7 +234,7 @@ def to_message(replica: Replica) -> common.MemoryInfo:
         byte_space=common.ByteSpaceRef(kind=kind, id=replica.view_id),
         transport=common.ReplicaTransportMetadata(
             export_state=_EXPORT_STATES[how.state],
-            export_generation=how.generation or 0,
+            export_generation=how.generation,
             remote_memory_keys=how.keys,
             buffer_sizes=how.sizes,
             verification_json=how.verification,

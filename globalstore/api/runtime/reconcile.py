@@ -6,7 +6,7 @@ import trio
 
 from globalstore import db
 from globalstore.api.context import Handlers
-from globalstore.api.runtime import memory_info
+from globalstore.api.runtime import memory_info, reconcile_notes
 from globalstore.api.runtime.inventories import (
     ENTRIES_PER_TURN,
     Inventory,
@@ -29,9 +29,6 @@ from globalstore.rules.values import TEXT_BYTES_MAX
 from globalstore.telemetry import add_call_fields, get_logger
 
 _log = get_logger("globalstore.reconcile")
-
-# Rows kept although not listed that the log names one by one.
-_KEPT_LOGGED = 20
 
 # Rows that one query of a long comparison reads: some milliseconds of a reader.
 _ROWS_READ = 500
@@ -85,6 +82,7 @@ class ReconcileHandlers(Handlers):
         inventory = await inventory_of(message, worker.node_id)
         if worker.confirmed is None or worker.confirmed[0] != inventory.fingerprint:
             await inventory.entries()  # whatever is wrong with it comes before all else
+            reconcile_notes.left_out(worker, inventory, self._conflict)
         try:
             async with self.context.daemon_locks.hold(worker.daemon_id, "reconcile"):
                 for _ in range(_DECISIONS_MAX):
@@ -136,7 +134,8 @@ class ReconcileHandlers(Handlers):
             return await self._stale(worker, message, "request_stale")
         if message.request_seq > worker.request_seq + 1:
             return await self._gap(worker, message)
-        if inventory.is_empty_snapshot and await self._is_contradicted(worker):
+        if inventory.denies_all and await self._is_contradicted(worker):
+            self.context.workers.doubt(worker)
             return await self._retry_later(
                 worker,
                 message,
@@ -158,34 +157,15 @@ class ReconcileHandlers(Handlers):
             new_state_checksum=checksum,
         )
 
-    def _conflict(self, scope: str) -> None:
-        self.context.metrics.control_plane.conflicts.labels(scope).inc()
-
-    def _log_refused(
-        self,
-        worker: LiveWorker,
-        message: wire.ReconcileWorkerStateRequest,
-        kind: wire.ReconcileResultKind,
-        reason: str,
-    ) -> None:
-        _log.limited(
-            f"reconcile {worker.worker_id} {reason}",
-            "reconcile not applied",
-            result_kind=wire.ReconcileResultKind.Name(kind),
-            reason=reason,
-            worker_id=worker.worker_id,
-            daemon_id=worker.daemon_id,
-            generation=message.generation,
-            seq=message.request_seq,
-            inventory=len(message.inventory),
-        )
+    def _conflict(self, scope: str, count: int = 1) -> None:
+        self.context.metrics.control_plane.conflicts.labels(scope).inc(count)
 
     async def _stale(
         self, worker: LiveWorker, message: wire.ReconcileWorkerStateRequest, scope: str
     ) -> wire.ReconcileWorkerStateResponse:
         self._conflict(f"reconcile_{scope}")
         kind = wire.RECONCILE_RESULT_KIND_IGNORED_STALE
-        self._log_refused(worker, message, kind, scope)
+        reconcile_notes.refused(worker, message, kind, scope)
         return await self._answer(worker, kind)
 
     async def _retry_later(
@@ -198,7 +178,7 @@ class ReconcileHandlers(Handlers):
     ) -> wire.ReconcileWorkerStateResponse:
         self.context.metrics.control_plane.retries_later.labels(label).inc()
         kind = wire.RECONCILE_RESULT_KIND_RETRY_LATER
-        self._log_refused(worker, message, kind, reason)
+        reconcile_notes.refused(worker, message, kind, reason)
         answer = await self._answer(worker, kind)
         answer.retry_after_ms = after_ms
         return answer
@@ -206,11 +186,9 @@ class ReconcileHandlers(Handlers):
     async def _gap(
         self, worker: LiveWorker, message: wire.ReconcileWorkerStateRequest
     ) -> wire.ReconcileWorkerStateResponse:
-        """Request the number that is missing; after a while, a new registration."""
-        missing_s = self.context.workers.request_missing(worker)
+        """Request the number that is missing; after a while, a heartbeat asks to register."""
+        self.context.workers.request_missing(worker)
         self._conflict("reconcile_request_gap")
-        if missing_s > self.context.workers.timeout_s:
-            return await self._rebase(worker, message, None, "a request is missing for too long")
         reason = f"request_seq {worker.request_seq + 1} is missing"
         return await self._retry_later(worker, message, _GAP_RETRY_MS, "request_seq_gap", reason)
 
@@ -218,13 +196,12 @@ class ReconcileHandlers(Handlers):
         self,
         worker: LiveWorker,
         message: wire.ReconcileWorkerStateRequest,
-        scope: str | None,
+        scope: str,
         reason: str,
     ) -> wire.ReconcileWorkerStateResponse:
-        if scope is not None:
-            self._conflict(f"reconcile_{scope}")
+        self._conflict(f"reconcile_{scope}")
         kind = wire.RECONCILE_RESULT_KIND_REBASE_REQUIRED
-        self._log_refused(worker, message, kind, reason)
+        reconcile_notes.refused(worker, message, kind, reason)
         answer = await self._answer(worker, kind)
         writer = memory_info.InfoWriter()
         async for piece in self._rows(worker.key):
@@ -267,10 +244,10 @@ class ReconcileHandlers(Handlers):
         )
         listed = wire.ReconcileWorkerStateResponse()
         carry_out = self._whole if small else self._in_slices
-        accepted = await carry_out(worker, claim, inventory.fingerprint, entries, listed, call)
+        accepted = await carry_out(worker, claim, inventory, entries, listed, call)
         if accepted is None:
             return None
-        self._note(worker, message, inventory, accepted)
+        reconcile_notes.accepted(worker, message, inventory, accepted, self._conflict)
         if not accepted.changes:
             return await self._answer(worker, wire.RECONCILE_RESULT_KIND_NOOP)
         answer = await self._answer(worker, wire.RECONCILE_RESULT_KIND_APPLIED)
@@ -287,7 +264,7 @@ class ReconcileHandlers(Handlers):
         self,
         _: LiveWorker,
         claim: Claim,
-        fingerprint: int,
+        inventory: Inventory,
         entries: list[ReportedReplica],
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
@@ -297,8 +274,9 @@ class ReconcileHandlers(Handlers):
             call,
             reconcile.whole,
             claim,
-            fingerprint,
+            inventory.fingerprint,
             entries,
+            inventory.taken_us,
             self.context.workers.live(),
             self.context.clock.wall_us(),
         )
@@ -310,7 +288,7 @@ class ReconcileHandlers(Handlers):
         self,
         live: LiveWorker,
         claim: Claim,
-        fingerprint: int,
+        inventory: Inventory,
         entries: list[ReportedReplica],
         listed: wire.ReconcileWorkerStateResponse,
         call: Call,
@@ -326,7 +304,7 @@ class ReconcileHandlers(Handlers):
         if worker is None:
             return None
         revision = live.replicas_revision
-        differences = Differences(worker)
+        differences = Differences(worker, inventory.taken_us)
         async for turn in in_turns(entries, ENTRIES_PER_TURN):
             differences.expect(turn)
         async for piece in self._rows(claim.worker_key):
@@ -348,7 +326,7 @@ class ReconcileHandlers(Handlers):
                 Acceptance(
                     changed=len(accepted.changes) > 0,
                     complete=True,
-                    fingerprint=accepted.agreeing(fingerprint),
+                    fingerprint=accepted.agreeing(inventory.fingerprint),
                     compared_at=revision,
                 ),
             )
@@ -390,44 +368,3 @@ class ReconcileHandlers(Handlers):
             if len(rows) < _ROWS_READ:
                 return
             after = rows[-1].position
-
-    def _note(
-        self,
-        worker: LiveWorker,
-        message: wire.ReconcileWorkerStateRequest,
-        inventory: Inventory,
-        accepted: Accepted,
-    ) -> None:
-        """Record in the log and the metrics what a reconcile did."""
-        changes, differences = accepted.changes, accepted.differences
-        log = _log.bind(worker_id=worker.worker_id, daemon_id=worker.daemon_id)
-        if differences.listed_twice:
-            log.warning("inventory lists replicas twice", entries=differences.listed_twice)
-        if changes.foreign:
-            scope = self.context.metrics.control_plane.conflicts.labels("reconcile_owner_conflict")
-            scope.inc(len(changes.foreign))
-            log.warning(
-                "replicas of other workers that are alive were reported",
-                replicas=len(changes.foreign),
-                first=changes.foreign[0],
-            )
-        for kept in differences.kept[:_KEPT_LOGGED]:
-            log.info(
-                "replica kept, registered after the inventory was begun",
-                artifact_id=kept.row.artifact_id,
-                registered_us=kept.row.created_at,
-                inventory_us=kept.taken_us,
-            )
-        if inventory.is_empty_snapshot and changes.removed:
-            # Who has said that it takes no more requests is leaving, and this is how that is done.
-            write = log.warning if worker.accepting else log.info
-            write("an empty snapshot removed replicas", replicas=len(changes.removed))
-        if changes:
-            log.info(
-                "reconcile applied",
-                generation=message.generation,
-                seq=message.request_seq,
-                adds=len(changes.added),
-                removes=len(changes.removed),
-                updates=len(changes.updated),
-            )

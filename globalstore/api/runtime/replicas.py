@@ -14,6 +14,7 @@ from globalstore.db import Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.artifacts import INDEX_SCHEMA, Description, TensorIndex
+from globalstore.registry.idempotency import Basis
 from globalstore.registry.new_ids import new_id
 from globalstore.registry.runtime import replica_lists, replicas
 from globalstore.registry.runtime.replica_lists import Filters
@@ -69,7 +70,12 @@ class ReplicaHandlers(Handlers):
             return replicas.register_replica(tx, checked, proposed_id, now_us)
 
         reply = await self.context.once(
-            request, repeat, act, lambda id_: _registered(artifact_id, id_), now_us
+            request,
+            repeat,
+            act,
+            lambda id_: _registered(artifact_id, id_),
+            _basis(message.worker_id.strip()),
+            now_us,
         )
         return wire.RegisterReplicaResponse.FromString(reply.body)
 
@@ -204,6 +210,17 @@ def _registered(artifact_id: str, replica_id: bytes) -> wire.RegisterReplicaResp
     return wire.RegisterReplicaResponse(
         status=wire.STATUS_OK, artifact_id=artifact_id, replica_id=uuid_text(replica_id)
     )
+
+
+def _basis(worker_id: str) -> Basis:
+    """Return what an answer rests on: its replica, in the same generation of the worker."""
+
+    def holds(tx: Transaction, reply: bytes, generation: int) -> bool:
+        answer = wire.RegisterReplicaResponse.FromString(reply)
+        replica_id = uuid_bytes("replica_id", answer.replica_id)
+        return replicas.is_held_by(tx, replica_id, worker_id, generation)
+
+    return Basis(lambda tx: replicas.worker_generation(tx, worker_id), holds)
 
 
 def _filters(message: wire.ListReplicasV2Request) -> Filters:

@@ -56,14 +56,15 @@ class TransportHandlers(Handlers):
     ) -> wire.RequestReplicaTransportResponse:
         """Grant a source of an artifact, waiting for one if the caller likes."""
         claim = _request(message)
-        patience_s = self.context.patience_s(request, _seconds(message.wait_timeout_dur))
+        wanted_s = _seconds(message.wait_timeout_dur)
+        patience_s = self.context.patience_s(request, wanted_s)
         began = trio.current_time()
         if patience_s > 0:
             with self.context.waiting(request):
                 answer = await self.context.queues.request(claim, patience_s)
         else:
             self.context.handler_slots.release(request)
-            answer = await self.context.queues.request(claim, 0)
+            answer = await self.context.queues.request(claim, 0, is_patient=wanted_s > 0)
         self._count(claim.artifact_id, answer, trio.current_time() - began)
         if answer in {Miss.NO_SOURCE, Withdrawn.TIMED_OUT}:
             self.context.refusals.note(claim.space)
@@ -128,8 +129,8 @@ def _request(message: wire.RequestReplicaTransportRequest) -> TransportRequest:
     group = _group(message) if message.HasField("scheduling_group") else None
     request_id = required("request_id", message.request_id)
     artifact_id = looked_up("artifact_id", message.artifact_id)
-    node_id = required("source_node_id", message.source_node_id)
-    address = required("source_address", message.source_address)
+    node_id = identifier("source_node_id", message.source_node_id)
+    address = identifier("source_address", message.source_address)
     if message.source_port > 65535:
         raise InvalidArgument(f"source_port is {message.source_port}, expected at most 65535")
     requester_worker_id = identifier("requester_worker_id", message.requester_worker_id)

@@ -6,13 +6,16 @@ import secrets
 
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp, token
+from globalstore.api.middleware.status_codes import reason_trailer
+from globalstore.db import Busy
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.liveness.workers import Heartbeat, LiveWorker
+from globalstore.registry.idempotency import Basis
 from globalstore.registry.runtime import replica_lists, workers
-from globalstore.registry.runtime.workers import EndpointTaken, PreviousWorkerForeign, Registered
+from globalstore.registry.runtime.workers import PreviousWorkerForeign, Registered
 from globalstore.rpc import Call, fast_path
 from globalstore.rules.addresses import routable
-from globalstore.rules.refusals import InvalidArgument
+from globalstore.rules.refusals import InvalidArgument, Refusal
 from globalstore.rules.values import (
     INTEGER_MAX,
     TEXT_BYTES_MAX,
@@ -41,20 +44,23 @@ class WorkerHandlers(Handlers):
     async def RegisterWorker(
         self, message: wire.RegisterWorkerRequest, request: Call
     ) -> wire.RegisterWorkerResponse:
-        """Make a daemon's worker active; a name taken by others is refused in the body."""
-        registration = _registration(message)
-        worker_id = f"worker_{registration.node_id}_{secrets.token_hex(4)}"
-        async with self.context.daemon_locks.hold(registration.daemon_id, "register"):
-            outcome = await self.context.write(
-                request,
-                workers.register_worker,
-                registration,
-                self.context.workers.live(),
-                worker_id,
-                self.context.clock.wall_us(),
-            )
+        """Make a daemon's worker active; a recovery of another's worker is refused in the body."""
+        try:
+            registration = _registration(message)
+            outcome = await self._register(registration, request)
+        except Refusal:
+            self._count_rejected(message)
+            raise
         if not isinstance(outcome, Registered):
+            self._count_rejected(message)
             self._log_conflict(registration, outcome)
+            # The body has no place for it.
+            request.trailing_metadata.append(
+                reason_trailer(
+                    f"previous_worker_id {outcome.worker_id!r} belongs to another daemon,"
+                    f" {outcome.daemon_id!r}: leave it blank, or register as that daemon"
+                )
+            )
             return wire.RegisterWorkerResponse(status=wire.STATUS_ERROR)
         self._log_registered(registration, outcome)
         worker = outcome.worker
@@ -67,6 +73,27 @@ class WorkerHandlers(Handlers):
             reconcile_generation=worker.generation,
         )
 
+    async def _register(
+        self, registration: workers.WorkerRegistration, call: Call
+    ) -> Registered | PreviousWorkerForeign:
+        worker_id = f"worker_{registration.node_id}_{secrets.token_hex(4)}"
+        async with self.context.daemon_locks.hold(registration.daemon_id, "register"):
+            return await self.context.write(
+                call,
+                workers.register_worker,
+                registration,
+                worker_id,
+                self.context.clock.wall_us(),
+            )
+
+    def _count_rejected(self, message: wire.RegisterWorkerRequest) -> None:
+        kind = "new"
+        if message.is_recovery_registration:
+            kind = "recovery"
+        elif self.context.workers.id_of_daemon(message.daemon_id.strip()):
+            kind = "renew"
+        self.context.metrics.workers.registrations.labels(kind, "rejected").inc()
+
     def _log_registered(
         self, registration: workers.WorkerRegistration, outcome: Registered
     ) -> None:
@@ -75,10 +102,14 @@ class WorkerHandlers(Handlers):
         if outcome.evicted is not None:
             self.context.metrics.workers.evicted.inc()
             self.context.metrics.control_plane.conflicts.labels("endpoint_takeover").inc()
-            _log.warning(
+            evicted = outcome.evicted
+            # Two daemons that are configured with one address evict each other again and again.
+            _log.bind(**evicted.log_fields()).limited(
+                f"eviction of {evicted.worker_id} by {worker.worker_id}",
                 "worker evicted",
-                by_daemon_id=registration.daemon_id,
-                **outcome.evicted.log_fields(),
+                by_worker_id=worker.worker_id,
+                by_daemon_id=worker.daemon_id,
+                by_node_id=worker.node_id,
             )
         _log.info(
             "worker registered",
@@ -89,26 +120,18 @@ class WorkerHandlers(Handlers):
         )
 
     def _log_conflict(
-        self,
-        registration: workers.WorkerRegistration,
-        outcome: EndpointTaken | PreviousWorkerForeign,
+        self, registration: workers.WorkerRegistration, outcome: PreviousWorkerForeign
     ) -> None:
-        kind = "recovery" if registration.is_recovery else "new"
         endpoint = f"{registration.node_address}:{registration.grpc_port}"
-        self.context.metrics.workers.registrations.labels(kind, "rejected").inc()
         _log.limited(
             f"conflict {registration.daemon_id} {endpoint}",
             "worker registration conflict",
             level=logging.ERROR,
-            reason=(
-                "endpoint belongs to another worker"
-                if isinstance(outcome, EndpointTaken)
-                else "previous_worker_id belongs to another daemon"
-            ),
+            reason="previous_worker_id belongs to another daemon",
             endpoint=endpoint,
             owner_worker_id=outcome.worker_id,
             owner_daemon_id=outcome.daemon_id,
-            owner_node_id=getattr(outcome, "node_id", ""),
+            owner_node_id=outcome.node_id,
             daemon_id=registration.daemon_id,
             node_id=registration.node_id,
         )
@@ -120,6 +143,8 @@ class WorkerHandlers(Handlers):
         worker = self.context.workers.find(message.worker_id.strip())
         if (
             worker is None
+            or worker.must_register
+            or self.context.workers.is_doubted(worker)
             or self.context.workers.heartbeats.is_expiring(worker.key)
             or message.daemon_id.strip() not in {"", worker.daemon_id}
             or message.state_version == 0
@@ -148,7 +173,7 @@ class WorkerHandlers(Handlers):
                 f" expected at most {_REGISTERED_IDS_MAX}"
             )
         if message.state_version == 0:
-            self.context.metrics.workers.heartbeats.labels("invalid").inc()
+            self._count_unheeded(message, "invalid")
             _log.limited(
                 f"version 0 of {message.worker_id[:80]}",
                 "heartbeat rejected",
@@ -160,7 +185,7 @@ class WorkerHandlers(Handlers):
         heartbeat = _heartbeat(message)
         worker = await self._worker_of(message)
         if worker is None:
-            self.context.metrics.workers.heartbeats.labels("not_found").inc()
+            self._count_unheeded(message, "not_found")
             _log.limited(
                 f"heartbeat of {message.worker_id[:80]}",
                 "heartbeat of an unknown worker",
@@ -168,20 +193,22 @@ class WorkerHandlers(Handlers):
                 state_version=message.state_version,
             )
             return wire.WorkerHeartbeatResponse(status=wire.STATUS_NOT_FOUND)
+        if worker.must_register:
+            return self._told_to_register(worker, message)
         now_us = self.context.clock.wall_us()
         self.context.workers.heartbeat(worker, heartbeat, now_us)
         obsolete = await self._not_held(worker, list(message.registered_artifact_ids))
-        in_step = (
-            not obsolete
-            and _is_at_version(worker, message)
-            and await self._agrees(worker, message.state_checksum)
-        )
+        agrees = await self._agrees(worker, message.state_checksum)
+        if agrees and message.state_checksum and message.accepting_new_requests:
+            self.context.workers.settled(worker)
+        in_step = not obsolete and _is_at_version(worker, message) and agrees
         return self._beaten(worker, obsolete, now_us, in_step=in_step)
 
     def _beaten(
         self, worker: LiveWorker, obsolete: list[str], now_us: int, *, in_step: bool
     ) -> wire.WorkerHeartbeatResponse:
-        self.context.metrics.workers.heartbeats.labels("ok" if in_step else "sync_required").inc()
+        self.context.metrics.workers.heartbeats["ok" if in_step else "sync_required"].inc()
+        self.context.daemon_locks.passed(worker.daemon_id, "heartbeat")
         return wire.WorkerHeartbeatResponse(
             status=wire.STATUS_OK,
             state_sync_required=not in_step,
@@ -189,6 +216,23 @@ class WorkerHandlers(Handlers):
             obsolete_replicas=obsolete,
             server_timestamp_ts=timestamp(now_us),
         )
+
+    def _count_unheeded(self, message: wire.WorkerHeartbeatRequest, result: str) -> None:
+        self.context.metrics.workers.heartbeats[result].inc()
+        self.context.daemon_locks.passed(message.daemon_id, "heartbeat", succeeded=False)
+
+    def _told_to_register(
+        self, worker: LiveWorker, message: wire.WorkerHeartbeatRequest
+    ) -> wire.WorkerHeartbeatResponse:
+        """Answer a worker whose reconciles lack a number for good: a new generation begins at 1."""
+        self.context.workers.told_to_register(worker)
+        self._count_unheeded(message, "not_found")
+        _log.bind(**worker.log_fields()).limited(
+            f"gap of {worker.worker_id}",
+            "worker has to register: a reconcile is missing for too long",
+            seq=worker.request_seq + 1,
+        )
+        return wire.WorkerHeartbeatResponse(status=wire.STATUS_NOT_FOUND)
 
     async def _worker_of(self, message: wire.WorkerHeartbeatRequest) -> LiveWorker | None:
         """Return the active worker of a heartbeat."""
@@ -231,31 +275,39 @@ class WorkerHandlers(Handlers):
         worker = self.context.workers.find(worker_id)
         # One that is not active has no lock to wait for.
         daemon_id = worker.daemon_id if worker is not None else worker_id
-        async with self.context.daemon_locks.hold(daemon_id, "unregister"):
-            if repeat is None:
-                found = await self.context.write(
-                    request, workers.unregister_worker, worker_id, graceful, now_us
-                )
-                return self._unregistered(worker_id, worker, graceful, _unregister_response(found))
-            reply = await self.context.once(
-                request,
-                repeat,
-                lambda tx: workers.unregister_worker(tx, worker_id, graceful, now_us),
-                _unregister_response,
-                now_us,
-            )
-        response = wire.UnregisterWorkerResponse.FromString(reply.body)
-        if reply.replayed:
-            return response
-        return self._unregistered(worker_id, worker, graceful, response)
+        try:
+            async with self.context.daemon_locks.hold(daemon_id, "unregister"):
+                if repeat is None:
+                    found = await self.context.write(
+                        request, workers.unregister_worker, worker_id, graceful, now_us
+                    )
+                    response, replayed = _unregister_response(found), False
+                else:
+                    reply = await self.context.once(
+                        request,
+                        repeat,
+                        lambda tx: workers.unregister_worker(tx, worker_id, graceful, now_us),
+                        _unregister_response,
+                        Basis(lambda _: 0, lambda tx, *_: not workers.is_active(tx, worker_id)),
+                        now_us,
+                    )
+                    response = wire.UnregisterWorkerResponse.FromString(reply.body)
+                    replayed = reply.replayed
+        except Busy:
+            conflicts = self.context.metrics.control_plane.conflicts
+            conflicts.labels("unregister_worker_tx_conflict").inc()
+            raise
+        if not replayed:
+            self._count_unregistered(worker_id, worker, graceful, response)
+        return response
 
-    def _unregistered(
+    def _count_unregistered(
         self,
         worker_id: str,
         worker: LiveWorker | None,
         graceful: bool,
         response: wire.UnregisterWorkerResponse,
-    ) -> wire.UnregisterWorkerResponse:
+    ) -> None:
         found = response.status == wire.STATUS_OK
         self.context.metrics.workers.unregistrations.labels(
             "true" if graceful else "false", "ok" if found else "not_found"
@@ -263,7 +315,6 @@ class WorkerHandlers(Handlers):
         if found:
             known = {"worker_id": worker_id} if worker is None else worker.log_fields()
             _log.info("worker unregistered", graceful=graceful, **known)
-        return response
 
     async def ListActiveWorkers(
         self, message: wire.ListActiveWorkersRequest, request: Call

@@ -28,10 +28,7 @@ class ReplicaIdentity(NamedTuple):
 
 
 class ReportedReplica(NamedTuple):
-    """A checked entry of an inventory; what is blank, 0 or None was not reported.
-
-    ``ordered`` when the transfer metadata came in the form that has an export generation.
-    """
+    """A checked entry of an inventory; what is blank, 0 or None was not reported."""
 
     key: ReplicaIdentity
     replica_id: bytes | None
@@ -41,12 +38,10 @@ class ReportedReplica(NamedTuple):
     max_concurrency: int
     is_available: bool | None
     transfer: TransferColumns | None
-    ordered: bool
     tensor_index_key: str
     is_memory_replica: bool
     source_process_id: str
     expires_at_us: int | None
-    registered_us: int | None
 
 
 _NOTHING = transfer_columns(Transfer())
@@ -144,13 +139,13 @@ class Differences:
 
     Give it the entries (``expect``), then all rows of the worker (``compare``), then read the
     results. An inventory is complete: what it does not list is removed, except rows created after
-    it was begun.
+    ``taken_us``, when it was begun (None: unknown).
     """
 
-    def __init__(self, worker: Incarnation) -> None:
+    def __init__(self, worker: Incarnation, taken_us: int | None) -> None:
         self._worker = worker
+        self._taken_us = taken_us
         self._open: dict[ReplicaIdentity, ReportedReplica | None] = {}
-        self._taken_us: int | None = None
         self.listed_twice = 0
         self.removals: list[Removal] = []
         self.updates: list[Update] = []
@@ -164,9 +159,6 @@ class Differences:
         for entry in entries:
             self.listed_twice += entry.key in self._open
             self._open[entry.key] = entry
-            taken_us = entry.registered_us
-            if taken_us is not None and (self._taken_us is None or taken_us < self._taken_us):
-                self._taken_us = taken_us
 
     def compare(self, piece: Iterable[HeldReplica]) -> None:
         """Take in some rows of the worker."""
@@ -231,16 +223,10 @@ class Differences:
             row.export_state, row.export_generation, row.transfer_size, row.transfer_json
         )
         given = entry.transfer
-        generation = max(row.worker_generation, self._worker.confirmed_generation)
         if given is None:
             # In a new process of the daemon the old keys are dead.
+            generation = max(row.worker_generation, self._worker.confirmed_generation)
             given = stored if generation >= self._worker.process_generation else _NOTHING
-        elif (
-            entry.ordered
-            and given.export_generation < row.export_generation
-            and generation == self._worker.generation
-        ):
-            given = stored  # a late duplicate
         return usable(
             given,
             changed.get("memory_size", row.memory_size),

@@ -56,18 +56,19 @@ def whole(
     claim: Claim,
     fingerprint: int,
     reported: list[ReportedReplica],
+    taken_us: int | None,
     live: frozenset[int],
     now_us: int,
 ) -> Accepted | None:
     """Carry out a small reconcile; None when the claim does not hold.
 
-    ``fingerprint`` is the inventory's; ``live`` are the keys of the live workers, whose replicas
-    are never taken over.
+    ``fingerprint`` is the inventory's and ``taken_us`` when it was begun; ``live`` are the keys of
+    the live workers, whose replicas are never taken over.
     """
     worker = claimed_incarnation(tx, claim)
     if worker is None:
         return None
-    differences = Differences(worker)
+    differences = Differences(worker, taken_us)
     differences.expect(reported)
     differences.compare(inventories.rows(tx, claim.worker_key, (0, 0), WHOLE_MAX))
     number = differences.confirmation()

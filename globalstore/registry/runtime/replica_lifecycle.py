@@ -32,14 +32,15 @@ def mark_unavailable(
         "UPDATE replicas SET is_available = 0, updated_at = :now WHERE seq ="
         " (SELECT seq FROM held_replicas JOIN artifacts USING (artifact_key)"
         " WHERE replica_id = :replica_id AND :artifact_id IN ('', artifact_id))"
-        " RETURNING worker_key, (SELECT artifact_id FROM artifacts a"
+        " RETURNING worker_key, view_id, (SELECT artifact_id FROM artifacts a"
         " WHERE a.artifact_key = replicas.artifact_key)",
         {"replica_id": replica_id, "artifact_id": artifact_id, "now": now_us},
     )
     if row is None:
         return None
-    worker_key, found = row
+    worker_key, view_id, found = row
     tx.emit(WorkerReplicasChanged(worker_key))
+    tx.emit(SourceFreed(found, view_id))  # whoever waits for it may learn that there is none
     return str(found)
 
 

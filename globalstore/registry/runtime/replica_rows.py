@@ -196,13 +196,13 @@ def transfer_columns(transfer: Transfer) -> TransferColumns:
     """Return the columns that hold transfer metadata."""
     state, generation, keys, sizes, verification = transfer
     if len(keys) == len(sizes) == 1 and not verification:
-        plain = plain_columns(int(state), generation or 0, keys[0], sizes[0])
+        plain = plain_columns(int(state), generation, keys[0], sizes[0])
         if plain is not None:
             return plain
     text = ""
     if keys or verification:
         text = json.dumps([keys, sizes, verification], ensure_ascii=False, separators=(",", ":"))
-    return TransferColumns(int(state), generation or 0, sum(sizes), text)
+    return TransferColumns(int(state), generation, sum(sizes), text)
 
 
 def plain_columns(state: int, generation: int, key: str, size: int) -> TransferColumns | None:

@@ -93,6 +93,26 @@ def register_replica(
     return new_id if known is None else known.replica_id
 
 
+def worker_generation(tx: Snapshot, worker_id: str) -> int:
+    """Return the generation that a worker is in, 0 for one that is not known."""
+    row = tx.one(
+        "SELECT generation FROM worker_cursors JOIN worker_ids USING (worker_key)"
+        " WHERE worker_id = :id",
+        {"id": worker_id},
+    )
+    return 0 if row is None else int(row[0])
+
+
+def is_held_by(tx: Snapshot, replica_id: bytes, worker_id: str, generation: int) -> bool:
+    """Tell whether a replica is there and is a worker's, which is in a generation still."""
+    row = tx.one(
+        "SELECT 1 FROM held_replicas JOIN worker_ids USING (worker_key)"
+        " WHERE replica_id = :replica_id AND worker_id = :worker_id",
+        {"replica_id": replica_id, "worker_id": worker_id},
+    )
+    return row is not None and worker_generation(tx, worker_id) == generation
+
+
 def _description(
     registration: ReplicaRegistration, transfer: TransferColumns
 ) -> ReplicaDescription:
@@ -113,25 +133,18 @@ def _kept_or_given(
 ) -> TransferColumns:
     """Return the transfer columns of a replica that is registered again.
 
-    A request without transfer metadata keeps what is known, unless the worker's process is a new
-    one: then the old keys are dead. Within one generation of the worker a lower export generation
-    is a late duplicate.
+    Whatever was given counts, also under a lower export generation: daemons begin to count anew
+    when they load an artifact again, and send 0 where they do not count. A request without transfer
+    metadata keeps what is known, unless the worker's process is a new one: then the old keys are
+    dead.
     """
-    kept = known.description.transfer
-    same_worker = known.owner.worker_key == worker.worker_key
+    if given is not None:
+        return transfer_columns(given)
     # A worker that confirmed all that it holds also confirmed this.
     of_generation = max(known.owner.worker_generation, worker.confirmed_generation)
-    if given is None:
-        same_process = same_worker and of_generation >= worker.process_generation
-        return kept if same_process else transfer_columns(Transfer())
-    same_generation = same_worker and of_generation == worker.generation
-    if (
-        same_generation
-        and given.generation is not None
-        and given.generation < kept.export_generation
-    ):
-        return kept
-    return transfer_columns(given)
+    same_worker = known.owner.worker_key == worker.worker_key
+    same_process = same_worker and of_generation >= worker.process_generation
+    return known.description.transfer if same_process else transfer_columns(Transfer())
 
 
 def _follow_replica(tx: Transaction, replica_id: bytes, owner: ReplicaOwner) -> None:

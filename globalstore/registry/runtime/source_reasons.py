@@ -8,7 +8,7 @@ from typing import NamedTuple
 from globalstore.db import Snapshot
 from globalstore.registry.runtime.replica_places import MemoryTier
 from globalstore.registry.runtime.replica_rows import columns_of
-from globalstore.registry.runtime.sources import SPACE
+from globalstore.registry.runtime.sources import SPACE, Reachable
 from globalstore.rules.scoring import Candidate, Parts, Scoring, WorkerLoad, parts, place
 from globalstore.rules.transfer import ExportState
 
@@ -22,7 +22,7 @@ class Reason(enum.Enum):
 
     NOT_LIVE = "not_live"  # its worker is unknown, has ended or is not live
     NOT_ACCEPTING = "not_accepting"
-    UNCONFIRMED = "unconfirmed"  # since its worker ended, or the server began
+    UNCONFIRMED = "unconfirmed"  # since its worker ended or denied it, or the server began
     UNAVAILABLE = "unavailable"
     SATURATED = "saturated"
     PRESENCE_ONLY = "presence_only"  # or draining, or with keys that do not fit
@@ -56,12 +56,14 @@ class Examined(NamedTuple):
     is_whole: int
     expires_us: int | None
 
-    def reasons(self, live: frozenset[int], routable: frozenset[int], now_us: int) -> list[Reason]:
-        """Return all that rules this replica out; ``live`` and ``routable`` are keys of workers."""
+    def reasons(self, workers: Reachable, now_us: int) -> list[Reason]:
+        """Return all that rules this replica out."""
+        key = self.worker_key
         hindrances = {
-            Reason.NOT_LIVE: self.worker_key not in live,
-            Reason.NOT_ACCEPTING: self.worker_key in live and self.worker_key not in routable,
-            Reason.UNCONFIRMED: not self.is_confirmed,
+            Reason.NOT_LIVE: key not in workers.live,
+            Reason.NOT_ACCEPTING: key in workers.live and key not in workers.accepting,
+            Reason.UNCONFIRMED: not self.is_confirmed
+            or (key in workers.accepting and key not in workers.routable),
             Reason.UNAVAILABLE: not self.was_stored,
             Reason.SATURATED: self.load >= self.limit,
             Reason.PRESENCE_ONLY: self.export_state != ExportState.EXPORTABLE or not self.is_whole,
@@ -118,13 +120,11 @@ def examine(tx: Snapshot, artifact_id: str, view_id: str, limit: int) -> list[Ex
 _LABELS = {reason: reason.value for reason in Reason} | {Reason.UNCONFIRMED: "unavailable"}
 
 
-def counted(
-    examined: Iterable[Examined], live: frozenset[int], routable: frozenset[int], now_us: int
-) -> dict[str, int]:
+def counted(examined: Iterable[Examined], workers: Reachable, now_us: int) -> dict[str, int]:
     """Return how many replicas are ruled out, each by the first of its reasons."""
     counts: Counter[str] = Counter()
     for each in examined:
-        reasons = each.reasons(live, routable, now_us)
+        reasons = each.reasons(workers, now_us)
         if reasons:
             counts[_LABELS[reasons[0]]] += 1
     return dict(counts)
@@ -140,11 +140,10 @@ class Explained(NamedTuple):
 
 
 class ChoiceContext(NamedTuple):
-    """What a choice depends on now; ``live`` and ``routable`` are keys of workers."""
+    """What a choice depends on now."""
 
     scoring: Scoring
-    live: frozenset[int]
-    routable: frozenset[int]
+    workers: Reachable
     now_us: int
 
 
@@ -158,7 +157,7 @@ def explain(
     examined = examine(tx, artifact_id, view_id, limit + 1)
     found = []
     for each in examined[:limit]:
-        reasons = each.reasons(by.live, by.routable, by.now_us)
+        reasons = each.reasons(by.workers, by.now_us)
         terms = parts(by.scoring, each.candidate, each.worker, by.now_us)
         order = (len(reasons), place(by.scoring, each.candidate, terms), each.replica_id)
         found.append((order, Explained(each, terms, reasons, 0)))

@@ -1,6 +1,8 @@
 """The sources of an artifact and view: choosing the best, and claiming it."""
 
+import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import attrs
 
@@ -9,6 +11,17 @@ from globalstore.registry.runtime import replica_rows
 from globalstore.registry.runtime.replica_rows import EXPORTABLE, LOAD_RATIO, Replica, columns_of
 from globalstore.registry.signals import Space
 from globalstore.rules.scoring import Candidate, Choice, GroupProgress, Scoring, WorkerLoad
+from globalstore.rules.transfer import ExportState
+
+
+class Reachable(NamedTuple):
+    """Keys of the workers that are live, those of them that accept requests, and those of these
+    that requesters may be sent to.
+    """
+
+    live: frozenset[int]
+    accepting: frozenset[int]
+    routable: frozenset[int]
 
 
 @attrs.frozen
@@ -149,7 +162,49 @@ def any_held(tx: Snapshot, where: dict[str, object]) -> bool:
     return found is not None
 
 
-def any_exportable(tx: Snapshot, where: dict[str, object]) -> bool:
-    """Tell whether any replica of an artifact and view could serve, now or later."""
-    found = tx.one(f"SELECT 1 FROM held_replicas WHERE {SPACE} AND {EXPORTABLE} LIMIT 1", where)
-    return found is not None
+def exportable_until(tx: Snapshot, where: dict[str, object]) -> float | None:
+    """Return until when (µs) some replica of an artifact and view can be read, now or later.
+
+    Infinite when one of them never expires, None when there is none; ``where`` as in ``listed``.
+    """
+    of_space = f"FROM held_replicas WHERE {SPACE} AND {EXPORTABLE}"
+    some = tx.one(f"SELECT expires_at {of_space} LIMIT 1", where)
+    if some is None or some[0] is None:
+        return None if some is None else math.inf
+    rows = tx.all(f"SELECT DISTINCT expires_at {of_space}", where)
+    return _last([expires_at for (expires_at,) in rows])
+
+
+# Replicas that could be read as soon as their daemons say how: not those that are draining.
+_ANNOUNCED = f"""
+SELECT r.worker_key, r.expires_at
+FROM replicas r JOIN worker_ids i ON i.worker_key = r.worker_key
+    AND i.confirmation = r.confirmation
+WHERE r.{SPACE} AND is_available = 1 AND export_state != {int(ExportState.DRAINING)}
+    AND (expires_at IS NULL OR expires_at > :now)
+LIMIT :limit
+"""
+
+
+def announced_until(
+    tx: Snapshot, where: dict[str, object], accepting: frozenset[int]
+) -> float | None:
+    """Return until when (µs) some replica of an artifact and view may become exportable.
+
+    Daemons publish in two steps: that they have a replica, then how it is read. ``accepting`` are
+    the keys of the workers that are live and take requests, of whom the second step is expected.
+    The result is as that of ``exportable_until``.
+    """
+    limit = SHORTLIST_MAX
+    while True:
+        rows = tx.all(_ANNOUNCED, where | {"limit": limit})
+        found = [expires_at for worker_key, expires_at in rows if worker_key in accepting]
+        if found or len(rows) < limit:
+            return _last(found)
+        limit *= 16
+
+
+def _last(expiries: list[int | None]) -> float | None:
+    if not expiries:
+        return None
+    return max(math.inf if at is None else at for at in expiries)

@@ -1,6 +1,7 @@
 """Transports: which request is granted which source."""
 
 import enum
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -11,7 +12,13 @@ from globalstore.registry.runtime import replica_lists, sources, transport_ends
 from globalstore.registry.runtime.replica_rows import Replica
 from globalstore.registry.runtime.sources import Claimed, Sources
 from globalstore.registry.runtime.transport_ends import Outcome
-from globalstore.registry.signals import GroupCounted, GroupKey, Space, TransportGranted
+from globalstore.registry.signals import (
+    GroupCounted,
+    GroupKey,
+    SourcesExpire,
+    Space,
+    TransportGranted,
+)
 from globalstore.rules.scoring import GroupProgress, Scoring
 
 
@@ -80,8 +87,13 @@ class Miss(enum.Enum):
     """Why nothing was granted."""
 
     NO_REPLICA = "no replica"  # none of this artifact and view
-    NO_SOURCE = "no source"  # replicas, but none whose memory can be read
+    NO_SOURCE = "no source"  # replicas, but none whose memory can be read, now or soon
+    ANNOUNCED = "announced"  # replicas, and their daemons have yet to say how they are read
     BUSY = "busy"  # sources, but none usable at this instant
+
+
+# What a request may wait through.
+PASSING = frozenset({Miss.ANNOUNCED, Miss.BUSY})
 
 
 Answer = Granted | RequestRefused | Miss
@@ -93,14 +105,16 @@ class Round:
 
     ``ranked`` are offered sources in this order until ``grants_max`` were granted. ``newcomers``,
     some of which may be among the ranked, were never checked; the other requests were, and only
-    wait. ``routable`` are the keys of the workers that are live and accept requests;
-    ``relaxed_kinds`` the group kinds, in lower case, that may mix artifacts. ``shortlist`` is what
-    memory knows of the sources, ``groups`` what it knows of the ranked requests' scheduling groups.
+    wait. ``accepting`` are the keys of the workers that are live and accept requests, ``routable``
+    those of them that requesters may be sent to; ``relaxed_kinds`` the group kinds, in lower case,
+    that may mix artifacts. ``shortlist`` is what memory knows of the sources, ``groups`` what it
+    knows of the ranked requests' scheduling groups.
     """
 
     ranked: list[TransportRequest]
     newcomers: list[TransportRequest]
     routable: frozenset[int]
+    accepting: frozenset[int] = frozenset()
     grants_max: int = 16
     relaxed_kinds: frozenset[str] = frozenset()
     scoring: Scoring = attrs.Factory(Scoring)
@@ -112,9 +126,9 @@ def grant(tx: Transaction, batch: Round, now_us: int) -> dict[str, Answer]:
     """Answer a round; returns answers by request id.
 
     Newcomers learn in any case whether they are repeats, contradict another request or want
-    something that does not exist. BUSY are requests for which no source was left. A request without
-    an answer had no turn. Choosing a source, counting it and recording the transport are one step
-    with respect to every other call.
+    something that does not exist. BUSY and ANNOUNCED are requests for which no source was left, or
+    none is there yet. A request without an answer had no turn. Choosing a source, counting it and
+    recording the transport are one step with respect to every other call.
     """
     space = (*batch.ranked, *batch.newcomers)[0].space
     artifact_key = _artifact_key(tx, space[0])
@@ -146,7 +160,7 @@ def grant(tx: Transaction, batch: Round, now_us: int) -> dict[str, Answer]:
             key = request.group.key if request.group is not None else None
             claimed = found.claim(groups.get(key) if key is not None else None)
             if claimed is None:
-                miss = answers[name] = _why(tx, artifact_key, space[1], now_us)
+                miss = answers[name] = _why(tx, batch, space, artifact_key, now_us)
                 continue
             granted += 1
             if key is not None and key in groups:
@@ -312,9 +326,16 @@ def _record(
 _NO_GROUP = (None,) * 6
 
 
-def _why(tx: Snapshot, artifact_key: int, view_id: str, now_us: int) -> Miss:
-    """Tell why no source could be chosen."""
-    where: dict[str, object] = {"artifact_key": artifact_key, "view_id": view_id, "now": now_us}
+def _why(tx: Transaction, batch: Round, space: Space, artifact_key: int, now_us: int) -> Miss:
+    """Tell why no source could be chosen, and memory until when that holds at most."""
+    where: dict[str, object] = {"artifact_key": artifact_key, "view_id": space[1], "now": now_us}
     if not sources.any_held(tx, where):
         return Miss.NO_REPLICA
-    return Miss.BUSY if sources.any_exportable(tx, where) else Miss.NO_SOURCE
+    miss, until_us = Miss.BUSY, sources.exportable_until(tx, where)
+    if until_us is None:
+        miss, until_us = Miss.ANNOUNCED, sources.announced_until(tx, where, batch.accepting)
+    if until_us is None:
+        return Miss.NO_SOURCE
+    if until_us != math.inf:
+        tx.emit(SourcesExpire(space, int(until_us)))
+    return miss

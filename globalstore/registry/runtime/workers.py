@@ -5,8 +5,8 @@ import attrs
 from globalstore.db import Snapshot, Transaction
 from globalstore.registry import worker_ids
 from globalstore.registry.runtime import chunks, shard_leases, transport_ends, worker_rows
-from globalstore.registry.runtime.worker_rows import WorkerRow, WorkerState
-from globalstore.registry.signals import WorkerEnded, WorkerReplicasChanged
+from globalstore.registry.runtime.worker_rows import WorkerState
+from globalstore.registry.signals import SourcesFreed, WorkerEnded, WorkerReplicasChanged
 from globalstore.rules.values import signed64
 
 
@@ -47,20 +47,12 @@ class Registered:
 
 
 @attrs.frozen
-class EndpointTaken:
-    """A registration refused because its endpoint belongs to a worker that must not be evicted."""
-
-    worker_id: str
-    daemon_id: str
-    node_id: str
-
-
-@attrs.frozen
 class PreviousWorkerForeign:
     """A recovery refused because the worker it names belongs to another daemon."""
 
     worker_id: str
     daemon_id: str
+    node_id: str
 
 
 def active_workers(tx: Snapshot) -> list[WorkerState]:
@@ -71,25 +63,23 @@ def active_workers(tx: Snapshot) -> list[WorkerState]:
 def register_worker(
     tx: Transaction,
     registration: WorkerRegistration,
-    live: frozenset[int],
     new_worker_id: str,
     now_us: int,
-) -> Registered | EndpointTaken | PreviousWorkerForeign:
+) -> Registered | PreviousWorkerForeign:
     """Make a daemon's worker active in a new generation.
 
-    ``live`` are the keys of the live workers; ``new_worker_id`` is used if the daemon has no worker
-    yet. A refusal changes nothing.
+    ``new_worker_id`` is used if the daemon has no worker yet. A worker of another daemon that has
+    the endpoint is evicted, live or not: only one of the two can be listening there, and it is the
+    one that speaks now. A refusal changes nothing.
     """
     own = worker_rows.of_daemon(tx, registration.daemon_id)
     owner = worker_rows.at_endpoint(tx, registration.node_address, registration.grpc_port)
     if registration.is_recovery and registration.previous_worker_id:
         previous = worker_rows.of_id(tx, registration.previous_worker_id)
         if previous is not None and previous.daemon_id != registration.daemon_id:
-            return PreviousWorkerForeign(previous.worker_id, previous.daemon_id)
+            return PreviousWorkerForeign(previous.worker_id, previous.daemon_id, previous.node_id)
     evicted = None
     if owner is not None and (own is None or owner.worker_key != own.worker_key):
-        if _must_stay(owner, registration, live):
-            return EndpointTaken(owner.worker_id, owner.daemon_id, owner.node_id)
         evicted = owner.state
         _end(tx, owner.worker_key, owner.worker_id, now_us, lost=True)
         tx.run(
@@ -111,16 +101,6 @@ def register_worker(
     tx.emit(WorkerRegistered(worker))
     sync = registration.is_recovery or worker.needs_reconcile
     return Registered(worker, kind, sync, evicted)
-
-
-def _must_stay(owner: WorkerRow, registration: WorkerRegistration, live: frozenset[int]) -> bool:
-    """Tell whether the owner of an endpoint is protected from the daemon that asks for it."""
-    if owner.inactive_at is not None:
-        return False
-    if registration.is_recovery:
-        is_live = owner.worker_key in live
-        return is_live and owner.worker_id != registration.previous_worker_id
-    return owner.node_id != registration.node_id
 
 
 def _insert(tx: Transaction, registration: WorkerRegistration, worker_id: str, now_us: int) -> int:
@@ -230,6 +210,12 @@ def unregister_worker(tx: Transaction, worker_id: str, graceful: bool, now_us: i
     return True
 
 
+def is_active(tx: Snapshot, worker_id: str) -> bool:
+    """Tell whether a worker is neither unregistered nor expired."""
+    row = worker_rows.of_id(tx, worker_id)
+    return row is not None and row.inactive_at is None
+
+
 def expire_worker(tx: Transaction, worker_key: int, generation: int, now_us: int) -> bool:
     """End a worker whose heartbeats are overdue; False when it ended or registered meanwhile."""
     row = tx.one(
@@ -266,18 +252,21 @@ def hide_unconfirmed(tx: Transaction, worker_key: int, limit: int) -> int:
     Only their confirmation is taken away, as an expiry does: the latest report of them stays. At
     most ``limit`` rows; returns how many, so that the caller comes again.
     """
-    changed = tx.run(
+    hidden = tx.all(
         "UPDATE replicas SET confirmation = 0 WHERE seq IN ("
         " SELECT seq FROM replicas WHERE worker_key = :worker_key AND confirmation ="
         " (SELECT confirmation FROM worker_ids i WHERE i.worker_key = :worker_key)"
         " AND worker_generation < (SELECT process_generation FROM worker_cursors c"
         " WHERE c.worker_key = :worker_key AND confirmed_generation < process_generation)"
-        " ORDER BY artifact_key, seq LIMIT :limit)",
+        " ORDER BY artifact_key, seq LIMIT :limit) RETURNING"
+        " (SELECT artifact_id FROM artifacts a WHERE a.artifact_key = replicas.artifact_key),"
+        " view_id",
         {"worker_key": worker_key, "limit": limit},
     )
-    if changed:
+    if hidden:
         tx.emit(WorkerReplicasChanged(worker_key))
-    return changed
+        tx.emit(SourcesFreed(set(hidden)))  # whoever waits may learn that there is none
+    return len(hidden)
 
 
 def record_worker_heartbeats(tx: Transaction, rows: list[dict[str, int]]) -> int:

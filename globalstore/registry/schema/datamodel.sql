@@ -225,14 +225,16 @@ CREATE INDEX transports_by_part
     ON transports (group_kind, group_id, group_epoch, group_part_id)
     WHERE group_id IS NOT NULL AND outcome < 2;
 
--- Answers that a repeated client_request_id gets again.
+-- Answers that a repeated client_request_id gets again, while what they tell of is still so.
+-- worker_generation is that of the worker they are about, as it was then.
 CREATE TABLE recorded_replies (
     request_id TEXT PRIMARY KEY,
     operation_kind TEXT NOT NULL,
     payload_digest BLOB NOT NULL,
     refusal TEXT NOT NULL,
     reply BLOB NOT NULL,
-    created_at INTEGER NOT NULL
+    created_at INTEGER NOT NULL,
+    worker_generation INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE INDEX recorded_replies_by_time ON recorded_replies (created_at);
 

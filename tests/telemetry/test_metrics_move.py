@@ -1,0 +1,95 @@
+"""Every metric moves when what it counts happens, and so does every series that exists at a start.
+
+A series that never moves tells nothing. Scenarios, run on a whole server, name the series that they
+move; what moved is read as a scrape shows it.
+"""
+
+import csv
+import time
+import urllib.request
+from pathlib import Path
+
+import moves_of_data  # noqa: F401  its scenarios
+import moves_of_workers  # noqa: F401
+import pytest
+import trio
+import trio.testing
+from moving import SCENARIOS, fresh, values_of
+from rpc.certificates import issue
+from servers import configuration, pass_time, serving, wall_of_trio
+
+from globalstore.db import limits
+from globalstore.http.exposition import exposition_text
+from globalstore.server.lifecycle import Server
+
+with (Path(__file__).parent / "golden_metrics.tsv").open(newline="") as table:
+    GOLDEN = {row["name"]: row["type"] for row in csv.DictReader(table, delimiter="\t")}
+
+
+def covered() -> set[str]:
+    return {name for scenario in SCENARIOS.values() for name in scenario.expected} | set(SOCKETS)
+
+
+@pytest.mark.parametrize("name", [n for n, each in SCENARIOS.items() if not each.is_timed])
+async def test_what_happens_moves_its_series(
+    name: str,
+    tmp_path: Path,
+    mock_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of a foreign tool at the file, the first is waited for as long as the last.
+    monkeypatch.setattr(limits, "BUSY_TIMEOUT_MS", 20)
+    seen = await SCENARIOS[name].seen(tmp_path, mock_clock)
+    missing = SCENARIOS[name].expected - seen
+    assert not missing, "\n".join(sorted(missing))
+
+
+@pytest.mark.parametrize("name", [n for n, each in SCENARIOS.items() if each.is_timed])
+async def test_what_takes_time_moves_its_series(name: str, tmp_path: Path) -> None:
+    missing = SCENARIOS[name].expected - await SCENARIOS[name].seen(tmp_path, None)
+    assert not missing, "\n".join(sorted(missing))
+
+
+SOCKETS = ("tc_grpc_server_connections", "tc_tls_cert_expiry_timestamp_seconds")
+
+
+async def test_connections_and_certificates_move_their_series(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    pair = issue(tmp_path, "localhost")
+    tls = {"enabled": True, "cert_file": pair.cert_file, "key_file": pair.key_file}
+    server = Server(configuration(server={"grpc": {"tls": tls}}), wall_of_trio())
+    async with trio.open_nursery() as nursery:
+        info = await nursery.start(server.run)
+        async with await trio.open_tcp_stream("127.0.0.1", info.listen_port):
+            await pass_time(mock_clock, 1.25)
+            while server.transport is None or not server.transport.connections:
+                await trio.lowlevel.checkpoint()
+            await pass_time(mock_clock, 1.25)
+            url = f"http://127.0.0.1:{info.metrics_port}/metrics"
+            scrape = await trio.to_thread.run_sync(lambda: urllib.request.urlopen(url).read())
+        server.stop()
+    values = values_of(scrape.decode())
+    connections, expiry = [values[name] for name in SOCKETS]
+    assert connections == 1
+    assert expiry > time.time()
+
+
+def test_every_metric_is_moved_by_some_scenario() -> None:
+    names = {name.partition("{")[0] for name in covered()}
+    assert {
+        name for name, kind in GOLDEN.items() if name + "_count" * (kind == "histogram") in names
+    } == set(GOLDEN)
+
+
+async def test_every_series_that_exists_at_a_start_is_moved_by_some_scenario() -> None:
+    async with serving() as store:
+        text = exposition_text(store.components.metrics.registry).decode()
+    at_start = {
+        line.rsplit(" ", 1)[0]
+        for line in text.splitlines()
+        if not line.startswith("#") and "_bucket{" not in line
+    } | {name for name in fresh() if "_bucket{" not in name}
+    histograms = tuple(name for name, kind in GOLDEN.items() if kind == "histogram")
+    told = {name for name in at_start if not (name.startswith(histograms) and "_sum" in name)}
+    assert told - covered() == set()
