@@ -71,6 +71,10 @@ ANALYSIS_LIMIT: Final = 400
 # a refused start has two seconds in all.
 LOCK_PID_WAIT_S: Final = 1.0
 
+# Looks at a database file that is being replaced meanwhile: by the start of another server, which
+# does it once.
+LOCK_TRIES_MAX: Final = 8
+
 # Free space that shared memory must have to carry an in-memory database: containers often have a 64
 # MiB one, which would be full at once.
 MEMORY_FREE_BYTES_MIN: Final = 1 << 30
