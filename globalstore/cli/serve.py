@@ -1,13 +1,15 @@
 """Start the server, or check its configuration."""
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import globalstore
 from globalstore.cli.importing import importing
-from globalstore.server.exit_codes import CONFIG, OK, Refusal
+from globalstore.host import HostRefused, host_step
+from globalstore.server.exit_codes import HELP, OK, Refusal
 
 if TYPE_CHECKING:
     from globalstore.config import GlobalStoreConfig
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the verb; none of them is a setting."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = HELP
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON configuration (required)")
     parser.add_argument(
         "--check-config", action="store_true", help="check the configuration and exit"
@@ -38,7 +42,7 @@ class _Version(argparse.Action):
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes; return the exit code."""
     if arguments.config is None:
-        return _refuse(Refusal(CONFIG, "config", "--config=FILE is required"))
+        return _refuse(Refusal("config", "--config=FILE is required"))
     with importing():
         from globalstore import config as configuration
         from globalstore.config import ConfigError
@@ -50,14 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
         count = len(error.problems)
         return _refuse(
             Refusal(
-                CONFIG,
                 "config",
                 f"{arguments.config}: {count} problem(s) above; correct them and start again",
             )
         )
     unusable = _not_built(config)
     if unusable is not None:
-        return _refuse(Refusal(CONFIG, "config", unusable))
+        return _refuse(Refusal("config", unusable))
     if arguments.check_config:
         print(f"{arguments.config}: valid")
         return OK
@@ -67,23 +70,26 @@ def run(arguments: argparse.Namespace) -> int:
 
     logging = config.observability.logging
     try:
-        writer = telemetry.configure(
-            logging.level_name,
-            file=logging.file,
-            sink_file=logging.sink_file,
-            vlog_level=logging.vlog_level,
-        )
-    except OSError as error:
-        return _refuse(Refusal(CONFIG, "config", f"observability.logging: {error}"))
-    try:
-        refusal = _start(config, arguments.config, writer)
-    finally:
-        writer.close()
+        with host_step("the server", ""):
+            writer = telemetry.configure(
+                logging.level_name,
+                file=logging.file,
+                sink_file=logging.sink_file,
+                vlog_level=logging.vlog_level,
+            )
+            try:
+                refusal = _start(config, arguments.config, writer)
+            finally:
+                writer.close()
+    except HostRefused as error:
+        refusal = Refusal(error.word, str(error))
     return OK if refusal is None else _refuse(refusal)
 
 
 def _refuse(refusal: Refusal) -> int:
-    print(f"{refusal.word}: {' '.join(refusal.text.split())}", file=sys.stderr, flush=True)
+    # The code is right even where nobody takes the line.
+    with contextlib.suppress(OSError):
+        print(f"{refusal.word}: {' '.join(refusal.text.split())}", file=sys.stderr, flush=True)
     return refusal.code
 
 

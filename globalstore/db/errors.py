@@ -101,6 +101,16 @@ REPAIR: Final = (
     "restore the newest backup of it; the file was not changed, keep a copy for examination"
 )
 
+# Of the errors of the disk, one that says that there is no space, for what readers share.
+_KINDS_EXTENDED: dict[int, type[DatabaseError]] = {sqlite3.SQLITE_IOERR_SHMSIZE: Full}
+
+# What SQLite says of these does not tell a caller what to do. Nobody but a foreign program has a
+# lock on our file.
+_PLAIN: dict[type[DatabaseError], str] = {
+    Busy: "another program holds the database locked; nothing was stored, try again",
+    Full: "the disk is full; nothing was stored, try again when there is space",
+}
+
 _KINDS: dict[int, type[DatabaseError]] = {
     sqlite3.SQLITE_FULL: Full,
     sqlite3.SQLITE_BUSY: Busy,
@@ -123,7 +133,8 @@ def mapped(error: Exception) -> Exception:
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return error
-    own = _KINDS.get(code & 0xFF, DatabaseError)(str(error))
+    kind = _KINDS_EXTENDED.get(code) or _KINDS.get(code & 0xFF, DatabaseError)
+    own = kind(f"{_PLAIN[kind]} ({error})" if kind in _PLAIN else str(error))
     own.code = getattr(error, "sqlite_errorname", None)
     return own
 
@@ -135,8 +146,7 @@ def start_refusal(error: Exception, path: Path) -> StartRefused | None:
             return error
         case Busy():
             return DatabaseLocked(
-                f"{path} is locked by another program ({error}); close what has it open (`fuser"
-                f" {path}` names it) and start again"
+                f"{path}: {error}; close what has it open (`fuser {path}` names it) and start again"
             )
         case Damaged():
             return DatabaseDamaged(f"{path} cannot be read: {error}; {REPAIR}")

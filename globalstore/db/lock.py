@@ -65,6 +65,13 @@ class FileLock:
         """Return the first bytes of the database, without opening it again."""
         return os.pread(self._descriptors[1], count, 0)
 
+    def is_named(self) -> bool:
+        """Tell whether the path still leads to the locked file."""
+        try:
+            return _identity(self._database) == self._identities[-1]
+        except OSError:
+            return False
+
     def release(self) -> None:
         """Let another process have the database; an empty file that was made for it goes."""
         with contextlib.suppress(OSError):

@@ -57,6 +57,8 @@ class Writer:
         self._observe = observe
         self._slow_s = slow_s
         self.running: list[Ticket] = []
+        # What every transaction begins with until one is stored.
+        self.owed: list[Callable[[Transaction], object]] = []
         self.groups = 0
         self.operations = 0
         self.operations_most = 0
@@ -92,7 +94,11 @@ class Writer:
             self._execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             return self._refuse(group, mapped(error))
+        self._health.note_unlocked()
         observe(Site.AFTER_BEGIN)
+        unpaid = self._pay()
+        if unpaid is not None:
+            return self._refuse(group, unpaid)
         failed = self._run_operations(group)
         transaction.end()
         if failed is not None:
@@ -101,6 +107,7 @@ class Writer:
         try:
             if self._connection.in_transaction:
                 self._execute("COMMIT")
+                self.owed = []
         except (sqlite3.Error, MemoryError) as error:
             return self._commit_failed(group, error)
         observe(Site.AFTER_COMMIT)
@@ -111,13 +118,27 @@ class Writer:
         self._count(len(group), time.perf_counter() - started)
         return []
 
+    def _pay(self) -> Exception | None:
+        """Run what is owed; return why it cannot be, with everything undone, or None."""
+        try:
+            for operation in self.owed:
+                operation(self._transaction)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is every caller's answer
+            self._transaction.end()
+            self._roll_back()
+            failure = mapped(error)
+            if isinstance(failure, Full):
+                self._health.note_full()
+            return failure
+        return None
+
     def _run_operations(self, group: list[Ticket]) -> Ticket | None:
         """Run the operations of a group; returns the one that ended the transaction, if one did."""
         transaction = self._transaction
         events = transaction.events
         execute = self._execute
         # A lone operation needs no savepoint: undoing it is undoing the transaction.
-        shared = len(group) > 1
+        shared = len(group) > 1 or bool(self.owed)
         begun = time.perf_counter()
         for ticket in group:
             ticket.error = None
@@ -192,6 +213,8 @@ class Writer:
     def _refuse(self, group: list[Ticket], error: Exception) -> list[list[Ticket]]:
         if isinstance(error, Damaged):
             self._health.note_damage(error)
+        if isinstance(error, Busy):
+            self._health.note_locked()
         for ticket in group:
             ticket.result = None
             ticket.error = type(error)(*error.args)

@@ -56,9 +56,10 @@ _CURES: Final[Mapping[int, str]] = {
 # Where the same number means something else at a socket.
 _ADDRESS_CURES: Final[Mapping[int, str]] = {
     errno.EADDRNOTAVAIL: "it is no address of this machine, or none yet: bring its interface up,"
-    " or correct {setting}",
-    errno.EAFNOSUPPORT: "this machine has no such kind of address (is IPv6 off?): set {setting} to"
+    " or correct {address}",
+    errno.EAFNOSUPPORT: "this machine has no such kind of address (is IPv6 off?): set {address} to"
     " one that it has",
+    errno.ENODEV: "no such interface, or none yet: bring it up, or correct {address}",
     errno.EADDRINUSE: "see `ss -ltnp` for what listens there; stop it, or set {setting} to another"
     " port",
     errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE: grant it, or set {setting} to a"
@@ -70,7 +71,7 @@ _ADDRESS_CURES: Final[Mapping[int, str]] = {
     errno.ENOBUFS: _MEMORY,
 }
 _NAME_CURE: Final = (
-    "the name is not known, or not yet: mend the name service or /etc/hosts, or correct {setting}"
+    "the name is not known, or not yet: mend the name service or /etc/hosts, or correct {address}"
 )
 
 
@@ -96,10 +97,11 @@ def reason(error: Exception) -> str:
     return str(error)
 
 
-def cure(error: Exception, setting: str, *, address: bool = False) -> str:
+def cure(error: Exception, setting: str, address: str = "") -> str:
     """Return what an operator can do about a host error of ``setting``.
 
-    ``address`` says that the host was asked for an address rather than for a file.
+    ``address`` is the setting that has the address, if the host was asked for one and not for a
+    file; ``setting`` then has the port.
     """
     number = getattr(error, "errno", None) or 0
     if isinstance(error, MemoryError):
@@ -110,4 +112,4 @@ def cure(error: Exception, setting: str, *, address: bool = False) -> str:
         text = _ADDRESS_CURES.get(number, _NAME_CURE)
     else:
         text = _CURES.get(number, "correct {setting}")
-    return text.format(setting=setting)
+    return text.format(setting=setting, address=address)

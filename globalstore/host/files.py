@@ -30,6 +30,8 @@ def make_directories(path: Path) -> None:
     for directory in (*reversed(path.parents), path):
         if directory.is_dir():
             continue
+        if directory.exists():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
         directory.mkdir(mode=0o700, exist_ok=True)
         directory.chmod(0o700)
         # A power cut must not take the directory, with everything in it.

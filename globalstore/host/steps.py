@@ -22,27 +22,28 @@ def host_step(
     place: object,
     refusal: Callable[[str], Exception] = HostRefused,
     *,
-    address: bool = False,
+    address: str = "",
 ) -> Iterator[None]:
     """Turn what the host refuses in the block into ``refusal(text)``; anything else passes.
 
     ``setting`` is the key or flag that an operator can change, ``place`` the path or address that
-    it names. ``address`` says that the step asks for an address rather than for files.
+    it names. ``address`` is the key that has the address, if the step asks for one and not for
+    files; ``setting`` then has the port.
     """
     try:
         yield
     except Exception as error:
         if not is_host_error(error):
             raise
-        raise refusal(told(error, setting, place, address=address)) from error
+        raise refusal(told(error, setting, place, address)) from error
 
 
-def told(error: Exception, setting: str, place: object, *, address: bool = False) -> str:
+def told(error: Exception, setting: str, place: object, address: str = "") -> str:
     """Return a host error as one line: setting, place, reason, cure."""
     where = f"{setting} {_printable(place)}".strip()
     name = getattr(error, "filename", None)
     met_at = f" ({_printable(name)})" if name and str(name) not in str(place) else ""
-    return f"{where}: {reason(error)}{met_at}; {cure(error, setting, address=address)}"
+    return f"{where}: {reason(error)}{met_at}; {cure(error, setting, address)}"
 
 
 def _printable(place: object) -> str:

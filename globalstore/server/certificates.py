@@ -9,7 +9,7 @@ import trio
 
 from globalstore.config import GlobalStoreConfig
 from globalstore.rpc import Listener
-from globalstore.server.grpc_listener import TlsUnusable, certificate_expiry, tls_context
+from globalstore.server.tls_files import TlsUnusable, certificate_expiry, tls_context
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.server")

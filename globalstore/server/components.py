@@ -231,6 +231,8 @@ class Components:
             "lease expiry": self.leases.run,
             "lease clock": partial(self.clock.watch, self.store),
             "maintenance": self.maintenance.run,
+            "database upkeep": self.maintenance.keep_database,
+            "database watch": self.store.watch,
         }
 
     def _worker_routable(self) -> None:

@@ -4,18 +4,16 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
 from globalstore import config as configuration
 from globalstore import telemetry
-from globalstore.api.middleware.tokens import TokenFileUnusable
 from globalstore.config import ConfigError, GlobalStoreConfig
-from globalstore.db import Examination, StartRefused
-from globalstore.rpc import CannotListen, PortBusy
-from globalstore.server.exit_codes import CONFIG, DATABASE, INTERNAL, LISTEN, Refusal
-from globalstore.server.grpc_listener import TlsUnusable
+from globalstore.db import DatabaseError, Examination, StartRefused
+from globalstore.host import HostRefused, is_host_error, told
+from globalstore.server.exit_codes import INTERNAL, Refusal
 from globalstore.server.lifecycle import Server
 from globalstore.telemetry import LogWriter
 
@@ -47,29 +45,35 @@ def serve(
     try:
         trio.run(_until_signal, config, path, writer, examination, strict_exception_groups=True)
     except BaseException as error:  # noqa: BLE001  the last line on stderr names it
-        cause: BaseException = error
-        while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-            cause = cause.exceptions[0]
-        refusal = _refusal_of(cause)
-        if refusal is None:
-            _log.exception("server failed", error)
-            return Refusal(INTERNAL, "internal", f"{type(cause).__name__}: {cause}")
-        return refusal
+        causes = list(_causes(error))
+        refusals = [refusal for cause in causes if (refusal := _refusal_of(cause)) is not None]
+        if len(refusals) == len(causes):
+            _log.debug("server ended", reason=repr(error))
+            return refusals[0]
+        _log.exception("server failed", error)
+        return Refusal("internal", f"{type(causes[0]).__name__}: {causes[0]}")
     return None
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield what went wrong, without the groups that nurseries put around it."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _causes(each)
+    else:
+        yield error
+
+
 def _refusal_of(error: BaseException) -> Refusal | None:
+    """Return how the process ends by a refusal or an error of the host, None for a bug."""
     match error:
-        case StartRefused():
-            return Refusal(DATABASE, error.word, str(error))
-        case PortBusy():
-            return Refusal(LISTEN, "port-busy", error.strerror or str(error))
-        case CannotListen():
-            return Refusal(
-                CONFIG, "config", f"{error.strerror}; change server.listen or server.metrics_port"
-            )
-        case TlsUnusable() | TokenFileUnusable():
-            return Refusal(LISTEN, "tls", str(error))
+        case StartRefused() | HostRefused():
+            return Refusal(error.word, str(error))
+        case DatabaseError():
+            # Logged when it happened; the next start finds what was stored.
+            return Refusal("internal", str(error))
+        case Exception() if is_host_error(error):
+            return Refusal(HostRefused.word, told(error, "the server", ""))
     return None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import ledger
 import pytest
 import trio
+import trio.testing
 
 from globalstore.db import Busy, Closed, Damaged, IoFailed, Observers, Site, Store, StoreOptions
 from globalstore.db.wal import Log
@@ -170,12 +171,15 @@ async def test_observers_hear_of_groups_and_checkpoints():
     assert sum(seconds for _, seconds in groups) < figures.busy_seconds
 
 
-async def test_little_free_space_is_reported_once(tmp_path, caplog):
+async def test_little_free_space_is_reported_once(tmp_path, caplog, nursery, mock_clock):
     options = StoreOptions(min_free_bytes=1 << 60)
     path = tmp_path / "store.db"
     async with Store(path, migrations=ledger.MIGRATIONS, options=options) as store:
+        nursery.start_soon(store.watch)
         for _ in range(3):
-            await store.write(ledger.add_blob, 6_000_000)
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(1)
+            await trio.testing.wait_all_tasks_blocked()
     assert sum("little free space" in r.getMessage() for r in caplog.records) == 1
 
 
