@@ -50,18 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         config = configuration.load(arguments.config)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        count = len(error.problems)
-        return _refuse(
-            Refusal(
-                "config",
-                f"{arguments.config}: {count} problem(s) above; correct them and start again",
-            )
-        )
-    unusable = _not_built(config)
-    if unusable is not None:
-        return _refuse(Refusal("config", unusable))
+        word = HostRefused.word if error.may_pass else "config"
+        return _refuse_all(word, arguments.config, str(error), len(error.problems))
+    if unbuilt := configuration.not_built(config):
+        return _refuse_all("config", arguments.config, "\n".join(unbuilt), len(unbuilt))
     if arguments.check_config:
+        for line in _warnings(config):
+            print(f"warning: {line}", file=sys.stderr)
         print(f"{arguments.config}: valid")
         return OK
     os.umask(0o077)
@@ -93,11 +88,19 @@ def _refuse(refusal: Refusal) -> int:
     return refusal.code
 
 
-def _not_built(config: "GlobalStoreConfig") -> str | None:
-    """Name a key that promises what this version cannot keep; such a key must not be ignored."""
-    if config.database.read_only:
-        return "database.read_only: this version cannot serve a read replica; set it to false"
-    return None
+def _refuse_all(word: str, path: str, problems: str, count: int) -> int:
+    """Refuse a configuration with all its problems; one of them is the last line itself."""
+    if count == 1:
+        return _refuse(Refusal(word, f"{path}: {problems}"))
+    print(problems, file=sys.stderr)
+    return _refuse(Refusal(word, f"{path}: {count} problems above; correct them and start again"))
+
+
+def _warnings(config: "GlobalStoreConfig") -> list[str]:
+    """Return what the start and the check warn of."""
+    from globalstore import config as configuration
+
+    return configuration.environment_warnings(os.environ) + configuration.warnings(config)
 
 
 def _start(config: "GlobalStoreConfig", path: str, writer: "LogWriter") -> Refusal | None:
@@ -106,12 +109,8 @@ def _start(config: "GlobalStoreConfig", path: str, writer: "LogWriter") -> Refus
     from globalstore import telemetry
 
     log = telemetry.get_logger("globalstore.server")
-    for line in configuration.environment_warnings(os.environ):
+    for line in _warnings(config):
         log.warning(line)
-    for line in configuration.warnings(config):
-        log.warning(line)
-    if idle := configuration.without_effect(config):
-        log.warning("settings without effect in this version", keys=" ".join(idle))
     log.info(
         "starting", version=globalstore.__version__, config=path, **configuration.effective(config)
     )

@@ -86,7 +86,7 @@ class FileLock:
         self._descriptors, self._identities = [], []
 
     def _hold(self, path: Path) -> None:
-        """Lock the file that ``path`` names, and that it still names then."""
+        """Lock the file that ``path`` names; the database only if it still has that name then."""
         for _ in range(limits.LOCK_TRIES_MAX):
             if _identity(path) in _held:
                 raise _locked(self._database, path, os.getpid())
@@ -99,7 +99,7 @@ class FileLock:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise _locked(self._database, path, _holder(descriptor, found)) from None
-                if _identity(path) == _identity_of(found):
+                if path != self._database or _identity(path) == _identity_of(found):
                     self._descriptors.append(descriptor)
                     self._identities.append(_identity_of(found))
                     _held.add(_identity_of(found))

@@ -86,6 +86,18 @@ def is_host_error(error: Exception) -> bool:
     return isinstance(error, OSError | UnicodeError | MemoryError)
 
 
+# Errors after which the same may work a moment later, with nothing corrected.
+_PASSING: Final = frozenset(
+    {errno.EIO, errno.ENXIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+    | {errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, errno.ETXTBSY, errno.ENODEV}
+)
+
+
+def may_pass(error: OSError) -> bool:
+    """Tell whether the same may work a moment later, with nothing corrected."""
+    return error.errno in _PASSING
+
+
 def reason(error: Exception) -> str:
     """Return what a host error says, on one line, without its number."""
     if isinstance(error, OSError):

@@ -45,3 +45,15 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def identity_of(path: Path) -> tuple[int, int, int, int] | None:
+    """Return device, inode, size and time of a file, None for one that is not there.
+
+    They are others when the file was changed or replaced.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,6 +1,5 @@
 """The certificate of the gRPC port, and its renewal while the server runs."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -8,6 +7,7 @@ from typing import Final
 import trio
 
 from globalstore.config import GlobalStoreConfig
+from globalstore.host import identity_of
 from globalstore.rpc import Listener
 from globalstore.server.tls_files import TlsUnusable, certificate_expiry, tls_context
 from globalstore.telemetry import get_logger
@@ -20,7 +20,6 @@ _log = get_logger("globalstore.server")
 # other, and half of a new pair is no reason for an alarm.
 LOOK_S: Final = 20.0
 
-# Device, inode, size and time of each file; None for one that is not there.
 _Identity = tuple[tuple[int, int, int, int] | None, ...]
 
 
@@ -77,16 +76,8 @@ class Certificates:
     def _identity(self) -> _Identity:
         tls = self._config.server.grpc.tls
         names = filter(None, (tls.cert_file, tls.key_file, tls.client_ca_file))
-        return tuple(_identity_of(Path(name).expanduser()) for name in names)
+        return tuple(identity_of(Path(name).expanduser()) for name in names)
 
     def _show_expiry(self) -> None:
         cert_file = Path(self._config.server.grpc.tls.cert_file).expanduser()
         self._on_expiry(certificate_expiry(str(cert_file)))
-
-
-def _identity_of(path: Path) -> tuple[int, int, int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

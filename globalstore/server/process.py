@@ -4,7 +4,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 
 import trio
 
@@ -12,7 +13,7 @@ from globalstore import config as configuration
 from globalstore import telemetry
 from globalstore.config import ConfigError, GlobalStoreConfig
 from globalstore.db import DatabaseError, Examination, StartRefused
-from globalstore.host import HostRefused, is_host_error, told
+from globalstore.host import HostRefused, identity_of, is_host_error, told
 from globalstore.server.exit_codes import INTERNAL, Refusal
 from globalstore.server.lifecycle import Server
 from globalstore.telemetry import LogWriter
@@ -23,6 +24,10 @@ _log = telemetry.get_logger("globalstore.server")
 # with every system call and would wait 5 ms, the default, to get it back from a busy writer.
 _SWITCH_S = 0.0005
 
+
+# How long the configuration file has to stay as it is before it is read anew: longer than an editor
+# or a copy takes from its first write to its last, shorter than anybody waits for an effect.
+_SETTLE_S = 0.2
 
 # Objects made between two runs of the cycle collector, 700 by default. An inventory of 100 000
 # entries would be gone through hundreds of times while it is being read; cycles are rare here.
@@ -95,30 +100,47 @@ async def _signals(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Act on signals: SIGTERM and SIGINT stop, again at once; SIGHUP reloads the configuration."""
-    received: dict[int, Callable[[], None]] = {
-        signal.SIGHUP: lambda: _reload(server, path, writer),
-        signal.SIGTERM: server.stop,
-        signal.SIGINT: server.stop,
-    }
     stopping = False
-    with trio.open_signal_receiver(*received) as signals:
+    with trio.open_signal_receiver(signal.SIGHUP, signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for number in signals:
-            if number != signal.SIGHUP and stopping:
+            if number == signal.SIGHUP:
+                await _reload(server, path, writer)
+                continue
+            if stopping:
                 # Every answered call is on disk already, so there is nothing to tidy up.
                 os._exit(INTERNAL)
-            stopping = stopping or number != signal.SIGHUP
-            received[number]()
+            stopping = True
+            server.stop()
 
 
-def _reload(server: Server, path: str, writer: LogWriter) -> None:
-    """Apply what may change while the server runs; the rest needs a restart and is named."""
+async def _reload(server: Server, path: str, writer: LogWriter) -> None:
+    """Apply what may change while the server runs; the rest needs a restart and is named.
+
+    A file that is empty, or being written at this moment, is refused: what it leaves out would have
+    its default.
+    """
     writer.reopen()
+    before = _identity(path)
+    await trio.sleep(_SETTLE_S)
     try:
-        config = configuration.load(path)
+        config = configuration.load(path, may_be_empty=False)
     except ConfigError as error:
-        _log.error("configuration not reloaded", reason=str(error))
-        return
-    logging = config.observability.logging
-    writer.set_level(logging.level_name, logging.vlog_level)
-    server.reload(config)
+        _keep_old(str(error))
+    else:
+        if _identity(path) != before:
+            _keep_old(f"{path} is being written; send the signal again when that is done")
+        elif unbuilt := configuration.not_built(config):
+            _keep_old("; ".join(unbuilt))
+        else:
+            logging = config.observability.logging
+            writer.set_level(logging.level_name, logging.vlog_level)
+            server.reload(config)
+
+
+def _identity(path: str) -> object:
+    return identity_of(Path(path).expanduser())
+
+
+def _keep_old(reason: str) -> None:
+    _log.error("configuration not reloaded, the old one stays in use", reason=reason)

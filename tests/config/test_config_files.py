@@ -218,8 +218,9 @@ def test_an_unknown_key_is_told_the_nearest_valid_one(tmp_path, path, nearest):
         ("server.host", "server.listen.host"),
         ("server.port", "server.listen.port"),
         ("server.grpc.max_message_size_mb", "server.limits.max_message_bytes"),
-        ("web_ui", "removed"),
-        ("high_availability", "removed"),
+        ("web_ui", "remove it"),
+        ("high_availability", "remove it"),
+        ("worker_policy.progressive_replication", "remove it"),
     ],
 )
 def test_a_retired_name_is_unknown_and_told_its_successor(tmp_path, path, instead):
