@@ -152,8 +152,8 @@ def start_refusal(error: Exception, path: Path) -> StartRefused | None:
             return DatabaseDamaged(f"{path} cannot be read: {error}; {REPAIR}")
         case Full():
             return DatabaseFilesystem(
-                f"cannot use {path}: {error}; make space there, or set database.db_file to another"
-                " path"
+                f"cannot use {path}: no space on its disk; make space there, or set"
+                " database.db_file to another path"
             )
         case DatabaseError():
             return DatabaseFilesystem(

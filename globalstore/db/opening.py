@@ -97,7 +97,7 @@ def _border(path: Path) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            refusal = start_refusal(mapped(error), path)
+            refusal = start_refusal(place.refined(mapped(error), os.fspath(path.parent)), path)
             if refusal is None:
                 raise
             raise refusal from error

@@ -5,10 +5,11 @@ import logging
 import os
 import re
 import stat
+import tempfile
 from pathlib import Path
 from typing import Final
 
-from globalstore.db.errors import DatabaseFilesystem
+from globalstore.db.errors import DatabaseFilesystem, Full
 from globalstore.host import make_directories, reason
 
 _log = logging.getLogger("globalstore.db")
@@ -19,6 +20,9 @@ BESIDE: Final = ("-wal", "-shm", ".lock")
 # Longest path that SQLite takes, and the longest ending of those made from that of a database.
 _PATH_BYTES_MAX: Final = 511
 _LONGEST_SUFFIX: Final = ".partial-journal"
+
+# What is written to learn whether there is space: more than most commits need.
+_PROBE_BYTES: Final = 64 << 10
 
 # File systems on which shared memory or locks do not reach from one opener to the next, or on
 # which fsync promises nothing. (fuseblk, the local disks among the FUSE ones, is not among them.)
@@ -99,6 +103,24 @@ def make_private(path: Path) -> None:
             " since its log is found by that name",
             path,
         )
+
+
+def refined(error: Exception, directory: str) -> Exception:
+    """Return Full for a write that failed because a quota is used up, else ``error`` itself.
+
+    SQLite calls that an I/O error, as if the disk were broken. So the directory is asked.
+    """
+    if getattr(error, "code", None) != "SQLITE_IOERR_WRITE":
+        return error
+    try:
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            os.pwrite(probe.fileno(), bytes(_PROBE_BYTES), 0)
+    except OSError as refusal:
+        if refusal.errno in {errno.EDQUOT, errno.ENOSPC, errno.EFBIG}:
+            full = Full(f"no more may be written there, {reason(refusal)}; nothing was stored")
+            full.code = getattr(error, "code", None)
+            return full
+    return error
 
 
 def filesystem(path: Path, mounts: str | None = None) -> str | None:

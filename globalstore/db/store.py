@@ -313,6 +313,7 @@ class Store:
         self._checkpointer = Checkpointer(
             opened.writer,
             opened.log,
+            directory=opened.directory,
             options=options,
             health=self._health,
             observers=self._observers,
@@ -326,6 +327,7 @@ class Store:
             observers=self._observers,
             observe=observe,
             slow_s=slow_s,
+            directory=opened.directory,
         )
         self._readers = [
             Reader(connection, answers.deliver, self._health, observe, slow_s)

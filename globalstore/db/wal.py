@@ -10,6 +10,7 @@ from globalstore.db import limits
 from globalstore.db.errors import Damaged, Full, mapped
 from globalstore.db.health import Health, Observers
 from globalstore.db.options import StoreOptions
+from globalstore.db.place import refined
 from globalstore.db.sites import Observer, Site
 
 _log = logging.getLogger("globalstore.db")
@@ -84,6 +85,7 @@ class Checkpointer:
         connection: sqlite3.Connection,
         log: Log,
         *,
+        directory: str,
         options: StoreOptions,
         health: Health,
         observers: Observers,
@@ -91,6 +93,7 @@ class Checkpointer:
     ) -> None:
         self._connection = connection
         self._log = log
+        self._directory = directory
         self._options = options
         self._health = health
         self._observers = observers
@@ -147,7 +150,7 @@ class Checkpointer:
         try:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
-            if not isinstance(mapped(error), Full):
+            if not isinstance(refined(mapped(error), self._directory), Full):
                 raise
             _log.warning("no space for a last checkpoint; the next start takes the log over")
 
@@ -163,7 +166,7 @@ class Checkpointer:
                 execute(f"PRAGMA busy_timeout={limits.BUSY_TIMEOUT_MS}").fetchall()
             self._full = False
         except sqlite3.Error as error:
-            failure = mapped(error)
+            failure = refined(mapped(error), self._directory)
             if isinstance(failure, Damaged):
                 self._health.note_damage(failure)
             elif not isinstance(failure, Full):

@@ -17,6 +17,7 @@ from globalstore.db.errors import (
     mapped,
 )
 from globalstore.db.health import Health, Observers
+from globalstore.db.place import refined
 from globalstore.db.sites import Observer, Site
 from globalstore.db.ticket import Ticket, name_of
 from globalstore.db.transaction import Transaction
@@ -46,8 +47,10 @@ class Writer:
         observers: Observers,
         observe: Observer,
         slow_s: float,
+        directory: str,
     ) -> None:
         self._connection = connection
+        self._directory = directory
         self._execute = connection.execute
         self._transaction = Transaction(connection)
         self._checkpointer = checkpointer
@@ -93,7 +96,7 @@ class Writer:
         try:
             self._execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            return self._refuse(group, mapped(error))
+            return self._refuse(group, self._mapped(error))
         self._health.note_unlocked()
         observe(Site.AFTER_BEGIN)
         unpaid = self._pay()
@@ -126,7 +129,7 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is every caller's answer
             self._transaction.end()
             self._roll_back()
-            failure = mapped(error)
+            failure = self._mapped(error)
             if isinstance(failure, Full):
                 self._health.note_full()
             return failure
@@ -153,7 +156,7 @@ class Writer:
                     execute("RELEASE operation")
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's answer
                 ticket.result = None
-                ticket.error = mapped(error)
+                ticket.error = self._mapped(error)
                 del events[mark:]
                 if isinstance(ticket.error, Full):
                     self._health.note_full()
@@ -194,7 +197,7 @@ class Writer:
         broken constraint or a lock leaves the transaction open to be rolled back. Everything else
         may have happened after that frame was written.
         """
-        error = mapped(cause)
+        error = self._mapped(cause)
         certain = isinstance(error, Full | Busy | Constraint) or self._connection.in_transaction
         if not certain or isinstance(error, IoFailed):
             unknown = OutcomeUnknown(
@@ -222,6 +225,9 @@ class Writer:
                 ticket.error.code = error.code  # type: ignore[attr-defined]
         self._deliver(group, [])
         return []
+
+    def _mapped(self, error: Exception) -> Exception:
+        return refined(mapped(error), self._directory)
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:

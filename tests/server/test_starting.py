@@ -1,6 +1,5 @@
 """How the server starts, and how it refuses to: exit code and last line."""
 
-import io
 import os
 import socket
 import stat
@@ -8,13 +7,20 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from server_process import PATIENCE_S, Client, Process, running, started, write_config
+from server_process import (
+    PATIENCE_S,
+    Client,
+    Process,
+    command,
+    refusal,
+    running,
+    started,
+    write_config,
+)
 
-from globalstore.cli import main
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.schema import MIGRATIONS
 
@@ -29,17 +35,6 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in this process; it must end before it would serve."""
-    out, error = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(error):
-        try:
-            code = main(list(words))
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-    return subprocess.CompletedProcess(words, code, out.getvalue(), error.getvalue())
-
-
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A server in memory that has a cluster token, and an environment with old settings."""
@@ -52,13 +47,6 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 def last_line(text: str) -> str:
     return text.rstrip("\n").rpartition("\n")[2]
-
-
-def refusal(config: Path) -> tuple[int, str]:
-    """Start a server that refuses; return its exit code and last line."""
-    process = Process(config)
-    code = process.wait()
-    return code, process.lines[-1]
 
 
 def test_version_names_program_and_schema() -> None:
