@@ -6,6 +6,7 @@ Start: database → probes (not ready) → recovery → calls → ready → back
 
 import gc
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -58,14 +59,19 @@ class Server:
         for key, value in effective(self.config).items():
             if chosen[key] != value and not key.startswith(_RELOADED):
                 _log.warning("needs a restart", key=key)
-        try:
-            if self.transport is not None:
-                self.transport.reload(config)
-            if self.components.tokens is not None:
-                self.components.tokens.reload()
-        except HostRefused as error:
-            _log.error("files not reloaded, the old ones stay in use", reason=str(error))
-        else:
+        files: list[Callable[[], None]] = []
+        if self.transport is not None:
+            files.append(partial(self.transport.reload, config))
+        if self.components.token_renewal is not None:
+            files.append(self.components.token_renewal.take_up)
+        complete = True
+        for take_up in files:
+            try:
+                take_up()
+            except HostRefused as error:
+                complete = False
+                _log.error("files not reloaded, the old ones stay in use", reason=str(error))
+        if complete:
             _log.info("configuration reloaded")
 
     def stop(self) -> None:
