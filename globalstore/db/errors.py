@@ -146,7 +146,8 @@ def start_refusal(error: Exception, path: Path) -> StartRefused | None:
             return error
         case Busy():
             return DatabaseLocked(
-                f"{path}: {error}; close what has it open (`fuser {path}` names it) and start again"
+                f"{path} is locked by another program; close what has it open (`fuser {path}` names"
+                " it) and start again"
             )
         case Damaged():
             return DatabaseDamaged(f"{path} cannot be read: {error}; {REPAIR}")
@@ -155,6 +156,8 @@ def start_refusal(error: Exception, path: Path) -> StartRefused | None:
                 f"cannot use {path}: no space on its disk; make space there, or set"
                 " database.db_file to another path"
             )
+        case OutcomeUnknown():
+            return DatabaseFilesystem(str(error))
         case DatabaseError():
             return DatabaseFilesystem(
                 f"cannot use {path}: {error}; give this user write access to the file and its"

@@ -13,15 +13,12 @@ from globalstore.db import limits, maintenance
 from globalstore.db.answers import Answers
 from globalstore.db.consumer import RunBatch, consume
 from globalstore.db.errors import (
-    Busy,
     Closed,
-    Damaged,
     DatabaseError,
     DatabaseFilesystem,
     Full,
     IoFailed,
     OutcomeUnknown,
-    QueueFull,
 )
 from globalstore.db.health import Health, Observers, Statistics, free_bytes
 from globalstore.db.migrations import Migration, checked
@@ -33,6 +30,7 @@ from globalstore.db.sites import Observer, Site, unobserved
 from globalstore.db.ticket import State, Ticket
 from globalstore.db.transaction import Snapshot, Transaction
 from globalstore.db.wal import Checkpointer
+from globalstore.db.watch import Watch
 from globalstore.db.writer import Writer
 from globalstore.host import host_step, is_host_error, told
 
@@ -180,7 +178,7 @@ class Store:
         for _ in range(limits.VACUUM_STEPS_MAX):
             if await self.bulk(maintenance.vacuum) == 0:
                 break
-        await self._empty_log()
+        await self._watch.empty_log()
 
     async def watch(self) -> None:
         """Look at the file, its log and the free space each second, until cancelled.
@@ -188,35 +186,7 @@ class Store:
         What has passed by itself (a full disk, a lock, a reader in the log) is noticed and acted
         on although nobody writes. Raises Closed when the store has stopped.
         """
-        groups, missed = self._writer.groups, 0
-        while True:
-            await trio.sleep(limits.WATCH_S)
-            is_quiet, groups = self._writer.groups == groups, self._writer.groups
-            missed = 0 if self._is_in_place() else missed + 1
-            if missed == limits.LOST_LOOKS:
-                self._health.note_damage(
-                    Damaged(f"{self.path} was removed or replaced while this process uses it")
-                )
-            found = self.statistics()
-            self._health.note_free_bytes(found.free_bytes, self._options.min_free_bytes)
-            try:
-                if self._health.locked:
-                    await self.bulk(maintenance.nothing)
-                elif self._health.full and found.free_bytes >= limits.SPACE_BYTES_MIN:
-                    await self.write(maintenance.prove_space, lane=Lane.CONTROL)
-                    self._health.note_written()
-                elif is_quiet and found.wal_bytes > limits.QUIET_LOG_BYTES_MAX:
-                    await self._empty_log()
-            except (Full, Busy, Damaged, QueueFull):
-                continue  # noted where it was met; the next look tries again
-
-    async def _empty_log(self) -> None:
-        self._checkpointer.empty_next()
-        await self.bulk(maintenance.nothing)
-
-    def _is_in_place(self) -> bool:
-        lock = None if self._opened is None else self._opened.lock
-        return lock is None or lock.is_named()
+        await self._watch.run()
 
     @property
     def failed(self) -> trio.Event:
@@ -333,6 +303,14 @@ class Store:
             Reader(connection, answers.deliver, self._health, observe, slow_s)
             for connection in opened.readers
         ]
+        self._watch = Watch(
+            self.bulk,
+            self.statistics,
+            opened,
+            self._checkpointer,
+            self._health,
+            options.min_free_bytes,
+        )
         answers.begin((self._writer, *self._readers))
         # Not an ``async with`` around the caller's block: a nursery would wrap the block's own
         # exceptions into groups. Its tasks have ended when it is left.

@@ -164,7 +164,10 @@ async def test_observers_hear_of_groups_and_checkpoints():
     async with Store(None, migrations=ledger.MIGRATIONS, observers=observers) as store:
         await store.write(ledger.add_blob, 6_000_000)
         await store.write(ledger.add, "a")
+        # The time of a group is added up after its answers; that of those two is by now.
+        await store.write(lambda _: None)
         figures = store.statistics()
+    groups = groups[:2]
     assert [operations for operations, _ in groups] == [1, 1]
     assert len(checkpoints) == 1
     assert 0 < sum(checkpoints) < figures.busy_seconds

@@ -33,7 +33,7 @@ BESIDE = {
     "config": {"host"},
     "telemetry": {"host"},
     "rpc": {"gen"},
-    "http": {"telemetry"},
+    "http": {"host", "telemetry"},
     "client": {"gen", "rpc", "telemetry"},
     "daemon": {"gen", "rules", "rpc", "client", "telemetry"},
     "registry": {"rules", "db"},
