@@ -49,7 +49,7 @@ async def listening_sockets(
     except (OSError, UnicodeError) as error:
         raise CannotListen(
             None if isinstance(error, socket.gaierror) else getattr(error, "errno", None),
-            f"cannot find {host!r}: {getattr(error, 'strerror', None) or error}",
+            f"listen.host {host!r}: {getattr(error, 'strerror', None) or error}",
         ) from None
     bound: list[trio.socket.SocketType] = []
     try:

@@ -231,7 +231,7 @@ def test_a_file_that_cannot_be_reopened_stays_in_use(capture, tmp_path):
 def test_a_file_that_cannot_be_opened_is_refused_and_changes_nothing(tmp_path):
     before = logging.getLogger().handlers[:]
     (tmp_path / "file").touch()
-    with pytest.raises(LogFileUnusable, match=r"logging.sink_file .*Not a directory .*path"):
+    with pytest.raises(LogFileUnusable, match=r"logging.sink_file .*Not a directory; .*path"):
         telemetry.configure(sink_file=str(tmp_path / "file" / "log"))
     assert logging.getLogger().handlers == before
 
