@@ -87,7 +87,14 @@ class Examination:
         if error is not None:
             raise error
         assert self._found is not None
-        return self._found
+        found, self._found = self._found, None
+        return found
+
+    def give_up(self) -> None:
+        """Release the lock if the check has ended and nobody has taken the result."""
+        if not self._thread.is_alive() and self._found is not None:
+            found, self._found = self._found, None
+            found[1].release()
 
 
 @contextmanager

@@ -89,8 +89,12 @@ def make_private(path: Path) -> None:
         _log.warning(
             "others may use a file of the database: path=%s mode=%04o; %s", each, mode, result
         )
-    above = stat.S_IMODE(path.parent.stat().st_mode)
-    if above & 0o022 and not above & stat.S_ISVTX:
+    directory = path.parent.stat()
+    above = stat.S_IMODE(directory.st_mode)
+    # Of a directory that belongs to somebody else, the group may be what lets this process in.
+    is_way_in = directory.st_uid != os.geteuid() and directory.st_gid in _groups()
+    others = 0o002 if is_way_in else 0o022
+    if above & others and not above & stat.S_ISVTX:
         _log.warning(
             "others may replace the database, its directory lets them write: path=%s mode=%04o;"
             " chmod it to 0700",
@@ -103,6 +107,10 @@ def make_private(path: Path) -> None:
             " since its log is found by that name",
             path,
         )
+
+
+def _groups() -> set[int]:
+    return {os.getegid(), *os.getgroups()}
 
 
 def refined(error: Exception, directory: str) -> Exception:

@@ -57,6 +57,9 @@ def serve(
             return refusals[0]
         _log.exception("server failed", error)
         return Refusal("internal", f"{type(causes[0]).__name__}: {causes[0]}")
+    finally:
+        if examination is not None:
+            examination.give_up()
     return None
 
 

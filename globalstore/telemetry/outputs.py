@@ -193,7 +193,11 @@ class Outputs(logging.Handler):
         if file:
             self._files.append(_File.opened("file", file, as_line))
         if sink_file:
-            self._files.append(_File.opened("sink_file", sink_file, as_json))
+            try:
+                self._files.append(_File.opened("sink_file", sink_file, as_json))
+            except LogFileUnusable:
+                self._close_files()
+                raise
         self._forms = list(dict.fromkeys(output.form for output in self._files))
         self._changed = threading.Condition(threading.Lock())
         # None marks where the files are to be opened anew.
@@ -249,6 +253,9 @@ class Outputs(logging.Handler):
     def _run(self) -> None:
         while self._take():
             pass
+        self._close_files()
+
+    def _close_files(self) -> None:
         for output in self._files:
             if output.path is not None:
                 # What the disk did not take was told when it was written.

@@ -8,6 +8,7 @@ import errno
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -209,8 +210,9 @@ def test_a_disk_that_fails_at_the_stop_loses_nothing(
 
 
 def test_a_limit_of_open_files_that_is_too_low_is_told(host: Host) -> None:
+    command = [sys.executable, "-m", "globalstore", f"--config={host.config}"]
     process = subprocess.run(
-        ["sh", "-c", f'ulimit -n 12; exec "$0" -m globalstore --config={host.config}', _python()],
+        ["sh", "-c", 'ulimit -n 12; exec "$@"', "sh", *command],
         capture_output=True,
         text=True,
         check=False,
@@ -220,12 +222,6 @@ def test_a_limit_of_open_files_that_is_too_low_is_told(host: Host) -> None:
     assert "Traceback" not in process.stderr
     assert CODES[last.partition(":")[0]] == process.returncode != 1
     assert "open files" in last
-
-
-def _python() -> str:
-    import sys
-
-    return sys.executable
 
 
 def test_every_word_is_explained_with_its_code() -> None:
@@ -243,3 +239,9 @@ def test_every_word_is_explained_with_its_code() -> None:
 def test_the_readme_explains_the_exit_codes_as_help_does() -> None:
     readme = Path(__file__).resolve().parents[2] / "README.md"
     assert HELP in readme.read_text()
+
+
+def test_a_start_that_is_refused_leaves_no_empty_database(host: Host) -> None:
+    host.fail("open", errno.EACCES, "tokens.txt")
+    assert host.refusal()[0] == 4
+    assert not host.database.exists()
