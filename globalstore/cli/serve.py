@@ -92,7 +92,8 @@ def _refuse_all(word: str, path: str, problems: str, count: int) -> int:
     """Refuse a configuration with all its problems; one of them is the last line itself."""
     if count == 1:
         return _refuse(Refusal(word, f"{path}: {problems}"))
-    print(problems, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(problems, file=sys.stderr)
     return _refuse(Refusal(word, f"{path}: {count} problems above; correct them and start again"))
 
 

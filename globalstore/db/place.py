@@ -125,7 +125,10 @@ def refined(error: Exception, directory: str) -> Exception:
             os.pwrite(probe.fileno(), bytes(_PROBE_BYTES), 0)
     except OSError as refusal:
         if refusal.errno in {errno.EDQUOT, errno.ENOSPC, errno.EFBIG}:
-            full = Full(f"no more may be written there, {reason(refusal)}; nothing was stored")
+            full = Full(
+                f"the disk takes no more ({reason(refusal)}); nothing was stored, try again when"
+                " there is space"
+            )
             full.code = getattr(error, "code", None)
             return full
     return error

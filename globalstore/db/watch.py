@@ -67,6 +67,8 @@ class Watch:
         found = self._statistics()
         is_quiet, self._groups = found.groups == self._groups, found.groups
         self._health.note_free_bytes(found.free_bytes, self._min_free_bytes)
+        if self._health.damage is not None:
+            return  # nothing may touch the file but a restart
         if self._health.locked:
             await self._run(maintenance.nothing)
         elif self._health.full and found.free_bytes >= limits.SPACE_BYTES_MIN:

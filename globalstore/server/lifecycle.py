@@ -1,7 +1,8 @@
 """The life of a server: opens the store, starts every component in order, stops them in reverse.
 
-Start: database → probes (not ready) → recovery → calls → ready → background tasks. Stop: not ready
-→ drain delay → calls in flight → heartbeats written → database closed.
+Start: tokens and certificates read → database → probes (not ready) → recovery → calls → ready →
+background tasks. Stop: not ready → drain delay → calls in flight → heartbeats written → database
+closed.
 """
 
 import gc
