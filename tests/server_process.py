@@ -1,5 +1,6 @@
 """The server as a process of its own, and a stock gRPC client to talk to it."""
 
+import io
 import json
 import os
 import re
@@ -8,13 +9,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from globalstore.cli import main
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.server.process_signals import TAKEN
 
 RUNTIME = "/tensorcast.global_store.v1.ClusterRuntimeService/"
 ADMIN = "/tensorcast.global_store.v1.ClusterAdminService/"
@@ -111,6 +114,29 @@ def running(folder: Path, **sections: Any) -> Iterator[Process]:
     """Start a server with a configuration that it writes into ``folder``."""
     with started(write_config(folder, **sections)) as process:
         yield process
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process; it must end before it would serve."""
+    out, error = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in TAKEN}
+    with redirect_stdout(out), redirect_stderr(error):
+        try:
+            code = main(list(words))
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), error.getvalue())
+
+
+def refusal(config: Path) -> tuple[int, str]:
+    """Start a server that refuses; return its exit code and last line."""
+    process = Process(config)
+    code = process.wait()
+    assert not any("Traceback" in line for line in process.lines), process.lines
+    return code, process.lines[-1]
 
 
 class Client:

@@ -1,6 +1,7 @@
 """Start the server, or check its configuration."""
 
 import argparse
+import contextlib
 import faulthandler
 import json
 import os
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import globalstore
 from globalstore.cli.importing import importing
+from globalstore.host import HostRefused, host_step
 from globalstore.server import process_signals
-from globalstore.server.exit_codes import CONFIG, OK, Refusal
+from globalstore.server.exit_codes import HELP, OK, Refusal
 
 if TYPE_CHECKING:
     from globalstore.config import GlobalStoreConfig
@@ -22,6 +24,8 @@ _STDERR = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of the verb; none of them is a setting."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = HELP
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON configuration (required)")
     parser.add_argument(
         "--check-config", action="store_true", help="check the configuration and exit"
@@ -44,7 +48,7 @@ class _Version(argparse.Action):
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes; return the exit code."""
     if arguments.config is None:
-        return _refuse(Refusal(CONFIG, "config", "--config=FILE is required"))
+        return _refuse(Refusal("config", "--config=FILE is required"))
     if not arguments.check_config:
         process_signals.take_early()
         faulthandler.enable(_STDERR)
@@ -55,19 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         config = configuration.load(arguments.config)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        count = len(error.problems)
-        return _refuse(
-            Refusal(
-                CONFIG,
-                "config",
-                f"{arguments.config}: {count} problem(s) above; correct them and start again",
-            )
-        )
-    unusable = _not_built(config)
-    if unusable is not None:
-        return _refuse(Refusal(CONFIG, "config", unusable))
+        word = HostRefused.word if error.may_pass else "config"
+        return _refuse_all(word, arguments.config, str(error), len(error.problems))
+    if unbuilt := configuration.not_built(config):
+        return _refuse_all("config", arguments.config, "\n".join(unbuilt), len(unbuilt))
     if arguments.check_config:
+        for line in _warnings(config):
+            print(f"warning: {line}", file=sys.stderr)
         print(f"{arguments.config}: valid")
         return OK
     os.umask(0o077)
@@ -76,31 +74,43 @@ def run(arguments: argparse.Namespace) -> int:
 
     logging = config.observability.logging
     try:
-        writer = telemetry.configure(
-            logging.level_name,
-            file=logging.file,
-            sink_file=logging.sink_file,
-            vlog_level=logging.vlog_level,
-        )
-    except OSError as error:
-        return _refuse(Refusal(CONFIG, "config", f"observability.logging: {error}"))
-    try:
-        refusal = _start(config, arguments.config, writer)
-    finally:
-        writer.close()
+        with host_step("the server", ""):
+            writer = telemetry.configure(
+                logging.level_name,
+                file=logging.file,
+                sink_file=logging.sink_file,
+                vlog_level=logging.vlog_level,
+            )
+            try:
+                refusal = _start(config, arguments.config, writer)
+            finally:
+                writer.close()
+    except HostRefused as error:
+        refusal = Refusal(error.word, str(error))
     return OK if refusal is None else _refuse(refusal)
 
 
 def _refuse(refusal: Refusal) -> int:
-    print(f"{refusal.word}: {' '.join(refusal.text.split())}", file=sys.stderr, flush=True)
+    # The code is right even where nobody takes the line.
+    with contextlib.suppress(OSError):
+        print(f"{refusal.word}: {' '.join(refusal.text.split())}", file=sys.stderr, flush=True)
     return refusal.code
 
 
-def _not_built(config: "GlobalStoreConfig") -> str | None:
-    """Name a key that promises what this version cannot keep; such a key must not be ignored."""
-    if config.database.read_only:
-        return "database.read_only: this version cannot serve a read replica; set it to false"
-    return None
+def _refuse_all(word: str, path: str, problems: str, count: int) -> int:
+    """Refuse a configuration with all its problems; one of them is the last line itself."""
+    if count == 1:
+        return _refuse(Refusal(word, f"{path}: {problems}"))
+    with contextlib.suppress(OSError):
+        print(problems, file=sys.stderr)
+    return _refuse(Refusal(word, f"{path}: {count} problems above; correct them and start again"))
+
+
+def _warnings(config: "GlobalStoreConfig") -> list[str]:
+    """Return what the start and the check warn of."""
+    from globalstore import config as configuration
+
+    return configuration.environment_warnings(os.environ) + configuration.warnings(config)
 
 
 def _start(config: "GlobalStoreConfig", path: str, writer: "LogWriter") -> Refusal | None:
@@ -109,12 +119,8 @@ def _start(config: "GlobalStoreConfig", path: str, writer: "LogWriter") -> Refus
     from globalstore import telemetry
 
     log = telemetry.get_logger("globalstore.server")
-    for line in configuration.environment_warnings(os.environ):
+    for line in _warnings(config):
         log.warning(line)
-    for line in configuration.warnings(config):
-        log.warning(line)
-    if idle := configuration.without_effect(config):
-        log.warning("settings without effect in this version", keys=" ".join(idle))
     differing = {key: _unquoted(text) for key, text in configuration.chosen(config).items()}
     log.info("starting", version=globalstore.__version__, config=path, **differing)
     for key, text in configuration.effective(config).items():

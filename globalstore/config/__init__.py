@@ -20,7 +20,7 @@ from globalstore.config.kinds import (
 )
 from globalstore.config.loader import load
 from globalstore.config.nodes import ConfigError, Problem
-from globalstore.config.rendering import chosen, effective, without_effect
+from globalstore.config.rendering import chosen, effective, not_built, without_effect
 from globalstore.config.schema import GlobalStoreConfig
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "format_duration",
     "host_port",
     "load",
+    "not_built",
     "warnings",
     "without_effect",
 ]

@@ -68,7 +68,7 @@ def host_name_address() -> str | None:
     """
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         return None
     addresses = [str(entry[4][0]) for entry in found]
     return next((a for a in addresses if not is_loopback(a)), None)

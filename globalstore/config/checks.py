@@ -7,7 +7,10 @@ from typing import Final
 import attrs
 
 from globalstore.config.advertise import is_loopback, is_unspecified
+from globalstore.config.hosts import host_fault
 from globalstore.config.kinds import format_duration
+from globalstore.config.paths import path_faults, shared_paths
+from globalstore.config.rendering import without_effect
 from globalstore.config.schema import GlobalStoreConfig
 
 # Below this nobody would ever count as alive: one scheduling delay is longer.
@@ -44,11 +47,12 @@ class Contradiction:
     message: str
 
 
-def contradictions(config: GlobalStoreConfig) -> Iterator[Contradiction]:
-    """Yield every rule between settings that ``config`` breaks."""
+def contradictions(config: GlobalStoreConfig, source: str) -> Iterator[Contradiction]:
+    """Yield every rule that the settings of the file ``source`` break."""
     yield from _ordered(config)
     yield from _intervals(config)
     yield from _addresses(config)
+    yield from _paths(config, source)
     yield from _otel(config)
     tls = config.server.grpc.tls
     for name, value in (("cert_file", tls.cert_file), ("key_file", tls.key_file)):
@@ -138,16 +142,36 @@ def _intervals(config: GlobalStoreConfig) -> Iterator[Contradiction]:
 
 
 def _addresses(config: GlobalStoreConfig) -> Iterator[Contradiction]:
-    host = config.server.advertise.host
-    if host and (is_loopback(host) or is_unspecified(host)):
+    server = config.server
+    advertised = server.advertise.host.strip("[] ")
+    if advertised and (is_loopback(advertised) or is_unspecified(advertised)):
         yield Contradiction(
             ("server.advertise.host",),
-            f"expected an address that other machines can reach, found {host!r}",
+            f"expected an address that other machines can reach, found {server.advertise.host!r}",
         )
-    if not config.server.listen.host.strip():
+    elif advertised and (fault := host_fault(advertised)) is not None:
+        yield Contradiction(("server.advertise.host",), fault)
+    if (fault := host_fault(server.listen.host)) is not None:
+        yield Contradiction(("server.listen.host",), fault)
+    if server.metrics_port and server.metrics_port == server.listen.port:
         yield Contradiction(
-            ("server.listen.host",), "expected an address to bind, such as 127.0.0.1 or 0.0.0.0"
+            ("server.metrics_port", "server.listen.port"),
+            f"expected another port than server.listen.port ({server.listen.port})",
         )
+
+
+def _paths(config: GlobalStoreConfig, source: str) -> Iterator[Contradiction]:
+    faulty = set()
+    for key, fault in path_faults(config):
+        faulty.add(key)
+        yield Contradiction((key,), fault)
+    for written, key, place in shared_paths(config, source):
+        if faulty.isdisjoint((written, key)):
+            meant = f"{key} names" if key else "this configuration is"
+            yield Contradiction(
+                tuple(filter(None, (written, key))),
+                f"expected a file of its own, found {place}, which {meant} too",
+            )
 
 
 def _otel(config: GlobalStoreConfig) -> Iterator[Contradiction]:
@@ -172,7 +196,10 @@ def _is_ratio(text: str) -> bool:
 
 
 def warnings(config: GlobalStoreConfig) -> list[str]:
-    """Return what is allowed and yet likely a mistake, one line each."""
+    """Return what is allowed and yet likely a mistake, one line each.
+
+    The check of a file says the same as the start.
+    """
     found = []
     policy, server = config.worker_policy, config.server
     if policy.default_heartbeat_interval >= policy.heartbeat_timeout:
@@ -189,11 +216,18 @@ def warnings(config: GlobalStoreConfig) -> list[str]:
             f"server.listen.host is {server.listen.host} and server.grpc.tls.enabled is false: "
             "calls travel unencrypted beyond this machine"
         )
-    if not server.grpc.tls.enabled and server.grpc.tls.client_ca_file:
-        found.append(
-            "server.grpc.tls.client_ca_file is set but server.grpc.tls.enabled is false: "
-            "client certificates are not asked for"
-        )
+    tls = server.grpc.tls
+    for name, result in (
+        ("cert_file", "calls travel unencrypted"),
+        ("key_file", "calls travel unencrypted"),
+        ("client_ca_file", "client certificates are not asked for"),
+    ):
+        if not tls.enabled and getattr(tls, name):
+            found.append(
+                f"server.grpc.tls.{name} is set but server.grpc.tls.enabled is false: {result}"
+            )
+    if idle := without_effect(config):
+        found.append(f"settings without effect in this version: {' '.join(idle)}")
     return found
 
 

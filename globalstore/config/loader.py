@@ -2,6 +2,7 @@
 
 import difflib
 import enum
+import re
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,34 +25,39 @@ from globalstore.config.kinds import (
 from globalstore.config.nodes import ConfigError, DocumentError, Node, Problem, join_path
 from globalstore.config.schema import GlobalStoreConfig, manual
 
-# Names of earlier versions, and where their meaning lives now.
+# Names of earlier versions and of other servers of this contract, and what to do with them.
 RETIRED: Final[Mapping[str, str]] = {
     "server.host": "use server.listen.host",
     "server.port": "use server.listen.port",
     "server.grpc.max_message_size_mb": "use server.limits.max_message_bytes",
-    "web_ui": "it was removed; /health and /metrics are on server.metrics_port",
-    "high_availability": "it was removed; see database.read_only and backup",
+    "web_ui": "remove it: this server has no pages; /health and /metrics are on"
+    " server.metrics_port",
+    "high_availability": "remove it: one process serves one database, and its supervisor starts it"
+    " again; a cluster of servers is not configured here",
+    "worker_policy.progressive_replication": "remove it: this server does not order copies; who"
+    " serves whom is chosen by worker_policy.transport_scheduler",
 }
 
 
-def load(path: str | Path) -> GlobalStoreConfig:
+def load(path: str | Path, *, may_be_empty: bool = True) -> GlobalStoreConfig:
     """Read and check a configuration file; what it leaves out has its default.
 
-    ``~`` is expanded. ``.yaml`` and ``.yml`` are YAML, any other name is JSON. Raises ConfigError
-    with every problem found, each with path and line.
+    ``~`` is expanded. ``.yaml`` and ``.yml`` are YAML, any other name is JSON. An empty file means
+    all defaults, unless it must not be empty. Raises ConfigError with every problem found, each
+    with path and line.
     """
     source = str(path)
     try:
-        root, problems = read_document(Path(path).expanduser())
+        root, problems = read_document(Path(path).expanduser(), may_be_empty=may_be_empty)
     except DocumentError as error:
-        raise ConfigError(source, [error.problem]) from None
+        raise ConfigError(source, [error.problem], may_pass=error.may_pass) from None
     except RuntimeError as error:  # no home directory to put in for ~
         raise ConfigError(source, [Problem("", f"cannot expand {source}: {error}")]) from None
     place = _Place(root, "", problems, {})
     config = _CONVERTER.structure(place, GlobalStoreConfig)
     assert isinstance(config, GlobalStoreConfig)
     faulty = {problem.path for problem in problems}
-    for contradiction in contradictions(config):
+    for contradiction in contradictions(config, source):
         # A key that could not be read stands at its default here: no second complaint about it.
         if faulty.isdisjoint(contradiction.paths):
             line = next((place.lines[p] for p in contradiction.paths if p in place.lines), None)
@@ -127,7 +133,8 @@ def _in_effect(field: "attrs.Attribute[Any]", value: Any) -> Any:
 
 
 def _unknown_key(key: str, section: str, valid: list[str]) -> str:
-    retired = RETIRED.get(join_path(section, key))
+    name = join_path(section, re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", key))
+    retired = RETIRED.get(name)
     if retired is not None:
         return f"unknown key; {retired}"
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)

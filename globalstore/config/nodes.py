@@ -34,15 +34,16 @@ class ConfigError(Exception):
     """A configuration that cannot be used.
 
     ``source`` is the file as it was named, ``problems`` everything that is wrong, in the order of
-    the file.
+    the file. ``may_pass`` says that the host could not read it at this moment.
     """
 
     # More than a screenful helps nobody and a hostile file could fill the log.
     SHOWN_MAX: Final = 100
 
-    def __init__(self, source: str, problems: list[Problem]) -> None:
+    def __init__(self, source: str, problems: list[Problem], *, may_pass: bool = False) -> None:
         super().__init__(source, problems)
         self.source = source
+        self.may_pass = may_pass
         self.problems = tuple(problems)
 
     def __str__(self) -> str:
@@ -89,6 +90,9 @@ def join_path(path: str, key: str) -> str:
 class DocumentError(Exception):
     """The text is not a document; carries the one problem that stopped the reader."""
 
-    def __init__(self, message: str, line: int | None, path: str = "") -> None:
+    def __init__(
+        self, message: str, line: int | None, path: str = "", *, may_pass: bool = False
+    ) -> None:
         super().__init__(message)
         self.problem = Problem(path, message, line)
+        self.may_pass = may_pass

@@ -46,8 +46,21 @@ def without_effect(config: GlobalStoreConfig) -> list[str]:
     differing = chosen(config)
     return [
         path
-        for path, _, _, has_effect in _settings(config, "", mask=True)
-        if not has_effect and path in differing
+        for path, _, field, has_effect in _settings(config, "", mask=True)
+        if not has_effect and path in differing and not manual(field).not_built
+    ]
+
+
+def not_built(config: GlobalStoreConfig) -> list[str]:
+    """Return what is asked for and this version does not have, a line each.
+
+    Such a setting must not be ignored: somebody relies on what it promises.
+    """
+    differing = chosen(config)
+    return [
+        f"{path}: {manual(field).not_built}"
+        for path, _, field, _ in _settings(config, "", mask=True)
+        if manual(field).not_built and path in differing
     ]
 
 
@@ -134,7 +147,9 @@ def _section_lines(
             continue
         default = _spelled(value, field, masked=False)
         about = f"{entry.text} [{_kind_name(field.type)}, default {default}]"
-        if not in_effect:
+        if entry.not_built:
+            about += " Not in this version, which refuses to start with anything else."
+        elif not in_effect:
             about += " Accepted, without effect in this version."
         yield from _comment(about, indent)
         yield f"{indent}{field.name}: {changes.get(path, default)}"

@@ -21,6 +21,7 @@ from globalstore.db.errors import (
     OutcomeUnknown,
     QueueFull,
     StartRefused,
+    start_refusal,
 )
 from globalstore.db.health import Observers, Statistics
 from globalstore.db.migrations import Migration
@@ -65,5 +66,6 @@ __all__ = [
     "Transaction",
     "fail_at",
     "repeat_in_slices",
+    "start_refusal",
     "write_in_slices",
 ]

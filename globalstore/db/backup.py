@@ -7,6 +7,7 @@ from pathlib import Path
 from globalstore.db import limits, place
 from globalstore.db.connection import connect
 from globalstore.db.sites import Observer, Site
+from globalstore.host import make_directories, sync_directory
 
 
 class Unsound(Exception):
@@ -21,7 +22,7 @@ def create(connection: sqlite3.Connection, target: Path, observe: Observer) -> N
     sqlite3.Error, or Unsound; nothing is left behind then.
     """
     observe(Site.BEFORE_BACKUP)
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directories(target.parent)
     partial = target.with_name(target.name + ".partial")
     place.create_private(partial)
     try:
@@ -32,12 +33,12 @@ def create(connection: sqlite3.Connection, target: Path, observe: Observer) -> N
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        place.sync_directory(target.parent)
+        sync_directory(target.parent)
         (schema,) = connection.execute("PRAGMA user_version").fetchone()
         verify(partial, schema, count_rows(connection))
         observe(Site.BACKUP_VERIFIED)
         partial.rename(target)
-        place.sync_directory(target.parent)
+        sync_directory(target.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

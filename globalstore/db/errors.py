@@ -6,7 +6,7 @@ classes below. Exceptions that an operation raises on purpose pass through uncha
 
 import sqlite3
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class DatabaseError(Exception):
@@ -57,16 +57,12 @@ class StartRefused(DatabaseError):
 
 
 class DatabaseLocked(StartRefused):
-    """Another process serves this file; ``pid`` is its process id if it could be read."""
+    """Another program has this file; ``pid`` is its process id if that is known."""
 
     word = "db-locked"
 
-    def __init__(self, path: Path, lock: Path, pid: int | None) -> None:
-        holder = f"process {pid}" if pid is not None else "another process"
-        super().__init__(
-            f"{path} is in use by {holder}, which holds {lock}; stop that process first, or give"
-            " this one a database.db_file of its own"
-        )
+    def __init__(self, text: str, pid: int | None = None) -> None:
+        super().__init__(text)
         self.pid = pid
 
 
@@ -100,6 +96,21 @@ class MigrationFailed(StartRefused):
     word = "migration"
 
 
+# What to do about a file that contradicts itself.
+REPAIR: Final = (
+    "restore the newest backup of it; the file was not changed, keep a copy for examination"
+)
+
+# Of the errors of the disk, one that says that there is no space, for what readers share.
+_KINDS_EXTENDED: dict[int, type[DatabaseError]] = {sqlite3.SQLITE_IOERR_SHMSIZE: Full}
+
+# What SQLite says of these does not tell a caller what to do. Nobody but a foreign program has a
+# lock on our file.
+_PLAIN: dict[type[DatabaseError], str] = {
+    Busy: "another program holds the database locked; nothing was stored, try again",
+    Full: "the disk is full; nothing was stored, try again when there is space",
+}
+
 _KINDS: dict[int, type[DatabaseError]] = {
     sqlite3.SQLITE_FULL: Full,
     sqlite3.SQLITE_BUSY: Busy,
@@ -122,6 +133,34 @@ def mapped(error: Exception) -> Exception:
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return error
-    own = _KINDS.get(code & 0xFF, DatabaseError)(str(error))
+    kind = _KINDS_EXTENDED.get(code) or _KINDS.get(code & 0xFF, DatabaseError)
+    own = kind(f"{_PLAIN[kind]} ({error})" if kind in _PLAIN else str(error))
     own.code = getattr(error, "sqlite_errorname", None)
     return own
+
+
+def start_refusal(error: Exception, path: Path) -> StartRefused | None:
+    """Return the refusal to start on ``path`` for an error of the database, None for any other."""
+    match error:
+        case StartRefused():
+            return error
+        case Busy():
+            return DatabaseLocked(
+                f"{path} is locked by another program; close what has it open (`fuser {path}` names"
+                " it) and start again"
+            )
+        case Damaged():
+            return DatabaseDamaged(f"{path} cannot be read: {error}; {REPAIR}")
+        case Full():
+            return DatabaseFilesystem(
+                f"cannot use {path}: no space on its disk; make space there, or set"
+                " database.db_file to another path"
+            )
+        case OutcomeUnknown():
+            return DatabaseFilesystem(str(error))
+        case DatabaseError():
+            return DatabaseFilesystem(
+                f"cannot use {path}: {error}; give this user write access to the file and its"
+                " directory, look at the disk, or set database.db_file to another path"
+            )
+    return None

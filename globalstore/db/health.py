@@ -1,11 +1,14 @@
 """What the store knows of its own condition, and says once rather than once per operation."""
 
 import logging
+import math
 import os
+import time
 from collections.abc import Callable
 
 import attrs
 
+from globalstore.db import limits
 from globalstore.db.errors import Damaged
 
 _log = logging.getLogger("globalstore.db")
@@ -51,18 +54,27 @@ class Health:
     Written by the threads of the store, read by anybody; each change is one assignment.
     """
 
-    __slots__ = ("_low", "damage", "full")
+    __slots__ = ("_locked_since", "_locked_told", "_low", "damage", "full")
 
     def __init__(self) -> None:
         self.damage: Damaged | None = None
         self.full = False
         self._low = False
+        self._locked_since: float | None = None
+        self._locked_told = -math.inf
+
+    @property
+    def locked(self) -> bool:
+        """Whether another program holds the database locked."""
+        return self._locked_since is not None
 
     @property
     def degraded(self) -> str | None:
         """Why not everything works, in words for an operator, or None."""
         if self.damage is not None:
             return f"the database is damaged: {self.damage}"
+        if self.locked:
+            return "another program holds the database locked; writes are refused until it lets go"
         if self.full:
             return "the disk is full; writes are refused until there is space"
         return None
@@ -84,6 +96,26 @@ class Health:
         if self.full:
             self.full = False
             _log.warning("disk has space again, writes go on")
+
+    def note_locked(self) -> None:
+        """Note that somebody else's lock kept a transaction from beginning."""
+        if self._locked_since is None:
+            self._locked_since = now = time.monotonic()
+            if now - self._locked_told >= limits.LOCKED_WARNING_S:
+                self._locked_told = now
+                _log.warning(
+                    "another program holds the database locked, writes are refused until it lets go"
+                )
+
+    def note_unlocked(self) -> None:
+        """Note that a transaction could begin."""
+        if self._locked_since is not None:
+            since, self._locked_since = self._locked_since, None
+            if since == self._locked_told:
+                _log.warning(
+                    "no other program holds the database locked any more: seconds=%.1f",
+                    time.monotonic() - since,
+                )
 
     def note_free_bytes(self, free: int, least: int) -> None:
         """Warn when free space falls below ``least``, once each time it does."""

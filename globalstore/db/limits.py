@@ -54,9 +54,23 @@ CHECKPOINT_FRAMES: Final = 1000
 # holds the writer longer.
 CHECKPOINT_WAIT_MS: Final = 50
 
-# Seconds between two looks at the free space while writing: a full fast disk writes a few GiB in
-# that time, which is the size of the default warning threshold.
-FREE_BYTES_CHECK_S: Final = 10.0
+# Seconds between two looks at the file, its log and the free space, whoever writes: what an
+# operator mends is seen to be mended before he looks again.
+WATCH_S: Final = 1.0
+
+# Length of the log above which it is emptied when nobody writes: four times what steady writing
+# needs, so that it is a burst or a reader that has stretched it.
+QUIET_LOG_BYTES_MAX: Final = 16 << 20
+
+# Free space from which on a write is tried on a disk that was full: some dozens of small commits,
+# so that it does not go to and fro with each.
+SPACE_BYTES_MIN: Final = 256 << 10
+
+# Looks at a database file that is not where it was, before that counts: a rename takes two steps.
+LOST_LOOKS: Final = 2
+
+# Seconds between two log lines that another program has the database locked.
+LOCKED_WARNING_S: Final = 60.0
 
 # Pages given back per step of incremental vacuum: 1 MiB, a few milliseconds.
 VACUUM_PAGES: Final = 256
@@ -70,6 +84,10 @@ ANALYSIS_LIMIT: Final = 400
 # Wait for the holder of the lock file to write its process id, which it does at once after locking;
 # a refused start has two seconds in all.
 LOCK_PID_WAIT_S: Final = 1.0
+
+# Looks at a database file that is being replaced meanwhile: by the start of another server, which
+# does it once.
+LOCK_TRIES_MAX: Final = 8
 
 # Free space that shared memory must have to carry an in-memory database: containers often have a 64
 # MiB one, which would be full at once.

@@ -10,6 +10,17 @@ def optimize(transaction: Transaction) -> None:
     transaction.all("PRAGMA optimize")
 
 
+def prove_space(transaction: Transaction) -> None:
+    """Write a page, without changing anything, to learn whether the disk takes it."""
+    row = transaction.one("PRAGMA user_version")
+    assert row is not None
+    transaction.all(f"PRAGMA user_version={row[0]}")
+
+
+def nothing(_transaction: Transaction) -> None:
+    """Do nothing: the writer looks at its lock and its log whenever it has run something."""
+
+
 def vacuum(transaction: Transaction) -> int:
     """Give some free pages back to the file system; returns how many are left."""
     for _ in range(limits.VACUUM_PAGES):

@@ -76,7 +76,7 @@ def migrate(
         except (OSError, sqlite3.Error, backup.Unsound) as error:
             raise MigrationFailed(
                 f"{path} was not migrated from schema {present} to {len(migrations)}, because the"
-                f" backup {copy} failed: {error}; make space there, or set backup.directory"
+                f" backup {copy} failed: {error}; make space there and start again"
             ) from error
         _log.info("backup made before migration: path=%s", copy)
     connection.execute("PRAGMA foreign_keys=OFF")

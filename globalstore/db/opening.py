@@ -3,7 +3,8 @@
 import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -12,11 +13,13 @@ import attrs
 from globalstore.db import limits, place
 from globalstore.db.connection import connect, prepare_reader, prepare_writer
 from globalstore.db.errors import (
+    REPAIR,
     DatabaseDamaged,
     DatabaseFilesystem,
     DatabaseForeign,
     DatabaseNewer,
     mapped,
+    start_refusal,
 )
 from globalstore.db.lock import FileLock
 from globalstore.db.memory import MemoryPlace
@@ -24,12 +27,10 @@ from globalstore.db.migrations import Migration, migrate
 from globalstore.db.options import StoreOptions
 from globalstore.db.sites import Observer, Site
 from globalstore.db.wal import Log
+from globalstore.host import host_step, sync_directory
 
 _MAGIC: Final = b"SQLite format 3\0"
 _HEADER_BYTES: Final = 100
-_REPAIR: Final = (
-    "restore the newest backup of it; the file was not changed, keep a copy for examination"
-)
 
 
 @attrs.define
@@ -41,6 +42,8 @@ class Opened:
     log: Log
     lock: FileLock | None
     directory: str
+    # The real path, None for a database without a name.
+    path: Path | None
 
     def close(self) -> None:
         """Close everything, the writer last, and release the lock."""
@@ -84,25 +87,40 @@ class Examination:
         if error is not None:
             raise error
         assert self._found is not None
-        return self._found
+        found, self._found = self._found, None
+        return found
+
+    def give_up(self) -> None:
+        """Release the lock if the check has ended and nobody has taken the result."""
+        if not self._thread.is_alive() and self._found is not None:
+            found, self._found = self._found, None
+            found[1].release()
+
+
+@contextmanager
+def _border(path: Path) -> Iterator[None]:
+    """Turn what the host and SQLite refuse into a StartRefused."""
+    with host_step("database.db_file", path, DatabaseFilesystem):
+        try:
+            yield
+        except sqlite3.Error as error:
+            refusal = start_refusal(place.refined(mapped(error), os.fspath(path.parent)), path)
+            if refusal is None:
+                raise
+            raise refusal from error
 
 
 def _locked_and_examined(path: Path, newest: int) -> tuple[Path, FileLock, bool]:
-    real = place.prepare(path)
-    try:
+    with _border(path):
+        real = place.prepare(path)
         lock = FileLock(real)
-    except OSError as error:
-        raise place.unusable(real, error) from error
-    try:
-        is_new = _is_new(real)
-        if not is_new:
-            _examine(real, newest)
-    except OSError as error:
-        lock.release()
-        raise place.unusable(real, error) from error
-    except BaseException:
-        lock.release()
-        raise
+        try:
+            is_new = _is_new(real)
+            if not is_new:
+                _examine(real, lock.head(_HEADER_BYTES), newest)
+        except BaseException:
+            lock.release()
+            raise
     return real, lock, is_new
 
 
@@ -122,17 +140,16 @@ def open_file(
         real, lock, is_new = _locked_and_examined(path, len(migrations))
     else:
         real, lock, is_new = examination.result()
-    try:
-        if is_new:
-            _create(real, observe, durable=True)
-        opened = _connect(real, migrations, options, observe, durable=True)
-    except OSError as error:
-        lock.release()
-        raise place.unusable(real, error) from error
-    except BaseException:
-        lock.release()
-        raise
-    opened.lock = lock
+    with _border(path):
+        try:
+            if is_new:
+                _create(real, observe, lock)
+            place.make_private(real)
+            opened = _connect(real, migrations, options, observe, durable=True)
+        except BaseException:
+            lock.release()
+            raise
+    opened.lock, opened.path = lock, real
     return opened
 
 
@@ -140,12 +157,13 @@ def open_memory(
     migrations: Sequence[Migration], options: StoreOptions, observe: Observer
 ) -> Opened:
     """Open a new database without a name, lost when it is closed or the process ends."""
-    memory = MemoryPlace()
-    try:
-        _create(memory.database, observe, durable=False)
-        opened = _connect(memory.database, migrations, options, observe, durable=False)
-    finally:
-        memory.vanish()
+    with _border(Path("(in memory)")):
+        memory = MemoryPlace()
+        try:
+            _create(memory.database, observe, None)
+            opened = _connect(memory.database, migrations, options, observe, durable=False)
+        finally:
+            memory.vanish()
     opened.directory = memory.root
     return opened
 
@@ -169,30 +187,30 @@ def _has_content(path: Path, suffix: str) -> bool:
     return beside.exists() and beside.stat().st_size > 0
 
 
-def _create(path: Path, observe: Observer, *, durable: bool) -> None:
-    """Make an empty database that has our application id when it gets its name."""
+def _create(path: Path, observe: Observer, lock: FileLock | None) -> None:
+    """Make an empty database that has our application id when it gets its name.
+
+    By then it is locked by ``lock``; without one it has no name for long and need not be durable.
+    """
     partial = path.with_name(path.name + ".partial")
     for suffix in ("-journal", "-wal", "-shm"):
         partial.with_name(partial.name + suffix).unlink(missing_ok=True)
     place.create_private(partial)
     connection = connect(partial, "rw")
     try:
-        if not durable:
+        if lock is None:
             connection.execute("PRAGMA synchronous=OFF")
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute(f"PRAGMA application_id={limits.APPLICATION_ID}")
         _use_log(connection, path)
-    except sqlite3.Error as error:
-        raise DatabaseFilesystem(
-            f"cannot create {path}: {error}; make space there, or set database.db_file to another"
-            " path"
-        ) from error
     finally:
         connection.close()
     observe(Site.CREATED)
+    if lock is not None:
+        lock.hold_also(partial)
     partial.rename(path)
-    if durable:
-        place.sync_directory(path.parent)
+    if lock is not None:
+        sync_directory(path.parent)
     observe(Site.CREATED_AND_RENAMED)
 
 
@@ -205,14 +223,12 @@ def _use_log(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _examine(path: Path, newest: int) -> None:
+def _examine(path: Path, header: bytes, newest: int) -> None:
     """Refuse a file that is not ours, too new, or damaged, without changing a byte of it."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER_BYTES)
     if len(header) < _HEADER_BYTES and _MAGIC.startswith(header[: len(_MAGIC)]):
-        raise DatabaseDamaged(f"{path} is cut off after {len(header)} bytes; {_REPAIR}")
+        raise DatabaseDamaged(f"{path} is cut off after {len(header)} bytes; {REPAIR}")
     if not any(header):
-        raise DatabaseDamaged(f"{path} begins with zeros; {_REPAIR}")
+        raise DatabaseDamaged(f"{path} begins with zeros; {REPAIR}")
     if not header.startswith(_MAGIC):
         raise _foreign(path, "it is not an SQLite database")
     # Our id is in the file itself from its creation on, but the newest schema number may be in
@@ -220,33 +236,30 @@ def _examine(path: Path, newest: int) -> None:
     if int.from_bytes(header[68:72]) != limits.APPLICATION_ID:
         raise _foreign(path, "its application id is another program's")
     _refuse_newer(path, int.from_bytes(header[60:64]), newest)
+    if _has_content(path, "-journal"):
+        # Left by a kill within a change of the journal mode: SQLite completes or undoes it.
+        connection = connect(path, "rw")
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        connection.close()
+    # A read-only connection neither copies the log at its close nor removes it; without a log it
+    # must be told that nobody writes, or it would create one.
+    connection = connect(path, "ro" if _has_content(path, "-wal") else "ro&immutable=1")
     try:
-        if _has_content(path, "-journal"):
-            # Left by a kill within a change of the journal mode: SQLite completes or undoes it.
-            connection = connect(path, "rw")
-            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            connection.close()
-        # A read-only connection neither copies the log at its close nor removes it; without a log
-        # it must be told that nobody writes, or it would create one.
-        connection = connect(path, "ro" if _has_content(path, "-wal") else "ro&immutable=1")
-        try:
-            _check(connection, path, newest)
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise DatabaseDamaged(f"{path} cannot be read: {error}; {_REPAIR}") from error
+        _check(connection, path, newest)
+    finally:
+        connection.close()
 
 
 def _check(connection: sqlite3.Connection, path: Path, newest: int) -> None:
     _refuse_newer(path, connection.execute("PRAGMA user_version").fetchone()[0], newest)
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
-        raise DatabaseDamaged(f"{path} failed its check: {verdict}; {_REPAIR}")
+        raise DatabaseDamaged(f"{path} failed its check: {verdict}; {REPAIR}")
     orphan = connection.execute("PRAGMA foreign_key_check").fetchone()
     if orphan is not None:
         raise DatabaseDamaged(
             f"{path} failed its check: a row of table {orphan[0]} refers to a missing row of"
-            f" {orphan[2]}; {_REPAIR}"
+            f" {orphan[2]}; {REPAIR}"
         )
 
 
@@ -289,16 +302,10 @@ def _connect(
             prepare_reader(reader, options.cache_bytes)
             reader.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         log = Log(os.fspath(path) + "-wal")
-    except sqlite3.Error as error:
-        _close(writer, readers)
-        raise DatabaseFilesystem(
-            f"cannot use {path}: {mapped(error)}; give this user write access to the file and its"
-            " directory, make space there, or set database.db_file to another path"
-        ) from error
     except BaseException:
         _close(writer, readers)
         raise
-    return Opened(writer, readers, log, None, os.fspath(path.parent))
+    return Opened(writer, readers, log, None, os.fspath(path.parent), None)
 
 
 def _close(writer: sqlite3.Connection, readers: list[sqlite3.Connection]) -> None:

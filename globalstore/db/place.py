@@ -1,12 +1,28 @@
 """Where a database may live: directories, file systems, access rights."""
 
+import errno
+import logging
 import os
 import re
 import stat
+import tempfile
 from pathlib import Path
 from typing import Final
 
-from globalstore.db.errors import DatabaseFilesystem
+from globalstore.db.errors import DatabaseFilesystem, Full
+from globalstore.host import make_directories, reason
+
+_log = logging.getLogger("globalstore.db")
+
+# What stands beside a database under names of ours or SQLite's.
+BESIDE: Final = ("-wal", "-shm", ".lock")
+
+# Longest path that SQLite takes, and the longest ending of those made from that of a database.
+_PATH_BYTES_MAX: Final = 511
+_LONGEST_SUFFIX: Final = ".partial-journal"
+
+# What is written to learn whether there is space: more than most commits need.
+_PROBE_BYTES: Final = 64 << 10
 
 # File systems on which shared memory or locks do not reach from one opener to the next, or on
 # which fsync promises nothing. (fuseblk, the local disks among the FUSE ones, is not among them.)
@@ -20,14 +36,17 @@ def prepare(path: Path) -> Path:
     """Return the real path of a database file, in a directory that exists and may hold one.
 
     Expands ``~``, follows links, creates missing directories with mode 0700 whatever the umask.
-    Raises DatabaseFilesystem for a network file system or a directory that cannot be made.
+    Raises OSError, and DatabaseFilesystem for a place that cannot carry a database.
     """
-    real = path.expanduser().resolve()
-    try:
-        for directory in reversed(real.parents):
-            _create(directory)
-    except OSError as error:
-        raise unusable(path, error) from error
+    real = Path(os.path.realpath(path.expanduser()))
+    if real.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    length = len(os.fsencode(real)) + len(_LONGEST_SUFFIX)
+    if length > _PATH_BYTES_MAX:
+        raise OSError(
+            errno.ENAMETOOLONG, f"SQLite takes no path of more than {_PATH_BYTES_MAX} bytes"
+        )
+    make_directories(real.parent)
     kind = filesystem(real if real.exists() else real.parent)
     if kind is not None and (kind in _NETWORK or kind.startswith("fuse.")):
         raise DatabaseFilesystem(
@@ -41,12 +60,78 @@ def prepare(path: Path) -> Path:
     return real
 
 
-def unusable(path: Path, error: OSError) -> DatabaseFilesystem:
-    """Return the refusal for a path on which the operating system refused something."""
-    return DatabaseFilesystem(
-        f"cannot use {path}: {error.strerror or error} ({error.filename or path}); give this user"
-        " write access to the directory, or set database.db_file to another path"
-    )
+def make_private(path: Path) -> None:
+    """Take from others what they may do to a database and the files beside it; warn of each.
+
+    What cannot be taken, and whom the directory lets in, is only warned of.
+    """
+    for each in (path, *(path.with_name(path.name + suffix) for suffix in BESIDE)):
+        try:
+            found = os.stat(each)
+        except OSError:
+            continue
+        mode = stat.S_IMODE(found.st_mode)
+        if found.st_uid != os.geteuid():
+            _log.warning(
+                "a file of the database belongs to another user: path=%s uid=%d; chown it to the"
+                " user of this process",
+                each,
+                found.st_uid,
+            )
+        if mode & 0o077 == 0:
+            continue
+        try:
+            os.chmod(each, 0o600)
+        except OSError as error:
+            result = f"it stays so: {reason(error)}"
+        else:
+            result = "now 0600"
+        _log.warning(
+            "others may use a file of the database: path=%s mode=%04o; %s", each, mode, result
+        )
+    directory = path.parent.stat()
+    above = stat.S_IMODE(directory.st_mode)
+    # Of a directory that belongs to somebody else, the group may be what lets this process in.
+    is_way_in = directory.st_uid != os.geteuid() and directory.st_gid in _groups()
+    others = 0o002 if is_way_in else 0o022
+    if above & others and not above & stat.S_ISVTX:
+        _log.warning(
+            "others may replace the database, its directory lets them write: path=%s mode=%04o;"
+            " chmod it to 0700",
+            path.parent,
+            above,
+        )
+    if path.stat().st_nlink > 1:
+        _log.warning(
+            "the database has several names (hard links): path=%s; always start with the same one,"
+            " since its log is found by that name",
+            path,
+        )
+
+
+def _groups() -> set[int]:
+    return {os.getegid(), *os.getgroups()}
+
+
+def refined(error: Exception, directory: str) -> Exception:
+    """Return Full for a write that failed because a quota is used up, else ``error`` itself.
+
+    SQLite calls that an I/O error, as if the disk were broken. So the directory is asked.
+    """
+    if getattr(error, "code", None) != "SQLITE_IOERR_WRITE":
+        return error
+    try:
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            os.pwrite(probe.fileno(), bytes(_PROBE_BYTES), 0)
+    except OSError as refusal:
+        if refusal.errno in {errno.EDQUOT, errno.ENOSPC, errno.EFBIG}:
+            full = Full(
+                f"the disk takes no more ({reason(refusal)}); nothing was stored, try again when"
+                " there is space"
+            )
+            full.code = getattr(error, "code", None)
+            return full
+    return error
 
 
 def filesystem(path: Path, mounts: str | None = None) -> str | None:
@@ -68,15 +153,6 @@ def filesystem(path: Path, mounts: str | None = None) -> str | None:
     return found
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def create_private(path: Path) -> None:
     """Create an empty file with mode 0600 whatever the umask, replacing a former one."""
     path.unlink(missing_ok=True)
@@ -85,15 +161,6 @@ def create_private(path: Path) -> None:
         os.fchmod(descriptor, 0o600)
     finally:
         os.close(descriptor)
-
-
-def _create(directory: Path) -> None:
-    if directory.is_dir():
-        return
-    directory.mkdir(mode=0o700, exist_ok=True)
-    directory.chmod(0o700)
-    # A power cut must not take the directory, with every answer in it.
-    sync_directory(directory.parent)
 
 
 def _unescaped(point: str) -> str:

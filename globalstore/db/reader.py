@@ -4,7 +4,7 @@ import logging
 import sqlite3
 import time
 
-from globalstore.db.errors import Damaged, mapped
+from globalstore.db.errors import Busy, Damaged, mapped
 from globalstore.db.health import Health
 from globalstore.db.sites import Observer, Site
 from globalstore.db.ticket import Ticket, name_of
@@ -55,6 +55,8 @@ class Reader:
                 ticket.error = mapped(error)
                 if isinstance(ticket.error, Damaged):
                     self._health.note_damage(ticket.error)
+                if isinstance(ticket.error, Busy):
+                    self._health.note_locked()
             ended = time.perf_counter()
             if ended - begun > self._slow_s:
                 _log.warning(

@@ -12,7 +12,14 @@ import trio
 from globalstore.db import limits, maintenance
 from globalstore.db.answers import Answers
 from globalstore.db.consumer import RunBatch, consume
-from globalstore.db.errors import Closed, DatabaseError, IoFailed, OutcomeUnknown
+from globalstore.db.errors import (
+    Closed,
+    DatabaseError,
+    DatabaseFilesystem,
+    Full,
+    IoFailed,
+    OutcomeUnknown,
+)
 from globalstore.db.health import Health, Observers, Statistics, free_bytes
 from globalstore.db.migrations import Migration, checked
 from globalstore.db.opening import Examination, Opened, open_file, open_memory
@@ -23,7 +30,9 @@ from globalstore.db.sites import Observer, Site, unobserved
 from globalstore.db.ticket import State, Ticket
 from globalstore.db.transaction import Snapshot, Transaction
 from globalstore.db.wal import Checkpointer
+from globalstore.db.watch import Watch
 from globalstore.db.writer import Writer
+from globalstore.host import host_step, is_host_error, told
 
 _log = logging.getLogger("globalstore.db")
 
@@ -146,15 +155,38 @@ class Store:
         """
         return await self._submit(self._reads, query, args, Lane.NORMAL)
 
+    async def write_first(
+        self, operation: Callable[[Transaction, *Arguments], R], *args: *Arguments
+    ) -> R | None:
+        """Do as ``write``, before anything else is written; None when the disk is full.
+
+        It is then owed: every later transaction begins with it, and as long as there is no space
+        for that, everything is refused as Full.
+        """
+        try:
+            return await self.write(operation, *args, lane=Lane.CONTROL)
+        except Full:
+            self._writer.owed.append(lambda tx: operation(tx, *args))
+            return None
+
     async def maintain(self) -> None:
-        """Refresh the planner's statistics and give free pages back, in short steps.
+        """Refresh the planner's statistics, give free pages back and empty the log, in short steps.
 
         Raises what ``bulk`` raises; when cancelled, the rest is left for the next time.
         """
         await self.bulk(maintenance.optimize)
         for _ in range(limits.VACUUM_STEPS_MAX):
             if await self.bulk(maintenance.vacuum) == 0:
-                return
+                break
+        await self._watch.empty_log()
+
+    async def watch(self) -> None:
+        """Look at the file, its log and the free space each second, until cancelled.
+
+        What has passed by itself (a full disk, a lock, a reader in the log) is noticed and acted
+        on although nobody writes. Raises Closed when the store has stopped.
+        """
+        await self._watch.run()
 
     @property
     def failed(self) -> trio.Event:
@@ -167,9 +199,19 @@ class Store:
         return self._answers.failure
 
     @property
+    def path(self) -> Path | None:
+        """The real path of the open database, None when it is in memory."""
+        return None if self._opened is None else self._opened.path
+
+    @property
     def degraded(self) -> str | None:
-        """Why not everything works (disk full, database damaged), or None."""
+        """Why not everything works (disk full, database damaged or locked), or None."""
         return self._health.degraded
+
+    @property
+    def broken(self) -> bool:
+        """Whether nothing can be written although the disk has space: damage, or a foreign lock."""
+        return self.damaged or self._health.locked
 
     @property
     def damaged(self) -> bool:
@@ -255,11 +297,20 @@ class Store:
             observers=self._observers,
             observe=observe,
             slow_s=slow_s,
+            directory=opened.directory,
         )
         self._readers = [
             Reader(connection, answers.deliver, self._health, observe, slow_s)
             for connection in opened.readers
         ]
+        self._watch = Watch(
+            self.bulk,
+            self.statistics,
+            opened,
+            self._checkpointer,
+            self._health,
+            options.min_free_bytes,
+        )
         answers.begin((self._writer, *self._readers))
         # Not an ``async with`` around the caller's block: a nursery would wrap the block's own
         # exceptions into groups. Its tasks have ended when it is left.
@@ -302,7 +353,8 @@ class Store:
 
         if self._runner is Runner.INLINE:
             return open_database()
-        return await trio.to_thread.run_sync(open_database)
+        with host_step("database.db_file", self._path or "(in memory)", DatabaseFilesystem):
+            return await trio.to_thread.run_sync(open_database)
 
     async def _close(self) -> None:
         assert self._opened is not None
@@ -334,13 +386,8 @@ class Store:
             with scope:
                 try:
                     await consume(queue, run, self._runner)
-                except Exception as error:  # noqa: BLE001 - logged, and the store stops
-                    _log.exception("the database cannot go on")
-                    self._answers.fail(
-                        error
-                        if isinstance(error, DatabaseError)
-                        else OutcomeUnknown(f"the database stopped: {error!r}")
-                    )
+                except Exception as error:  # noqa: BLE001 - told, and the store stops
+                    self._answers.fail(_stopped(error))
             if scope.cancelled_caught:
                 self._answers.fail(
                     OutcomeUnknown("the disk has not answered before the store was closed")
@@ -349,3 +396,13 @@ class Store:
 
         self._serving.append((scope, ended))
         self._nursery.start_soon(serve)
+
+
+def _stopped(error: Exception) -> DatabaseError:
+    """Return what to tell everybody of what ended the writer or a reader; a bug is logged too."""
+    if isinstance(error, DatabaseError):
+        return error
+    if is_host_error(error):
+        return OutcomeUnknown(told(error, "database.db_file", ""))
+    _log.exception("the database cannot go on", exc_info=error)
+    return OutcomeUnknown(f"the database stopped: {error!r}")

@@ -8,8 +8,9 @@ from typing import Final
 
 from globalstore.db import limits
 from globalstore.db.errors import Damaged, Full, mapped
-from globalstore.db.health import Health, Observers, free_bytes
+from globalstore.db.health import Health, Observers
 from globalstore.db.options import StoreOptions
+from globalstore.db.place import refined
 from globalstore.db.sites import Observer, Site
 
 _log = logging.getLogger("globalstore.db")
@@ -101,17 +102,28 @@ class Checkpointer:
         self._tried_at_frame = 0
         self._warned = False
         self._full = False
-        self._free_bytes_due = 0.0
+        self._is_to_empty = False
         self.checkpoints = 0
         self.seconds = 0.0
 
+    def empty_next(self) -> None:
+        """Let a checkpoint after the next group empty the log, if no reader is in it then.
+
+        May be called on any thread.
+        """
+        self._is_to_empty = True
+
     def between_groups(self) -> None:
-        """Checkpoint if enough has been written since the last time.
+        """Checkpoint if enough has been written since the last time, or it was asked for.
 
         Raises what the disk raises: after a failed fsync the kernel may call lost pages clean, so
         that a second checkpoint would throw away the log in good faith. The store has to stop, and
         the next start copies the whole log again.
         """
+        if self._is_to_empty:
+            self._is_to_empty = False
+            self._checkpoint("PASSIVE", 0)
+            self._checkpoint("TRUNCATE", 0)
         frames, frame_bytes = self._log.frames()
         if self._log.generation != self._generation:
             self._generation = self._log.generation
@@ -120,36 +132,41 @@ class Checkpointer:
             return
         self._tried_at_frame = frames
         wal_bytes = frames * frame_bytes
-        self._checkpoint(waiting=wal_bytes > self._options.max_wal_bytes // 2)
+        if wal_bytes > self._options.max_wal_bytes // 2:
+            # The log starts over only when no reader is left in it. New readers go past it as soon
+            # as it is copied, so the wait is for those reading now.
+            self._checkpoint("RESTART", limits.CHECKPOINT_WAIT_MS)
+        else:
+            self._checkpoint("PASSIVE", 0)
         self._warn_of_size(wal_bytes)
-        now = time.monotonic()
-        if now >= self._free_bytes_due:
-            self._free_bytes_due = now + limits.FREE_BYTES_CHECK_S
-            self._health.note_free_bytes(free_bytes(self._directory), self._options.min_free_bytes)
 
     def at_close(self) -> None:
-        """Copy everything and empty the log, which nobody reads any more."""
-        self._observe(Site.BEFORE_CLOSE)
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        """Copy everything and empty the log, which nobody reads any more.
 
-    def _checkpoint(self, *, waiting: bool) -> None:
+        What finds no space stays in the log, from which the next start takes it. Raises
+        sqlite3.Error for everything else.
+        """
+        self._observe(Site.BEFORE_CLOSE)
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            if not isinstance(refined(mapped(error), self._directory), Full):
+                raise
+            _log.warning("no space for a last checkpoint; the next start takes the log over")
+
+    def _checkpoint(self, mode: str, wait_ms: int) -> None:
         self._observe(Site.BEFORE_CHECKPOINT)
         started = time.perf_counter()
         execute = self._connection.execute
         try:
-            if waiting:
-                # The log starts over only when no reader is left in it. New readers go past it
-                # as soon as it is copied, so the wait is for those reading now.
-                execute(f"PRAGMA busy_timeout={limits.CHECKPOINT_WAIT_MS}").fetchall()
-                try:
-                    execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-                finally:
-                    execute(f"PRAGMA busy_timeout={limits.BUSY_TIMEOUT_MS}").fetchall()
-            else:
-                execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            execute(f"PRAGMA busy_timeout={wait_ms}").fetchall()
+            try:
+                execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+            finally:
+                execute(f"PRAGMA busy_timeout={limits.BUSY_TIMEOUT_MS}").fetchall()
             self._full = False
         except sqlite3.Error as error:
-            failure = mapped(error)
+            failure = refined(mapped(error), self._directory)
             if isinstance(failure, Damaged):
                 self._health.note_damage(failure)
             elif not isinstance(failure, Full):

@@ -17,6 +17,7 @@ from globalstore.db.errors import (
     mapped,
 )
 from globalstore.db.health import Health, Observers
+from globalstore.db.place import refined
 from globalstore.db.sites import Observer, Site
 from globalstore.db.ticket import Ticket, name_of
 from globalstore.db.transaction import Transaction
@@ -46,8 +47,10 @@ class Writer:
         observers: Observers,
         observe: Observer,
         slow_s: float,
+        directory: str,
     ) -> None:
         self._connection = connection
+        self._directory = directory
         self._execute = connection.execute
         self._transaction = Transaction(connection)
         self._checkpointer = checkpointer
@@ -57,6 +60,8 @@ class Writer:
         self._observe = observe
         self._slow_s = slow_s
         self.running: list[Ticket] = []
+        # What every transaction begins with until one is stored.
+        self.owed: list[Callable[[Transaction], object]] = []
         self.groups = 0
         self.operations = 0
         self.operations_most = 0
@@ -91,8 +96,12 @@ class Writer:
         try:
             self._execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
-            return self._refuse(group, mapped(error))
+            return self._refuse(group, self._mapped(error))
+        self._health.note_unlocked()
         observe(Site.AFTER_BEGIN)
+        unpaid = self._pay()
+        if unpaid is not None:
+            return self._refuse(group, unpaid)
         failed = self._run_operations(group)
         transaction.end()
         if failed is not None:
@@ -101,6 +110,7 @@ class Writer:
         try:
             if self._connection.in_transaction:
                 self._execute("COMMIT")
+                self.owed = []
         except (sqlite3.Error, MemoryError) as error:
             return self._commit_failed(group, error)
         observe(Site.AFTER_COMMIT)
@@ -111,13 +121,27 @@ class Writer:
         self._count(len(group), time.perf_counter() - started)
         return []
 
+    def _pay(self) -> Exception | None:
+        """Run what is owed; return why it cannot be, with everything undone, or None."""
+        try:
+            for operation in self.owed:
+                operation(self._transaction)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is every caller's answer
+            self._transaction.end()
+            self._roll_back()
+            failure = self._mapped(error)
+            if isinstance(failure, Full):
+                self._health.note_full()
+            return failure
+        return None
+
     def _run_operations(self, group: list[Ticket]) -> Ticket | None:
         """Run the operations of a group; returns the one that ended the transaction, if one did."""
         transaction = self._transaction
         events = transaction.events
         execute = self._execute
         # A lone operation needs no savepoint: undoing it is undoing the transaction.
-        shared = len(group) > 1
+        shared = len(group) > 1 or bool(self.owed)
         begun = time.perf_counter()
         for ticket in group:
             ticket.error = None
@@ -132,7 +156,7 @@ class Writer:
                     execute("RELEASE operation")
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's answer
                 ticket.result = None
-                ticket.error = mapped(error)
+                ticket.error = self._mapped(error)
                 del events[mark:]
                 if isinstance(ticket.error, Full):
                     self._health.note_full()
@@ -173,7 +197,7 @@ class Writer:
         broken constraint or a lock leaves the transaction open to be rolled back. Everything else
         may have happened after that frame was written.
         """
-        error = mapped(cause)
+        error = self._mapped(cause)
         certain = isinstance(error, Full | Busy | Constraint) or self._connection.in_transaction
         if not certain or isinstance(error, IoFailed):
             unknown = OutcomeUnknown(
@@ -192,6 +216,8 @@ class Writer:
     def _refuse(self, group: list[Ticket], error: Exception) -> list[list[Ticket]]:
         if isinstance(error, Damaged):
             self._health.note_damage(error)
+        if isinstance(error, Busy):
+            self._health.note_locked()
         for ticket in group:
             ticket.result = None
             ticket.error = type(error)(*error.args)
@@ -199,6 +225,9 @@ class Writer:
                 ticket.error.code = error.code  # type: ignore[attr-defined]
         self._deliver(group, [])
         return []
+
+    def _mapped(self, error: Exception) -> Exception:
+        return refined(mapped(error), self._directory)
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:

@@ -4,6 +4,7 @@ Hypercorn speaks HTTP on a connection. What it leaves open is closed here: a cli
 read, a client that never finishes, more connections than there is room for.
 """
 
+import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 import trio
 
+from globalstore.host import is_host_error, reason
 from globalstore.http.app import HttpApp
 from globalstore.telemetry import get_logger
 
@@ -105,8 +107,8 @@ class _HttpServer:
         await trio.sleep(_LOAD_AFTER_S)
         try:
             await self._load()
-        except Exception:  # noqa: BLE001 (each connection tries again, and says so again)
-            _log.exception("http connections cannot be served")
+        except Exception as error:  # noqa: BLE001 (each connection tries again, and says so again)
+            _log_failure("http connections cannot be served", error)
 
     async def _load(self) -> Callable[[Any], Awaitable[None]]:
         """Return what speaks HTTP on a connection, imported beside the event loop."""
@@ -128,8 +130,8 @@ class _HttpServer:
         try:
             with scope:
                 await self._converse(_PatientStream(stream, scope))
-        except Exception:  # noqa: BLE001 (one client's fault must not end the others)
-            _log.exception("http connection failed")
+        except Exception as error:  # noqa: BLE001 (one client's fault must not end the others)
+            _log_failure("http connection failed", error)
         finally:
             self._open.pop(scope, None)
 
@@ -139,6 +141,14 @@ class _HttpServer:
             speak = await self._load()
             await speak(stream)
             nursery.cancel_scope.cancel()
+
+
+def _log_failure(message: str, error: Exception) -> None:
+    """Log a bug with its traceback, and what the host refused in one line a minute."""
+    if is_host_error(error):
+        _log.limited(message, message, level=logging.ERROR, reason=reason(error))
+    else:
+        _log.exception(message, error)
 
 
 async def serve_http(

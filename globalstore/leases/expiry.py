@@ -5,15 +5,16 @@ it wakes at the deadline that it knows, asks the database, and sleeps again unti
 row decides, compared with the clock inside a transaction; the scheduler makes the end known.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
-from globalstore.db import DatabaseError, Lane, Store
+from globalstore.db import DatabaseError, Lane, Store, Transaction
 from globalstore.leases.clock import Clock
 from globalstore.leases.kinds import Kind
 from globalstore.liveness.alarm import Alarm
 from globalstore.liveness.stalls import StallDetector
+from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
 from globalstore.rules.deadlines import Deadlines
 from globalstore.telemetry import get_logger
@@ -57,14 +58,12 @@ class LeaseExpiry:
         return len(self._deadlines[kind])
 
     async def restore(self) -> None:
-        """Take over the leases of an earlier server. Raises DatabaseError."""
+        """Take over the leases of an earlier server, on a full disk as soon as there is space.
+
+        Raises DatabaseError.
+        """
         for name, kind in self._kinds.items():
-            leases = await self._store.write(
-                kind.restore, self._clock.lease_us(), lane=Lane.CONTROL
-            )
-            for key, expires_at_us in leases:
-                self._deadlines[name].set(key, expires_at_us)
-        self._alarm.sooner()
+            await self._store.write_first(_restore, name, kind.restore, self._clock.lease_us)
 
     def granted(self, signal: LeaseGranted) -> None:
         """Take in that a lease has a deadline."""
@@ -131,3 +130,13 @@ class LeaseExpiry:
                 return
             if ended:
                 kind.log(ended)
+
+
+def _restore(
+    tx: Transaction,
+    kind: LeaseKind,
+    restore: Callable[[Transaction, int], list[tuple[int, int]]],
+    clock: LeaseNow,
+) -> None:
+    """Let memory learn the deadlines of all leases of a kind."""
+    tx.emit(LeasesExpired(kind, [], restore(tx, clock())))

@@ -6,7 +6,7 @@ from functools import partial
 import attrs
 import trio
 
-from globalstore.db import Store, repeat_in_slices
+from globalstore.db import DatabaseError, Store, repeat_in_slices
 from globalstore.maintenance.abandoned_nodes import AbandonedNodes
 from globalstore.registry.retention import Retained
 from globalstore.registry.runtime import replica_lists
@@ -45,13 +45,11 @@ class Maintenance:
         self._schedule = schedule
         self._wall_us = wall_us
         self._metrics = metrics
-        self._optimize_at = trio.current_time() + schedule.optimize_interval_s
         self._parts: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             # Before their chunks are deleted.
             ("abandoned nodes", abandoned.forget),
             *((each.table, partial(self._purge, each)) for each in retained),
             ("artifact series", self._drop_series),
-            ("optimize", self._optimize),
         ]
 
     async def run(self) -> None:
@@ -63,10 +61,22 @@ class Maintenance:
     async def run_pass(self) -> None:
         """Run every task once; failures are logged and the next pass tries again."""
         for name, part in self._parts:
-            try:
-                await part()
-            except Exception as error:  # noqa: BLE001  the other tasks go on; this one is retried
-                _log.exception("maintenance failed", error, part=name)
+            await self._attempt(name, part)
+
+    async def keep_database(self) -> None:
+        """Look after the database itself at its own interval, until cancelled."""
+        while True:
+            await trio.sleep(self._schedule.optimize_interval_s)
+            await self._attempt("optimize", self._store.maintain)
+
+    async def _attempt(self, name: str, part: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await part()
+        except DatabaseError as error:
+            # A full disk, a lock, a stop: no fault of the task, which comes again.
+            _log.limited(name, "maintenance put off", part=name, reason=str(error))
+        except Exception as error:  # noqa: BLE001  the other tasks go on; this one is retried
+            _log.exception("maintenance failed", error, part=name)
 
     async def _purge(self, retained: Retained) -> None:
         if retained.age_s == float("inf"):
@@ -84,8 +94,3 @@ class Maintenance:
         for artifact_id, (count, _) in zip(labelled, counts, strict=True):
             if not count:
                 self._metrics.remove_artifact(artifact_id)
-
-    async def _optimize(self) -> None:
-        if trio.current_time() >= self._optimize_at:
-            self._optimize_at = trio.current_time() + self._schedule.optimize_interval_s
-            await self._store.maintain()

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from globalstore.db import DatabaseError
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.server")
@@ -42,7 +43,11 @@ async def keep_running(
             nursery.cancel_scope.cancel()
         if failure is None:
             return
-        _log.exception("background task failed", failure, task=name, restart_in_s=pause_s)
+        if isinstance(failure, DatabaseError):
+            # A full disk, a lock: no fault of the task, which comes again.
+            _log.limited(name, "background task put off", task=name, reason=str(failure))
+        else:
+            _log.exception("background task failed", failure, task=name, restart_in_s=pause_s)
         if trio.current_time() - began >= _WELL_AFTER_S:
             pause_s, failures = _PAUSE_FIRST_S, 0
         failures += 1

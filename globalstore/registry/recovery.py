@@ -2,7 +2,8 @@
 
 import attrs
 
-from globalstore.db import Transaction
+from globalstore.db import Snapshot, Transaction
+from globalstore.registry.signals import WorkerReplicasChanged
 from globalstore.registry.worker_ids import NOBODY
 
 
@@ -49,4 +50,12 @@ def recover(tx: Transaction, new_cluster_id: str, now_us: int) -> Recovered:
         "DELETE FROM replicas WHERE worker_key = :nobody AND current_requests = 0",
         {"nobody": NOBODY},
     )
+    for (worker_key,) in tx.all("SELECT worker_key FROM workers WHERE inactive_at IS NULL"):
+        tx.emit(WorkerReplicasChanged(worker_key))
     return Recovered(row[0], unconfirmed, corrected)
+
+
+def unrecovered(tx: Snapshot) -> Recovered | None:
+    """Return the identity of a database that could not be repaired yet, None if it has none."""
+    row = tx.one("SELECT cluster_id FROM cluster")
+    return None if row is None else Recovered(row[0], 0, 0)

@@ -10,7 +10,10 @@ BACKLOG = 4096
 
 
 class CannotListen(OSError):
-    """The host or port cannot be listened on, whoever else runs."""
+    """The host or port cannot be listened on, whoever else runs.
+
+    ``errno`` is the system's, None when the host is a name that cannot be resolved.
+    """
 
 
 class PortBusy(OSError):
@@ -43,8 +46,11 @@ async def listening_sockets(
         found = await trio.socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except (socket.gaierror, UnicodeError) as error:
-        raise CannotListen(errno.EADDRNOTAVAIL, f"listen.host {host!r}: {error}") from None
+    except (OSError, UnicodeError) as error:
+        raise CannotListen(
+            None if isinstance(error, socket.gaierror) else getattr(error, "errno", None),
+            f"listen.host {host!r}: {getattr(error, 'strerror', None) or error}",
+        ) from None
     bound: list[trio.socket.SocketType] = []
     try:
         for family, kind, protocol, _, address in dict.fromkeys(found):
@@ -66,7 +72,7 @@ async def listening_sockets(
         if error.errno == errno.EADDRINUSE:
             raise PortBusy(host, port) from None
         raise CannotListen(
-            error.errno or errno.EADDRNOTAVAIL,
+            error.errno,
             f"cannot listen on {display_address((host, port))}: {error.strerror or error}",
         ) from None
     return bound

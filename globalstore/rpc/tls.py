@@ -15,11 +15,12 @@ def server_context(
 
     ``cert_file`` and ``key_file`` are PEM files of one key pair. With ``client_ca_file`` clients
     must show a certificate that it vouches for. Raises OSError or ssl.SSLError if a file is
-    missing, unreadable or does not fit.
+    missing, unreadable, encrypted or does not fit.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(cert_file, key_file)
+    # Nobody can enter a passphrase here; without the function the library would ask for it.
+    context.load_cert_chain(cert_file, key_file, password=lambda: "")
     if client_ca_file:
         context.load_verify_locations(client_ca_file)
         context.verify_mode = ssl.CERT_REQUIRED

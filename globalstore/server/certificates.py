@@ -1,27 +1,12 @@
 """The certificate of the gRPC port, and its renewal while the server runs."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
-
-import trio
 
 from globalstore.config import GlobalStoreConfig
 from globalstore.rpc import Listener
-from globalstore.server.grpc_listener import TlsUnusable, certificate_expiry, tls_context
-from globalstore.telemetry import get_logger
-
-_log = get_logger("globalstore.server")
-
-# How often the files are checked. Nothing portable reports a change behind symbolic links and
-# mounts, which is how certificates are rotated, so they are polled. A change is taken up once two
-# checks agree on it, well within a minute: a tool that renews the pair writes one file after the
-# other, and half of a new pair is no reason for an alarm.
-LOOK_S: Final = 20.0
-
-# Device, inode, size and time of each file; None for one that is not there.
-_Identity = tuple[tuple[int, int, int, int] | None, ...]
+from globalstore.server.renewals import Renewal
+from globalstore.server.tls_files import certificate_expiry, tls_context
 
 
 class Certificates:
@@ -36,7 +21,7 @@ class Certificates:
         self._config = config
         self._listener = listener
         self._on_expiry = on_expiry
-        self._tried = self._identity()
+        self._renewal = Renewal("certificate", self._files, self._use)
         self._show_expiry()
 
     def take_up(self, config: GlobalStoreConfig) -> None:
@@ -45,48 +30,24 @@ class Certificates:
         Raises TlsUnusable; then the old pair stays in use, and the files are tried again when
         they change.
         """
-        if not config.server.grpc.tls.enabled:
-            return
-        self._config = config
-        # Noted first: what changes while the files are read is new at the next look.
-        self._tried = self._identity()
-        context = tls_context(config)
+        if config.server.grpc.tls.enabled:
+            self._config = config
+            self._renewal.take_up()
+
+    async def run(self) -> None:
+        """Take up changed files by themselves, until cancelled."""
+        await self._renewal.run()
+
+    def _files(self) -> Iterable[str]:
+        tls = self._config.server.grpc.tls
+        return filter(None, (tls.cert_file, tls.key_file, tls.client_ca_file))
+
+    def _use(self) -> None:
+        context = tls_context(self._config)
         assert context is not None
         self._listener.replace_ssl_context(context)
         self._show_expiry()
 
-    async def run(self) -> None:
-        """Take up changed files by themselves, until cancelled."""
-        last = self._tried
-        while True:
-            await trio.sleep(LOOK_S)
-            # Beside the event loop: the files may lie on a mount that is slow to answer.
-            seen = await trio.to_thread.run_sync(self._identity, abandon_on_cancel=True)
-            unchanged, last = seen == last, seen
-            if unchanged and seen != self._tried:
-                self._take_up_changed()
-
-    def _take_up_changed(self) -> None:
-        try:
-            self.take_up(self._config)
-        except TlsUnusable as error:
-            _log.error("certificate not renewed, the old one stays in use", reason=str(error))
-        else:
-            _log.info("certificate renewed", cert_file=self._config.server.grpc.tls.cert_file)
-
-    def _identity(self) -> _Identity:
-        tls = self._config.server.grpc.tls
-        names = filter(None, (tls.cert_file, tls.key_file, tls.client_ca_file))
-        return tuple(_identity_of(Path(name).expanduser()) for name in names)
-
     def _show_expiry(self) -> None:
         cert_file = Path(self._config.server.grpc.tls.cert_file).expanduser()
         self._on_expiry(certificate_expiry(str(cert_file)))
-
-
-def _identity_of(path: Path) -> tuple[int, int, int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -41,6 +41,7 @@ from globalstore.scheduling.transports import SourceQueues
 from globalstore.server.commit_counts import CommitCounts
 from globalstore.server.followers import follow, followers_of
 from globalstore.server.policies import queue_policy
+from globalstore.server.renewals import Renewal
 from globalstore.telemetry.capabilities import (
     INSTANCE_CAPABILITIES,
     WORKER_CAPABILITIES,
@@ -95,6 +96,9 @@ class Components:
         token_file = config.server.auth.token_file
         self.metrics.server.built(globalstore.__version__, len(MIGRATIONS))
         self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
+        self.token_renewal = (
+            Renewal("token file", lambda: [token_file], self.tokens.reload) if self.tokens else None
+        )
         self.handler_slots = HandlerSlots(config.server.max_workers)
         self.context = HandlerContext(
             config=config,
@@ -222,7 +226,8 @@ class Components:
 
     def tasks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """Return what runs in the background for as long as the server serves, by name."""
-        return {
+        renewal = self.token_renewal
+        return ({} if renewal is None else {"tokens": renewal.run}) | {
             "stalls": self.stalls.run,
             "heartbeat reaper": self.reaper.run,
             "heartbeat writer": self.heartbeats.run,
@@ -235,6 +240,8 @@ class Components:
             "lease expiry": self.leases.run,
             "lease clock": partial(self.clock.watch, self.store),
             "maintenance": self.maintenance.run,
+            "database upkeep": self.maintenance.keep_database,
+            "database watch": self.store.watch,
         }
 
     def _worker_routable(self) -> None:

@@ -61,6 +61,6 @@ class Gauges:
         health.failing.clear("database")
         health.degraded.clear("database")
         if store.degraded is not None:
-            # A damaged file is out of order; a full disk still answers reads.
-            conditions = health.failing if store.damaged else health.degraded
+            # A damaged or locked file is out of order; a full disk still answers reads.
+            conditions = health.failing if store.broken else health.degraded
             conditions.set("database", store.degraded)

@@ -1,9 +1,6 @@
 """The gRPC listener as the configuration wants it."""
 
 import math
-import ssl
-import time
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,12 +11,9 @@ from globalstore.api.services import all_services
 from globalstore.api.standard.health import ServingStatus
 from globalstore.api.standard.reflection import reflection_services
 from globalstore.config import GlobalStoreConfig
-from globalstore.rpc import Limits, Listener, ListenerOptions, server_context
+from globalstore.rpc import Limits, Listener, ListenerOptions
 from globalstore.server.components import Components
-
-
-class TlsUnusable(Exception):
-    """The certificate, key or client authorities cannot be used; the text says which and why."""
+from globalstore.server.tls_files import tls_context
 
 
 def served(components: Components) -> dict[str, Any]:
@@ -75,33 +69,3 @@ def _options(config: GlobalStoreConfig) -> ListenerOptions:
     if grpc.keepalive_timeout:
         options = attrs.evolve(options, keepalive_timeout=grpc.keepalive_timeout)
     return options
-
-
-def tls_context(config: GlobalStoreConfig) -> ssl.SSLContext | None:
-    """Return the TLS context of the configured files, None when TLS is off. Raises TlsUnusable."""
-    tls = config.server.grpc.tls
-    if not tls.enabled:
-        return None
-    cert_file, key_file, client_ca_file = (
-        str(Path(name).expanduser()) if name else ""
-        for name in (tls.cert_file, tls.key_file, tls.client_ca_file)
-    )
-    try:
-        context = server_context(cert_file, key_file, client_ca_file or None)
-    except (OSError, ValueError) as error:
-        files = ", ".join(filter(None, (cert_file, key_file, client_ca_file)))
-        raise TlsUnusable(f"server.grpc.tls, one of {files}: {error}") from error
-    if certificate_expiry(cert_file) <= time.time():
-        raise TlsUnusable(f"server.grpc.tls.cert_file {cert_file} has expired; renew it")
-    return context
-
-
-def certificate_expiry(cert_file: str) -> float:
-    """Return when a certificate expires, in seconds since 1970. Raises TlsUnusable."""
-    try:
-        # The ssl module reads certificates of a file only through this function, which its own
-        # tests use. The file may just be being written by the tool that renews it.
-        decoded = ssl._ssl._test_decode_cert(cert_file)  # type: ignore[attr-defined]
-    except OSError as error:
-        raise TlsUnusable(f"server.grpc.tls.cert_file {cert_file}: {error}") from error
-    return ssl.cert_time_to_seconds(decoded["notAfter"])

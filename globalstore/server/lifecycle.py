@@ -1,25 +1,26 @@
 """The life of a server: opens the store, starts every component in order, stops them in reverse.
 
-Start: database → probes (not ready) → recovery → calls → ready → background tasks. Stop: not ready
-→ drain delay → calls in flight → heartbeats written → database closed.
+Start: tokens and certificates read → database → probes (not ready) → recovery → calls → ready →
+background tasks. Stop: not ready → drain delay → calls in flight → heartbeats written → database
+closed.
 """
 
 import gc
 from collections.abc import Callable
+from functools import partial
 
 import trio
 
 from globalstore.api.context import ServerInfo
-from globalstore.api.middleware.tokens import TokenFileUnusable
 from globalstore.api.standard.health import ServingStatus
 from globalstore.config import GlobalStoreConfig, effective
 from globalstore.db import DatabaseError, Examination, Runner
+from globalstore.host import HostRefused
 from globalstore.leases.wall_clock import wall_us
 from globalstore.maintenance.supervision import keep_running
 from globalstore.server import summary
 from globalstore.server.components import Components
 from globalstore.server.gauges import Gauges
-from globalstore.server.grpc_listener import TlsUnusable
 from globalstore.server.recovery import recover
 from globalstore.server.sockets import Sockets, Transport
 from globalstore.telemetry import get_logger
@@ -62,14 +63,19 @@ class Server:
         for key, value in effective(self.config).items():
             if chosen[key] != value and not key.startswith(_RELOADED):
                 _log.warning("needs a restart", key=key)
-        try:
-            if self.transport is not None:
-                self.transport.reload(config)
-            if self.components.tokens is not None:
-                self.components.tokens.reload()
-        except (TlsUnusable, TokenFileUnusable) as error:
-            _log.error("files not reloaded, the old ones stay in use", reason=str(error))
-        else:
+        files: list[Callable[[], None]] = []
+        if self.transport is not None:
+            files.append(partial(self.transport.reload, config))
+        if self.components.token_renewal is not None:
+            files.append(self.components.token_renewal.take_up)
+        complete = True
+        for take_up in files:
+            try:
+                take_up()
+            except HostRefused as error:
+                complete = False
+                _log.error("files not reloaded, the old ones stay in use", reason=str(error))
+        if complete:
             _log.info("configuration reloaded")
 
     def stop(self, reason: str = "asked to") -> None:
@@ -98,18 +104,20 @@ class Server:
     ) -> None:
         """Serve calls that come by ``transport`` until ``stop``; the started value says where.
 
-        Raises StartRefused and what the transport raises when it cannot start, and the database's
-        own error when that fails for good. When cancelled, calls end without an answer; what was
-        answered is on disk.
+        Raises StartRefused, and HostRefused by the transport, when it cannot start, and the
+        database's own error when that fails for good. When cancelled, calls end without an answer;
+        what was answered is on disk.
         """
-        self._log_policy()
         components, self.transport = self.components, transport
         async with components.store, components.queues, trio.open_nursery() as nursery:
+            self._log_policy()
             await transport.answer_probes(nursery)
             cluster = await recover(components)
             info = await transport.take_calls(nursery, cluster.cluster_id)
             components.context.info = info
-            components.stalls.on_second = Gauges(components, transport).look
+            gauges = Gauges(components, transport)
+            gauges.look(0.0)
+            components.stalls.on_second = gauges.look
             self._start_tasks(nursery, transport)
             # What exists now lives as long as the process; looking through it again and again
             # would stop the event loop for some 20 ms each time.
@@ -128,8 +136,7 @@ class Server:
             raise components.store.failure
 
     def _log_policy(self) -> None:
-        path = self.config.database.path
-        _log.info("database", path=str(path.resolve()) if path else "in-memory")
+        _log.info("database", path=str(self.components.store.path or "in-memory"))
         policy = self.config.worker_policy
         _log.info(
             "maintenance policy",

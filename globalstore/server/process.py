@@ -3,18 +3,18 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import trio
 
 from globalstore import config as configuration
 from globalstore import telemetry
-from globalstore.api.middleware.tokens import TokenFileUnusable
 from globalstore.config import ConfigError, GlobalStoreConfig
-from globalstore.db import Examination, StartRefused
-from globalstore.rpc import CannotListen, PortBusy
+from globalstore.db import DatabaseError, Examination, StartRefused
+from globalstore.host import HostRefused, identity_of, is_host_error, told
 from globalstore.server import process_signals
-from globalstore.server.exit_codes import CONFIG, DATABASE, INTERNAL, LISTEN, Refusal
-from globalstore.server.grpc_listener import TlsUnusable
+from globalstore.server.exit_codes import INTERNAL, Refusal
 from globalstore.server.lifecycle import Server
 from globalstore.telemetry import LogWriter
 
@@ -24,6 +24,10 @@ _log = telemetry.get_logger("globalstore.server")
 # with every system call and would wait 5 ms, the default, to get it back from a busy writer.
 _SWITCH_S = 0.0005
 
+
+# How long the configuration file has to stay as it is before it is read anew: longer than an editor
+# or a copy takes from its first write to its last, shorter than anybody waits for an effect.
+_SETTLE_S = 0.2
 
 # Objects made between two runs of the cycle collector, 700 by default. An inventory of 100 000
 # entries would be gone through hundreds of times while it is being read; cycles are rare here.
@@ -46,29 +50,38 @@ def serve(
     try:
         trio.run(_until_signal, config, path, writer, examination, strict_exception_groups=True)
     except BaseException as error:  # noqa: BLE001  the last line on stderr names it
-        cause: BaseException = error
-        while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-            cause = cause.exceptions[0]
-        refusal = _refusal_of(cause)
-        if refusal is None:
-            _log.exception("server failed", error)
-            return Refusal(INTERNAL, "internal", f"{type(cause).__name__}: {cause}")
-        return refusal
+        causes = list(_causes(error))
+        refusals = [refusal for cause in causes if (refusal := _refusal_of(cause)) is not None]
+        if len(refusals) == len(causes):
+            _log.debug("server ended", reason=repr(error))
+            return refusals[0]
+        _log.exception("server failed", error)
+        return Refusal("internal", f"{type(causes[0]).__name__}: {causes[0]}")
+    finally:
+        if examination is not None:
+            examination.give_up()
     return None
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield what went wrong, without the groups that nurseries put around it."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _causes(each)
+    else:
+        yield error
+
+
 def _refusal_of(error: BaseException) -> Refusal | None:
+    """Return how the process ends by a refusal or an error of the host, None for a bug."""
     match error:
-        case StartRefused():
-            return Refusal(DATABASE, error.word, str(error))
-        case PortBusy():
-            return Refusal(LISTEN, "port-busy", error.strerror or str(error))
-        case CannotListen():
-            return Refusal(
-                CONFIG, "config", f"{error.strerror}; change server.listen or server.metrics_port"
-            )
-        case TlsUnusable() | TokenFileUnusable():
-            return Refusal(LISTEN, "tls", str(error))
+        case StartRefused() | HostRefused():
+            return Refusal(error.word, str(error))
+        case DatabaseError():
+            # Logged when it happened; the next start finds what was stored.
+            return Refusal("internal", str(error))
+        case Exception() if is_host_error(error):
+            return Refusal(HostRefused.word, told(error, "the server", ""))
     return None
 
 
@@ -102,7 +115,7 @@ async def _signals(
                     stopping = True
                     server.stop(process_signals.name_of(number))
                 elif number == process_signals.RELOADING:
-                    _reload(server, path, writer)
+                    nursery.start_soon(_reload, server, path, writer)
                 elif number == process_signals.REOPENING:
                     writer.reopen()
                     _log.info("log files opened anew")
@@ -113,14 +126,33 @@ async def _signals(
                     _log.limited(name, "signal ignored", signal=name)
 
 
-def _reload(server: Server, path: str, writer: LogWriter) -> None:
-    """Apply what may change while the server runs; the rest needs a restart and is named."""
+async def _reload(server: Server, path: str, writer: LogWriter) -> None:
+    """Apply what may change while the server runs; the rest needs a restart and is named.
+
+    A file that is empty, or being written at this moment, is refused: what it leaves out would have
+    its default.
+    """
     writer.reopen()
+    before = _identity(path)
+    await trio.sleep(_SETTLE_S)
     try:
-        config = configuration.load(path)
+        config = configuration.load(path, may_be_empty=False)
     except ConfigError as error:
-        _log.error("configuration not reloaded", reason=str(error))
-        return
-    logging = config.observability.logging
-    writer.set_level(logging.level_name, logging.vlog_level)
-    server.reload(config)
+        _keep_old(str(error))
+    else:
+        if _identity(path) != before:
+            _keep_old(f"{path} is being written; send the signal again when that is done")
+        elif unbuilt := configuration.not_built(config):
+            _keep_old("; ".join(unbuilt))
+        else:
+            logging = config.observability.logging
+            writer.set_level(logging.level_name, logging.vlog_level)
+            server.reload(config)
+
+
+def _identity(path: str) -> object:
+    return identity_of(Path(path).expanduser())
+
+
+def _keep_old(reason: str) -> None:
+    _log.error("configuration not reloaded, the old one stays in use", reason=reason)

@@ -2,10 +2,12 @@
 
 import secrets
 from datetime import UTC, datetime
+from pathlib import Path
 
+import attrs
 import trio
 
-from globalstore.db import Lane
+from globalstore.db import DatabaseError, Full, start_refusal
 from globalstore.registry import memory_tier_samples, recovery
 from globalstore.registry.memory_tier_samples import MemoryTierSampled
 from globalstore.registry.recovery import Recovered
@@ -21,14 +23,32 @@ _log = get_logger("globalstore.server")
 async def recover(components: Components) -> Recovered:
     """Repair what an earlier server left, and take its workers, transports and leases over.
 
-    Raises DatabaseError.
+    On a full disk the repairs wait for space, before anything else is written; reads go on. Raises
+    StartRefused.
     """
+    try:
+        return await _recover(components)
+    except DatabaseError as error:
+        store = components.store
+        refusal = start_refusal(store.failure or error, store.path or Path("(in memory)"))
+        assert refusal is not None
+        raise refusal from error
+
+
+async def _recover(components: Components) -> Recovered:
     began = trio.current_time()
     store, metrics, now_us = components.store, components.metrics, components.clock.wall_us()
-    cluster = await store.write(
-        recovery.recover, _new_cluster_id(now_us), now_us, lane=Lane.CONTROL
+    cluster = await store.write_first(recovery.recover, _new_cluster_id(now_us), now_us)
+    if cluster is None:
+        cluster = await store.read(recovery.unrecovered)
+        if cluster is None:
+            raise Full("the disk is full")
+        _log.error("the disk is full: recovery and all writes wait for space, reads go on")
+    # Said here as well as by recovery, which may not be stored yet.
+    components.workers.restore(
+        attrs.evolve(state, needs_reconcile=True)
+        for state in await store.read(workers.active_workers)
     )
-    components.workers.restore(await store.read(workers.active_workers))
     components.instances.restore(await store.read(instances.active_instances))
     components.transport_expiry.restore(await store.read(transport_ends.in_progress))
     metrics.replicas.restore(

@@ -1,6 +1,7 @@
 """How calls and probes reach a server: over sockets of its own, or another transport."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import trio
@@ -8,8 +9,9 @@ import trio
 import globalstore
 from globalstore.api.context import ServerInfo
 from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address
+from globalstore.host import HostRefused, host_step
 from globalstore.http import HttpApp, serve_http
-from globalstore.rpc import DrainReport, Listener
+from globalstore.rpc import DrainReport, Listener, PortBusy
 from globalstore.rpc.sockets import listening_sockets
 from globalstore.server import grpc_listener
 from globalstore.server.certificates import Certificates
@@ -17,6 +19,28 @@ from globalstore.server.components import Components
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.server")
+
+
+class AddressUnusable(HostRefused):
+    """The host has no such address, or none that this process may listen on."""
+
+    word = "address"
+
+
+class PortTaken(HostRefused):
+    """Something else listens on a port."""
+
+    word = "port-busy"
+
+
+@contextmanager
+def _opening(port_setting: str) -> Iterator[None]:
+    """Turn what the host says to opening a port into a refusal that names the setting."""
+    with host_step(port_setting, "", AddressUnusable, address="server.listen.host"):
+        try:
+            yield
+        except PortBusy as error:
+            raise PortTaken(f"{port_setting} {error.strerror}") from error
 
 
 class Transport(Protocol):
@@ -45,21 +69,15 @@ class Transport(Protocol):
 class Sockets:
     """A gRPC port for calls, and an HTTP port for probes and metrics.
 
-    Its methods raise PortBusy or CannotListen when a port cannot be had, and TlsUnusable when the
-    certificate cannot be used.
+    Its methods raise PortTaken or AddressUnusable when a port cannot be had; making it raises
+    TlsUnusable when the certificate cannot be used, before anything is opened.
     """
 
     def __init__(self, components: Components) -> None:
         self._components = components
-        self._listener: Listener | None = None
+        self.listener = grpc_listener.listener(components)
         self._metrics_port = 0
         self._certificates: Certificates | None = None
-
-    @property
-    def listener(self) -> Listener:
-        """The listener of the gRPC port, once that is bound."""
-        assert self._listener is not None, "no calls are taken yet"
-        return self._listener
 
     @property
     def connections(self) -> int:
@@ -69,7 +87,10 @@ class Sockets:
     async def answer_probes(self, nursery: trio.Nursery) -> None:
         """Open the HTTP port."""
         server = self._components.config.server
-        sockets = await listening_sockets(server.listen.host, server.metrics_port, reuse_port=False)
+        with _opening("server.metrics_port"):
+            sockets = await listening_sockets(
+                server.listen.host, server.metrics_port, reuse_port=False
+            )
         self._metrics_port = sockets[0].getsockname()[1]
         app = HttpApp(self._components.metrics.registry, self._components.health)
         await nursery.start(serve_http, app, sockets)
@@ -77,9 +98,9 @@ class Sockets:
 
     async def take_calls(self, nursery: trio.Nursery, cluster_id: str) -> ServerInfo:
         """Open the gRPC port."""
-        components = self._components
-        self._listener = listener = grpc_listener.listener(components)
-        await listener.bind()
+        components, listener = self._components, self.listener
+        with _opening("server.listen.port"):
+            await listener.bind()
         if components.config.server.grpc.tls.enabled:
             self._certificates = Certificates(
                 components.config, listener, components.metrics.server.tls_cert_expiry.set
@@ -97,7 +118,7 @@ class Sockets:
         (_log.warning if warn else _log.info)(
             "advertise", address=str(advertised), source=advertised.source.value
         )
-        path = config.database.path
+        path = self._components.store.path
         _log.info("listening", address=listener.host, port=listener.port)
         return ServerInfo(
             listen_host=listener.host,
@@ -106,7 +127,7 @@ class Sockets:
             advertise_port=advertised.port,
             metrics_port=self._metrics_port,
             version=globalstore.__version__,
-            db_file=str(path.resolve()) if path else "",
+            db_file=str(path) if path else "",
             cluster_id=cluster_id,
         )
 

@@ -21,6 +21,7 @@ from typing import Final, Self, TypeAlias
 
 import attrs
 
+from globalstore.host import HostRefused, host_step, make_directories
 from globalstore.telemetry import text
 
 # Some ten thousand lines: seconds of a busy server at DEBUG, and little beside its other memory.
@@ -127,9 +128,11 @@ class _File:
     failing: bool = False
 
     @classmethod
-    def opened(cls, path: str, form: _Form) -> Self:
+    def opened(cls, setting: str, path: str, form: _Form) -> Self:
         place = Path(path).expanduser()
-        return cls(form, _open(place), place)
+        with host_step(f"observability.logging.{setting}", place, LogFileUnusable):
+            make_directories(place.absolute().parent)
+            return cls(form, _open(place), place)
 
     def write(self, data: bytes) -> OSError | None:
         """Write all of ``data``; the error of the first of a row of failures is returned."""
@@ -162,7 +165,17 @@ class _File:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # Without waiting: a pipe that nobody reads is refused (ENXIO) and not waited for.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o600)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+class LogFileUnusable(HostRefused):
+    """A log file cannot be opened for appending."""
+
+    word = "log-file"
 
 
 class Outputs(logging.Handler):
@@ -172,15 +185,19 @@ class Outputs(logging.Handler):
         """Open the files and start the writing thread.
 
         Text lines go to ``descriptor``, 2 for standard error, and also to ``file``; JSON lines go
-        to ``sink_file``; "" means no such file. Raises OSError when one cannot be opened for
-        appending.
+        to ``sink_file``; "" means no such file. Missing directories are made. Raises
+        LogFileUnusable when one cannot be opened for appending.
         """
         super().__init__()
         self._files = [_File(as_line, descriptor)]
         if file:
-            self._files.append(_File.opened(file, as_line))
+            self._files.append(_File.opened("file", file, as_line))
         if sink_file:
-            self._files.append(_File.opened(sink_file, as_json))
+            try:
+                self._files.append(_File.opened("sink_file", sink_file, as_json))
+            except LogFileUnusable:
+                self._close_files()
+                raise
         self._forms = list(dict.fromkeys(output.form for output in self._files))
         self._changed = threading.Condition(threading.Lock())
         # None marks where the files are to be opened anew.
@@ -236,9 +253,14 @@ class Outputs(logging.Handler):
     def _run(self) -> None:
         while self._take():
             pass
+        self._close_files()
+
+    def _close_files(self) -> None:
         for output in self._files:
             if output.path is not None:
-                os.close(output.descriptor)
+                # What the disk did not take was told when it was written.
+                with contextlib.suppress(OSError):
+                    os.close(output.descriptor)
 
     def _take(self) -> bool:
         """Write one batch; False when closing and nothing is left."""
@@ -352,8 +374,8 @@ def configure(
     ``descriptor``, 2 for standard error, and also to ``file``; ``sink_file`` gets one JSON object
     per event; "" means no such file.
 
-    Raises OSError when a file cannot be opened for appending, ValueError for an unknown level;
-    nothing is changed then.
+    Raises LogFileUnusable when a file cannot be opened for appending, ValueError for an unknown
+    level; nothing is changed then.
     """
     level_number(level)
     outputs = Outputs(descriptor, file, sink_file)

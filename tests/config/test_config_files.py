@@ -1,5 +1,7 @@
 """Files as a whole: formats, syntax, keys, and every problem at once."""
 
+import os
+
 import pytest
 from config_files import DEFAULTS, load_document, load_text, nested, problems_of
 
@@ -218,8 +220,9 @@ def test_an_unknown_key_is_told_the_nearest_valid_one(tmp_path, path, nearest):
         ("server.host", "server.listen.host"),
         ("server.port", "server.listen.port"),
         ("server.grpc.max_message_size_mb", "server.limits.max_message_bytes"),
-        ("web_ui", "removed"),
-        ("high_availability", "removed"),
+        ("web_ui", "remove it"),
+        ("high_availability", "remove it"),
+        ("worker_policy.progressive_replication", "remove it"),
     ],
 )
 def test_a_retired_name_is_unknown_and_told_its_successor(tmp_path, path, instead):
@@ -292,3 +295,42 @@ def test_two_loads_of_one_file_are_equal_and_immutable(tmp_path):
     assert hash(first) == hash(second)
     with pytest.raises(AttributeError):
         first.server.max_workers = 5
+
+
+@pytest.mark.parametrize("name", ["webUi", "highAvailability"])
+def test_the_other_spelling_of_a_retired_name_is_told_the_same(tmp_path, name):
+    [problem] = problems_of(tmp_path, {name: {"enabled": True}})
+    assert problem.startswith(f"{name}: unknown key; remove it: ")
+
+
+def test_a_section_of_another_server_does_not_hide_the_other_problems(tmp_path):
+    problems = problems_of(
+        tmp_path,
+        {
+            "high_availability": {"enabled": True, "peers": ["a", "b"]},
+            "worker_policy": {"progressiveReplication": {"enabled": True}, "max_leas_ttl": "1s"},
+            "server": {"listen": {"host": "[::1]"}},
+        },
+    )
+    assert len(problems) == 4
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "# only a remark\n", "---\n", "null\n"])
+def test_an_empty_file_is_refused_where_it_must_not_be(tmp_path, text):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert load(file) == GlobalStoreConfig()
+    with pytest.raises(ConfigError, match="the file is empty; write"):
+        load(file, may_be_empty=False)
+    file.write_text("{}\n")
+    assert load(file, may_be_empty=False) == GlobalStoreConfig()
+
+
+def test_a_pipe_is_refused_without_waiting_for_who_writes_into_it(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="pipe or socket"):
+        load(tmp_path / "config.json")
+
+
+def test_a_null_device_is_an_empty_file():
+    assert load("/dev/null") == GlobalStoreConfig()

@@ -3,7 +3,7 @@
 import pytest
 from config_files import load_document, merged, nested, problems_of
 
-from globalstore.config import GlobalStoreConfig, environment_warnings, without_effect
+from globalstore.config import GlobalStoreConfig, environment_warnings, not_built, without_effect
 from globalstore.config import warnings as warnings_of
 
 POLLS = "worker_policy.group_realization"
@@ -156,7 +156,7 @@ def test_a_reachable_advertised_host_is_accepted(tmp_path, host):
 @pytest.mark.parametrize("host", ["", "  "])
 def test_a_listen_host_must_be_said(tmp_path, host):
     [problem] = problems_of(tmp_path, {"server": {"listen": {"host": host}}})
-    assert problem.startswith("server.listen.host: expected an address to bind")
+    assert problem.startswith("server.listen.host: expected an address such as")
 
 
 @pytest.mark.parametrize(
@@ -271,3 +271,156 @@ def test_settings_without_effect_are_listed_when_they_are_changed(tmp_path):
     listed = without_effect(load_document(tmp_path, merged(document, in_use)))
     assert sorted(listed) == ["backup.keep_last", *paths]
     assert without_effect(GlobalStoreConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("[::1]", "write ::1, without brackets"),
+        ("[::1]:50051", "write ::1 here"),
+        ("127.0.0.1:50051", "the port has a key of its own; write 127.0.0.1 here"),
+        ("http://127.0.0.1", "not a URL"),
+        ("*", "write 0.0.0.0"),
+        (" 127.0.0.1", "without white space"),
+        ("999.1.1.1", "no IPv4 address"),
+        ("10.0.0.256", "no IPv4 address"),
+        ("1:2:3", "no IPv6 address"),
+        ("::1/64", "no IPv6 address"),
+        ("10.0.0.0/8", "expected an address or a name"),
+        ("one two", "expected an address or a name"),
+        ("a\0b", "expected an address or a name"),
+        ("a..b", "labels of 1 to 63 characters"),
+        ("x" * 64 + ".example", "labels of 1 to 63 characters"),
+        (".".join(["x" * 60] * 5), "labels of 1 to 63 characters"),
+        ("224.0.0.1", "which is of many"),
+        ("255.255.255.255", "which is of many"),
+        ("ff02::1", "which is of many"),
+    ],
+)
+def test_an_address_that_no_machine_can_have_is_an_error(tmp_path, host, said):
+    for section in ("listen", "advertise"):
+        if section == "advertise" and host in {"[::1]", "*", " 127.0.0.1"}:
+            continue  # there they are taken for what they mean
+        [problem] = problems_of(tmp_path, {"server": {section: {"host": host}}}, ".json")
+        assert problem.startswith(f"server.{section}.host: ")
+        assert said in problem
+        assert "\0" not in problem
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "::",
+        "::1",
+        "fe80::1%eth0",
+        "127.1",
+        "0",
+        "localhost",
+        "node_1",
+        "store.example.",
+        "größe.de",
+    ],
+)
+def test_an_address_that_a_machine_may_have_is_taken(tmp_path, host):
+    assert load_document(tmp_path, {"server": {"listen": {"host": host}}})
+
+
+def test_two_ports_are_two_ports(tmp_path):
+    server = {"listen": {"port": 8001}, "metrics_port": 8001}
+    [problem] = problems_of(tmp_path, {"server": server})
+    assert problem.startswith("server.metrics_port: expected another port than server.listen.port")
+    assert problems_of(tmp_path, {"server": {"listen": {"port": 0}, "metrics_port": 0}}) == []
+
+
+PATHS = [
+    "database.db_file",
+    "server.grpc.tls.cert_file",
+    "server.auth.token_file",
+    "observability.logging.file",
+    "observability.logging.sink_file",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("/data/a\0b", "NUL"),
+        ("/data/\ud800", "characters that no name"),
+        ("   ", "white space"),
+        ("/data/" + "x" * 256, "at most"),
+        ("/x" * 2100, "at most"),
+        ("/data/", "that of a directory"),
+        ("~nobody-of-that-name/x", "home directory"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_an_error(tmp_path, path, value, said):
+    [problem] = problems_of(tmp_path, nested(path, value), ".json")
+    assert problem.startswith(f"{path}: ")
+    assert said in problem
+
+
+@pytest.mark.parametrize("name", [":memory:", "file::memory:?cache=shared"])
+def test_a_name_that_means_memory_elsewhere_makes_no_file_of_that_name(tmp_path, name):
+    [problem] = problems_of(tmp_path, nested("database.db_file", name))
+    assert "in memory leave the key out" in problem
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "value"),
+    [
+        ("database.db_file", "observability.logging.file", "/d/x"),
+        ("database.db_file", "observability.logging.sink_file", "/d/../d/x"),
+        ("observability.logging.file", "observability.logging.sink_file", "/d/x"),
+        ("observability.logging.file", "server.auth.token_file", "/d/x"),
+        ("observability.logging.sink_file", "server.grpc.tls.key_file", "/d/x"),
+        ("database.db_file", "observability.logging.file", "/d/x-wal"),
+        ("database.db_file", "observability.logging.file", "/d/x.lock"),
+    ],
+)
+def test_a_file_that_is_written_has_one_purpose(tmp_path, first, second, value):
+    document = merged(nested(first, "/d/x"), nested(second, value))
+    [problem] = problems_of(tmp_path, document)
+    assert problem.startswith(f"{first}: expected a file of its own, found ")
+    assert second in problem
+
+
+def test_the_configuration_itself_is_no_log_file(tmp_path):
+    document = nested("observability.logging.file", str(tmp_path / "config.yaml"))
+    [problem] = problems_of(tmp_path, document)
+    assert "which this configuration is too" in problem
+
+
+def test_files_that_are_only_read_may_be_one(tmp_path):
+    tls = {"cert_file": "/d/pair.pem", "key_file": "/d/pair.pem", "client_ca_file": "/d/pair.pem"}
+    assert problems_of(tmp_path, {"server": {"grpc": {"tls": tls | {"enabled": True}}}}) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("database.read_only", True),
+        ("backup.directory", "/backups"),
+        ("observability.otel.enabled", True),
+        ("observability.tracing.chrome_trace_dir", "/traces"),
+    ],
+)
+def test_what_is_promised_and_not_built_is_named(tmp_path, path, value):
+    [line] = not_built(load_document(tmp_path, nested(path, value)))
+    assert line.startswith(f"{path}: this version ")
+    assert not_built(GlobalStoreConfig()) == []
+
+
+def test_no_setting_is_ignored_in_silence(tmp_path):
+    """What has no effect is warned of or refused, each by its own name."""
+    idle = load_document(tmp_path, nested("backup.keep_last", 3))
+    assert any("backup.keep_last" in line for line in warnings_of(idle))
+    refused = load_document(tmp_path, nested("backup.directory", "/backups"))
+    assert not any("backup.directory" in line for line in warnings_of(refused))
+
+
+def test_tls_files_without_tls_are_warned_of(tmp_path):
+    tls = {"cert_file": "c.pem", "key_file": "k.pem", "client_ca_file": "ca.pem"}
+    found = warnings_of(load_document(tmp_path, {"server": {"grpc": {"tls": tls}}}))
+    for name in tls:
+        assert any(f"server.grpc.tls.{name} is set but" in line for line in found)

@@ -1,5 +1,6 @@
 """A renewed certificate is taken up without anybody saying so; a bad one leaves the old in use."""
 
+import hashlib
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,10 +10,10 @@ import pytest
 import trio
 import trio.testing
 from rpc.certificates import KeyPair, issue
-from servers import configuration, eventually
+from servers import configuration, eventually, serving
 
-from globalstore.server.certificates import LOOK_S
 from globalstore.server.lifecycle import Server
+from globalstore.server.renewals import LOOK_S
 from globalstore.server.sockets import Sockets
 
 
@@ -177,3 +178,30 @@ async def test_what_a_reload_refused_is_not_told_again_by_the_look_after_it(
         await look(mock_clock, 3)
         assert logged(caplog, "files not reloaded, the old ones stay in use") == 1
         assert logged(caplog, KEPT) == 0
+
+
+async def test_renewed_tokens_are_taken_up_too(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    file = tmp_path / "tokens"
+
+    def write(token: str) -> None:
+        file.write_text(f"full {hashlib.sha256(token.encode()).hexdigest()}\n")
+
+    write("old")
+    auth = {"auth": {"token_file": str(file)}}
+    async with serving(configuration(server=auth)) as store:
+        tokens = store.components.tokens
+        assert tokens is not None
+
+        def allowed(token: str) -> bool:
+            return tokens._role(f"Bearer {token}") is not None
+
+        assert allowed("old")
+        file.write_text("junk")
+        await look(mock_clock, 2)
+        assert allowed("old")
+        write("new")
+        await look(mock_clock, 2)
+        assert allowed("new")
+        assert not allowed("old")

@@ -14,7 +14,7 @@ from server_process import PATIENCE_S, Client, Process, running, write_config
 from servers import worker_request
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.server.grpc_listener import TlsUnusable, certificate_expiry
+from globalstore.server.tls_files import TlsUnusable, certificate_expiry
 
 
 def tls(pair: KeyPair, ca: KeyPair | None = None) -> dict[str, Any]:

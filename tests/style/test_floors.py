@@ -12,7 +12,7 @@ from globalstore.registry.schema import MIGRATIONS
 
 # Ground first. A part imports parts of lower floors, and of its own floor only itself.
 FLOORS = (
-    {"gen"},
+    {"gen", "host"},
     {"telemetry"},
     {"rules", "db", "config", "rpc"},
     {"registry", "http", "client"},
@@ -28,11 +28,12 @@ FLOOR_OF = {part: number for number, parts in enumerate(FLOORS) for part in part
 # Parts that stand beside the others, and all that each may import below its floor.
 BESIDE = {
     "rules": set(),
-    "db": set(),
-    "config": set(),
-    "telemetry": set(),
+    "host": set(),
+    "db": {"host"},
+    "config": {"host"},
+    "telemetry": {"host"},
     "rpc": {"gen"},
-    "http": {"telemetry"},
+    "http": {"host", "telemetry"},
     "client": {"gen", "rpc", "telemetry"},
     "daemon": {"gen", "rules", "rpc", "client", "telemetry"},
     "registry": {"rules", "db"},

@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import stat
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ import trio
 from globalstore import telemetry
 from globalstore.telemetry import outputs
 from globalstore.telemetry.logging import LIMITED_CROWD
+from globalstore.telemetry.outputs import LogFileUnusable
 
 
 class Capture:
@@ -241,9 +243,27 @@ def test_a_file_that_cannot_be_reopened_stays_in_use(capture, tmp_path):
 
 def test_a_file_that_cannot_be_opened_is_refused_and_changes_nothing(tmp_path):
     before = logging.getLogger().handlers[:]
-    with pytest.raises(FileNotFoundError):
-        telemetry.configure(file=str(tmp_path / "none" / "log"))
+    (tmp_path / "file").touch()
+    with pytest.raises(LogFileUnusable, match=r"logging.sink_file .*Not a directory; .*path"):
+        telemetry.configure(sink_file=str(tmp_path / "file" / "log"))
     assert logging.getLogger().handlers == before
+
+
+def test_a_log_file_that_is_a_pipe_without_a_reader_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(LogFileUnusable, match=r"logging.file .*No such device or address"):
+        telemetry.configure(file=str(tmp_path / "log"))
+
+
+@pytest.mark.parametrize("name", ["file", "sink_file"])
+def test_the_directory_of_a_log_file_is_made_and_private(tmp_path, capture, name):
+    path = tmp_path / "new" / "deeper" / "log"
+    writer = capture.start(**{name: str(path)})
+    telemetry.get_logger("globalstore.new").info("event")
+    writer.close()
+    assert "event" in path.read_text()
+    for directory in (path.parent, path.parent.parent):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
 def test_a_full_disk_is_told_once_on_standard_error(capture):

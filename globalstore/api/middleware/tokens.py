@@ -9,10 +9,14 @@ import hashlib
 import hmac
 import string
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from globalstore.api.middleware.status_codes import reason_trailer
+from globalstore.host import HostRefused, host_step, read_bounded
 from globalstore.rpc import Call, StatusCode
+
+# A line has some 70 bytes: room for ten thousand tokens, each of which every call is compared with.
+_FILE_BYTES_MAX: Final = 1 << 20
 
 
 class Role(enum.Enum):
@@ -22,8 +26,10 @@ class Role(enum.Enum):
     READ = "read"
 
 
-class TokenFileUnusable(Exception):
+class TokenFileUnusable(HostRefused):
     """The token file cannot be read, or a line of it is malformed."""
+
+    word = "tls"
 
 
 # Calls that change nothing. Whatever is not listed is a mutation, new calls included.
@@ -117,10 +123,14 @@ def _refuse(call: Call, code: StatusCode, reason: str) -> NoReturn:
 
 
 def _read(path: Path) -> list[tuple[bytes, Role]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenFileUnusable(f"server.auth.token_file {path}: {error}") from None
+    with host_step("server.auth.token_file", path, TokenFileUnusable):
+        content = read_bounded(path, _FILE_BYTES_MAX)
+        lines = content.decode().splitlines()
+    if len(content) > _FILE_BYTES_MAX:
+        raise TokenFileUnusable(
+            f"server.auth.token_file {path}: larger than {_FILE_BYTES_MAX} bytes; leave only tokens"
+            " in use in it"
+        )
     roles = []
     for number, line in enumerate(lines, 1):
         words = line.split()
@@ -134,9 +144,12 @@ def _read(path: Path) -> list[tuple[bytes, Role]]:
         ):
             raise TokenFileUnusable(
                 f"server.auth.token_file {path}, line {number}: expected 'full' or 'read' and the"
-                " SHA-256 of a token in hex"
+                " SHA-256 of a token in hex; correct that line"
             )
         roles.append((bytes.fromhex(words[1]), Role(words[0])))
     if not roles:
-        raise TokenFileUnusable(f"server.auth.token_file {path} has no tokens")
+        raise TokenFileUnusable(
+            f"server.auth.token_file {path} has no tokens; write at least one, or unset the"
+            "key to take calls without tokens"
+        )
     return roles

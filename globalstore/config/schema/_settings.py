@@ -12,7 +12,9 @@ class Manual:
     ``text`` gives meaning, unit and trade-off for the author of a file. A value below ``floor`` is
     raised to it. With ``zero_is_default`` an explicit 0 stands for the default. The value of a
     ``secret`` appears neither in a log nor in a message. ``has_effect`` is False for a setting that
-    the contract accepts and this version does not use; of a section, for all in it.
+    the contract accepts and this version does not use; of a section, for all in it. ``not_built``
+    is for one whose effect an operator would rely on and this version does not have: anything but
+    the default is refused with this text.
     """
 
     text: str
@@ -20,6 +22,7 @@ class Manual:
     zero_is_default: bool = False
     secret: bool = False
     has_effect: bool = True
+    not_built: str = ""
 
 
 def setting(
@@ -30,11 +33,11 @@ def setting(
     zero_is_default: bool = False,
     secret: bool = False,
     has_effect: bool = True,
+    not_built: str = "",
 ) -> Any:
     """Return a field with a default and a manual entry (see ``Manual``)."""
-    return attrs.field(
-        default=default, metadata={Manual: Manual(text, floor, zero_is_default, secret, has_effect)}
-    )
+    entry = Manual(text, floor, zero_is_default, secret, has_effect, not_built)
+    return attrs.field(default=default, metadata={Manual: entry})
 
 
 def section(kind: type, text: str, *, has_effect: bool = True) -> Any:

@@ -18,7 +18,7 @@ class Logging:
     )
     file: str = setting("", "Also append the lines to this file. Empty: standard error only.")
     otel_context_enabled: bool = setting(
-        False, "Add trace and span id to each line while tracing is on."
+        False, "Add trace and span id to each line while tracing is on.", has_effect=False
     )
     sink_file: str = setting("", "Also append one JSON object per event to this file. Empty: off.")
     vlog_level: Int32 = setting(
@@ -35,7 +35,9 @@ class Logging:
 class OTel:
     """Export of traces; the other keys are read only when it is enabled."""
 
-    enabled: bool = setting(False, "Export traces.")
+    enabled: bool = setting(
+        False, "Export traces.", not_built="this version exports no traces; set it to false"
+    )
     exporter_otlp_endpoint: str = setting("", "URL of the collector.")
     exporter_protocol: OTelProtocol = setting(
         OTelProtocol.O_TEL_PROTOCOL_GRPC, "GRPC or HTTP_PROTOBUF."
@@ -65,7 +67,11 @@ class OTelCxx:
 class Tracing:
     """Trace files for a browser's trace viewer."""
 
-    chrome_trace_dir: str = setting("", "Directory for trace files; empty: off.")
+    chrome_trace_dir: str = setting(
+        "",
+        "Directory for trace files; empty: off.",
+        not_built="this version writes no trace files; leave it empty",
+    )
 
 
 @attrs.frozen

@@ -38,6 +38,7 @@ class Database:
         False,
         "Serve reads from a shipped snapshot and refuse every mutation. For read replicas; the "
         "answers are as old as the snapshot.",
+        not_built="this version cannot serve a read replica; set it to false",
     )
     max_snapshot_age: Duration = setting(
         3600.0,
@@ -71,6 +72,8 @@ class Backup:
         "",
         "Where copies go; use another volume than the database's, or one failure takes both. "
         "Empty: no scheduled backup.",
+        not_built="this version makes no scheduled backup; leave it empty (the backup before a "
+        "migration is made beside the database)",
     )
     interval: Duration = setting(
         900.0,
