@@ -18,16 +18,32 @@ from moving import SCENARIOS, fresh, values_of
 from rpc.certificates import issue
 from servers import configuration, pass_time, serving, wall_of_trio
 
+import globalstore
 from globalstore.db import limits
 from globalstore.http.exposition import exposition_text
+from globalstore.registry.schema import MIGRATIONS
 from globalstore.server.lifecycle import Server
+from globalstore.telemetry.metrics import Metrics
 
 with (Path(__file__).parent / "golden_metrics.tsv").open(newline="") as table:
     GOLDEN = {row["name"]: row["type"] for row in csv.DictReader(table, delimiter="\t")}
 
 
+def of_the_process() -> set[str]:
+    """The series that tell what runs, and how the operating system sees it."""
+    return {name for name in built() if name.startswith(("process_", "tc_build_info"))}
+
+
+def built() -> dict[str, float]:
+    """What a scrape shows of the metrics of a server that has counted nothing yet."""
+    metrics = Metrics()
+    metrics.server.built(globalstore.__version__, len(MIGRATIONS))
+    return values_of(exposition_text(metrics.registry).decode())
+
+
 def covered() -> set[str]:
-    return {name for scenario in SCENARIOS.values() for name in scenario.expected} | set(SOCKETS)
+    moved = {name for scenario in SCENARIOS.values() for name in scenario.expected}
+    return moved | set(SOCKETS) | of_the_process()
 
 
 @pytest.mark.parametrize("name", [n for n, each in SCENARIOS.items() if not each.is_timed])
@@ -48,6 +64,14 @@ async def test_what_happens_moves_its_series(
 async def test_what_takes_time_moves_its_series(name: str, tmp_path: Path) -> None:
     missing = SCENARIOS[name].expected - await SCENARIOS[name].seen(tmp_path, None)
     assert not missing, "\n".join(sorted(missing))
+
+
+def test_the_process_and_what_runs_have_values_and_time_at_work_grows() -> None:
+    before = built()
+    sum(range(2_000_000))
+    after = built()
+    assert all(after[name] > 0 for name in of_the_process())
+    assert after["process_cpu_seconds_total"] > before["process_cpu_seconds_total"]
 
 
 SOCKETS = ("tc_grpc_server_connections", "tc_tls_cert_expiry_timestamp_seconds")
