@@ -516,6 +516,17 @@ async def test_an_inventory_of_nothing_but_entries_that_are_left_out_denies_all(
         assert shown(answer) == [(REMOVE, "held")]
 
 
+async def test_one_that_is_recognised_denies_all_as_well() -> None:
+    async with serving() as store:
+        daemon = await reconciler(store)
+        assert (await daemon.send(entry("msa1:x"))).result_kind == NOOP
+        await store.replica(daemon.worker_id, "held")
+        (affirmed,) = [await daemon.send(generation=9)]
+        await store.beat(daemon.worker_id, state_checksum=affirmed.new_state_checksum)
+        assert (await daemon.send(entry("msa1:x"))).result_kind == RETRY_LATER
+        assert await store.counts("held") == [(1, 1)]
+
+
 async def test_a_time_on_an_entry_that_is_left_out_counts() -> None:
     async with serving() as store:
         daemon = await reconciler(store)

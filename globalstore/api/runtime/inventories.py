@@ -44,7 +44,9 @@ class Inventory:
     @property
     def denies_all(self) -> bool:
         """Whether, by this inventory, the worker holds nothing at all."""
-        return self.complete and len(self._reported) == len(self.left_out)
+        return self.complete and all(
+            is_kept_by_daemons(entry.ref.artifact_id.strip()) for entry in self._reported
+        )
 
     async def entries(self) -> list[ReportedReplica]:
         """Return all entries but those that are left out, checked; a wrong one refuses them all."""
