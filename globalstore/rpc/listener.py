@@ -152,7 +152,7 @@ class Listener:
         if not self._sockets:
             await self.bind()
         try:
-            async with trio.open_nursery() as calls:
+            async with self._serving.undoing(), trio.open_nursery() as calls:
                 self._serving.calls = calls
                 async with trio.open_nursery() as connections:
                     with trio.CancelScope() as self._accepting:
@@ -197,6 +197,8 @@ class Listener:
                     await self._connections_gone()
         finally:
             await self._end_connections()
+            with trio.move_on_after(self._limits.undo_seconds):
+                await serving.all_undone()
             self._report = DrainReport(in_flight, cancelled, len(serving.in_flight))
             self._drained.set()
         return self._report
