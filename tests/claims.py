@@ -120,5 +120,5 @@ def nothing_waits(store: Serving) -> bool:
         or queues._by_requester
         or queues._by_group
         or queues._queues
-        or queues._returning
+        or len(store.components.handouts)
     )

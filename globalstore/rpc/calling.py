@@ -151,11 +151,12 @@ class CallingHalf:
             status = internal(call, error)
             queued = self._engine.send_trailers(call.stream_id, status.code.value, status.message)
         if call.undo is not None:
+            undo, call.undo = call.undo, None
             # Whoever is told anything but OK has been handed out nothing.
             if queued and status.code is StatusCode.OK:
-                self._receipts.expect(call.stream_id, call.undo)
+                self._receipts.expect(call.stream_id, undo)
             else:
-                self._serving.take_back(call.undo)
+                self._serving.take_back(undo)
         self._output.set()
         if not self._calls:
             self._keepalive.idle_since = trio.current_time()

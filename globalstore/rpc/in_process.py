@@ -37,7 +37,7 @@ class CallEnded(Exception):
 
 
 @attrs.define(eq=False)
-class _Channel:
+class Channel:
     """What a call needs of a connection. Nothing is buffered here."""
 
     draining: trio.Event
@@ -84,7 +84,7 @@ class InProcess:
             map_error=map_error,
         )
         self._cut = False
-        self._channel = _Channel(self._serving.draining, limits.message_bytes_max)
+        self._channel = Channel(self._serving.draining, limits.message_bytes_max)
 
     def __repr__(self) -> str:
         state = "DRAINING" if self._serving.draining.is_set() else "OPEN"
@@ -125,16 +125,20 @@ class InProcess:
             status = self._serving.refusal(call) or await self._serve(call, request)
         finally:
             self._serving.finish(call, status.code)
-            delivered = status.code is StatusCode.OK and not loses_answer
-            if call.undo is not None and not delivered and not self._cut:
-                with trio.CancelScope(shield=True):
-                    await self._serving.undone(call.undo)
+            await self._undone(call, status.code is StatusCode.OK and not loses_answer)
         if loses_answer:
             raise CallEnded(_GONE)
         if status.code is not StatusCode.OK:
             raise CallEnded(status)
         assert call.reply is not None
         return call.reply
+
+    async def _undone(self, call: Call, delivered: bool) -> None:
+        """Take back what the answer handed out, unless it is ``delivered``."""
+        undo, call.undo = call.undo, None
+        if undo is not None and not delivered and not self._cut:
+            with trio.CancelScope(shield=True):  # it has a deadline of its own
+                await self._serving.undone(undo)
 
     async def _serve(self, call: Call, request: bytes) -> Status:
         route = self._serving.route(call)

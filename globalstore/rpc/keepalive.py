@@ -91,7 +91,7 @@ class Keepalive:
         self._wake_at(self._heard_at + self._ping_after)
 
     def _wake_at(self, at: float) -> None:
-        if at < self._sleep.deadline:
+        if at < self._sleep.deadline:  # noqa: PLR1730  setting it costs more than a look
             self._sleep.deadline = at
 
     async def run(self, connection: KeptAlive) -> None:

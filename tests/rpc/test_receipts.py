@@ -1,6 +1,6 @@
 """What an answer handed out is taken back when its client was told otherwise."""
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import pytest
 import trio
@@ -165,7 +165,7 @@ async def test_a_client_that_answers_no_ping_has_got_nothing(autojump_clock):
 
 
 async def test_an_undo_that_fails_or_hangs_ends_nothing_else(autojump_clock, caplog):
-    async with handing_out(limits=Limits(undo_seconds=3)) as (echo, peer):
+    async with handing_out(limits=Limits(undo_seconds=3)) as (_, peer):
 
         async def fail():
             raise ValueError("no")
@@ -214,10 +214,8 @@ async def test_a_call_within_the_process_loses_its_answer_if_asked_to(loses_answ
     echo = Echo()
     echo.release.set()
     calls = InProcess([echo.service])
-    try:
+    with pytest.raises(CallEnded) if loses_answer else nullcontext():
         await calls.call("/test.Echo/HandOut", text("a"), loses_answer=loses_answer)
-    except CallEnded as ended:
-        assert ended.status.code.name == "CANCELLED"
     assert echo.taken_back == ["a"] * loses_answer
 
 

@@ -114,7 +114,7 @@ async def test_a_second_call_joins_one_that_waits_and_both_get_the_same() -> Non
         held = await store.claim()
         calls = [start(nursery, store, request_id="r") for _ in range(3)]
         await parked(store, 1)
-        await until(store, lambda: store.components.queues._by_request["r"].callers == 3)
+        await until(store, lambda: len(store.components.queues._by_request["r"].callers) == 3)
         await store.complete(held.transport_id)
         answers = [await call.result() for call in calls]
         assert answers[0].status == OK
@@ -146,7 +146,7 @@ async def test_of_two_joined_calls_the_longer_wait_rules(
         for wait_s in order:
             calls.append(start(nursery, store, request_id="r", wait_s=wait_s))
             await parked(store, 1)
-        await until(store, lambda: store.components.queues._by_request["r"].callers == 2)
+        await until(store, lambda: len(store.components.queues._by_request["r"].callers) == 2)
         await pass_time(mock_clock, 2.75)
         assert await store.read("SELECT count(*) FROM transports") == [(1,)]
         assert not any(call.ended.is_set() for call in calls)
@@ -161,9 +161,9 @@ async def test_a_joined_call_that_goes_away_takes_nothing_from_the_other() -> No
         goes = start(nursery, store, request_id="r", apart=True)
         await parked(store, 1)
         stays = start(nursery, store, request_id="r")
-        await until(store, lambda: store.components.queues._by_request["r"].callers == 2)
+        await until(store, lambda: len(store.components.queues._by_request["r"].callers) == 2)
         goes.scope.cancel()
-        await until(store, lambda: store.components.queues._by_request["r"].callers == 1)
+        await until(store, lambda: len(store.components.queues._by_request["r"].callers) == 1)
         await store.complete(held.transport_id)
         assert await stays.status() == OK
         assert await store.read(LOADS) == [(1,)]
