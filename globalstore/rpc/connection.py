@@ -174,6 +174,7 @@ class Connection(CallingHalf):
         engine = self._engine
         self._now = trio.current_time()
         self._keepalive.heard(self._now)
+        self._receipts.heard(self._now)
         self._fast_left = FAST_MAX
         self._receiving = True
         events = engine.receive(data, self._now)
@@ -235,7 +236,7 @@ class Connection(CallingHalf):
             self._room.set()
         elif isinstance(event, PingAcknowledged):
             if event.payload == RECEIPT:
-                if self._receipts.confirmed():
+                if self._receipts.confirmed(self._now):
                     self._output.set()
             elif event.payload == _DRAINING:
                 self._drain_acknowledged.set()

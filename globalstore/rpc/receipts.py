@@ -3,7 +3,11 @@
 An answer that is written has not arrived: the client may just have cancelled the call, or have been
 stopped. A call that hands something out says how that is taken back (``Call.if_undelivered``).
 Behind such answers the connection sends a PING; since a client takes frames in order, its
-acknowledgement confirms all that was written before.
+acknowledgement confirms all that was written before. Some clients send it ahead of a cancellation
+that they decided on first, so that a reset which follows closely still counts.
+
+No protocol tells of a client that has read the answer and forgets it: what such a call was given
+ends by its time to live.
 """
 
 from collections.abc import Awaitable, Callable, Container
@@ -13,6 +17,10 @@ from globalstore.rpc import frames
 Undo = Callable[[], Awaitable[None]]
 
 RECEIPT = b"receipt\x00"
+
+# How closely a reset has to follow the acknowledgement: both are in one write of the client, which
+# may reach us in two reads.
+RESET_AFTER_SECONDS = 0.1
 
 
 class Receipts:
@@ -31,6 +39,9 @@ class Receipts:
         self._leaving: list[int] = []
         self._unasked: list[int] = []
         self._asked: list[int] = []
+        # Answers confirmed at the last time that one was, and when.
+        self._confirmed: dict[int, Undo] = {}
+        self._confirmed_at = 0.0
 
     def __len__(self) -> int:
         return len(self._undos)
@@ -66,16 +77,25 @@ class Receipts:
         self._unsent.difference_update(self._leaving)
         self._leaving = []
 
-    def confirmed(self) -> bool:
+    def confirmed(self, now: float) -> bool:
         """Take in that the PING was acknowledged; tell whether another one is wanted."""
-        for stream_id in self._asked:
-            self._undos.pop(stream_id, None)
+        self._confirmed_at = now
+        self._confirmed = {
+            stream_id: self._undos.pop(stream_id)
+            for stream_id in self._asked
+            if stream_id in self._undos
+        }
         self._asked = []
         return bool(self._unasked)
 
+    def heard(self, now: float) -> None:
+        """Take in that something arrived."""
+        if self._confirmed and now > self._confirmed_at + RESET_AFTER_SECONDS:
+            self._confirmed = {}
+
     def refused(self, stream_id: int) -> None:
         """Take back what an answer handed out: the client ended the call before it arrived."""
-        undo = self._undos.pop(stream_id, None)
+        undo = self._undos.pop(stream_id, None) or self._confirmed.pop(stream_id, None)
         if undo is not None:
             self._unsent.discard(stream_id)
             self._take_back(undo)
@@ -89,3 +109,4 @@ class Receipts:
         for stream_id in list(self._undos if silent else self._unsent):
             self.refused(stream_id)
         self._undos.clear()
+        self._confirmed.clear()

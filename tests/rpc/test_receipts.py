@@ -48,15 +48,19 @@ async def settled():
     await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_an_answer_that_arrives_stays():
+@pytest.mark.parametrize(("after", "taken_back"), [(0.0, ["a"]), (1.0, [])])
+async def test_a_reset_right_behind_the_acknowledgement_counts_a_late_one_does_not(
+    after, taken_back, autojump_clock
+):
     async with handing_out() as (echo, peer):
         stream_id = await peer.call("HandOut", "a")
         assert (await peer.answer(stream_id)).status == "0"
         await settled()
+        await trio.sleep(after)
         assert len(peer.connection._receipts) == 0
         await peer.stream.send_all(frames.rst_stream(stream_id, ErrorCodes.CANCEL))
         await settled()
-        assert echo.taken_back == []
+        assert echo.taken_back == taken_back
 
 
 async def test_a_call_that_was_cancelled_while_its_answer_was_under_way_is_undone():
@@ -94,9 +98,9 @@ async def test_one_ping_is_on_its_way_and_confirms_all_that_was_written_before()
         pings = await take(peer)
         assert len(pings) == 1
         assert len(peer.connection._receipts) == 3
-        await peer.stream.send_all(frames.rst_stream(first, ErrorCodes.CANCEL))
         await peer.stream.send_all(frames.rst_stream(others[1], ErrorCodes.CANCEL))
         await peer.stream.send_all(pings[0])
+        await peer.stream.send_all(frames.rst_stream(first, ErrorCodes.CANCEL))
         await settled()
         assert echo.taken_back == ["c"]
         assert len(peer.connection._receipts) == 0
