@@ -60,7 +60,9 @@ class MemoryTierHandlers(Handlers):
     async def _give_back(self, lease_id: str) -> None:
         """Withdraw a lease that nobody was told of, unless its daemon has acted on it."""
         with suppress(DatabaseError):  # the retry, or whoever lists the leases, finds it pending
-            await self.context.store.write(memory_tiers.withdraw, lease_id, lane=Lane.CONTROL)
+            await self.context.store.write(
+                memory_tiers.withdraw_tier_lease, lease_id, lane=Lane.CONTROL
+            )
 
     def _request(self, message: wire.RequestMemoryTierLeaseRequest) -> TierRequest:
         node_id = required("node_id", message.node_id)

@@ -141,7 +141,7 @@ def request(tx: Transaction, wish: TierRequest) -> TierLease:
     return lease
 
 
-def withdraw(tx: Transaction, lease_id: str) -> bool:
+def withdraw_tier_lease(tx: Transaction, lease_id: str) -> bool:
     """Forget a lease that is pending, so that its request makes a new one; False if it is not."""
     row = tx.one(
         "DELETE FROM memory_tier_leases WHERE lease_id = :lease_id AND state = :pending"

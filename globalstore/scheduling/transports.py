@@ -431,7 +431,10 @@ class SourceQueues:
     async def _give_back(self, granted: Granted) -> None:
         with suppress(DatabaseError):  # nothing is lost for good: it ends by its time to live
             ended = await self._store.write(
-                transport_ends.withdraw, granted.transport_id, self._wall_us(), lane=Lane.CONTROL
+                transport_ends.withdraw_transport,
+                granted.transport_id,
+                self._wall_us(),
+                lane=Lane.CONTROL,
             )
             if ended:
                 self._on_event("given_back")

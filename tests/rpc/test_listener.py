@@ -7,7 +7,8 @@ import pytest
 import trio
 import trio.lowlevel
 
-from globalstore.rpc import Limits, Listener, ListenerOptions, PortBusy
+from globalstore.rpc import CannotListen, Limits, Listener, ListenerOptions, PortBusy
+from globalstore.rpc.sockets import listening_sockets
 
 from .echo import Echo, Recorder, dial, listening, text
 from .wire import message
@@ -82,6 +83,65 @@ async def test_ipv6_and_names_are_served():
     async with listening(options=ListenerOptions(host="localhost")) as listener:
         peer = await dial(listener)
         assert (await peer.answer(await peer.call("Unary"))).status == "0"
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("0.0.0.0", ["127.0.0.1"]), ("::", ["127.0.0.1", "::1"]), ("*", ["127.0.0.1", "::1"])],
+)
+async def test_a_wildcard_is_reached_by_what_it_stands_for(host, reached):
+    async with listening(options=ListenerOptions(host=host)) as listener:
+        for address in ("127.0.0.1", "::1"):
+            if address in reached:
+                await (await trio.open_tcp_stream(address, listener.port)).aclose()
+            else:
+                with pytest.raises(OSError, match="all attempts to connect"):
+                    await trio.open_tcp_stream(address, listener.port)
+        taken = ListenerOptions(host="127.0.0.1", port=listener.port)
+        with pytest.raises(PortBusy):
+            await Listener([Echo().service], options=taken).bind()
+
+
+async def resolve(monkeypatch, *addresses):
+    """Have every name stand for some addresses."""
+    families = {True: socket.AF_INET6, False: socket.AF_INET}
+
+    async def found(host, port, **_):
+        return [
+            (families[":" in each], socket.SOCK_STREAM, 0, "", (each, port)) for each in addresses
+        ]
+
+    monkeypatch.setattr(trio.socket, "getaddrinfo", found)
+
+
+async def test_a_name_binds_the_addresses_that_this_host_has(monkeypatch):
+    await resolve(monkeypatch, "192.0.2.1", "127.0.0.1", "192.0.2.2")
+    sockets = await listening_sockets("some.name", 0, reuse_port=False)
+    assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.1"]
+    sockets[0].close()
+    await resolve(monkeypatch, "192.0.2.1", "192.0.2.2")
+    with pytest.raises(CannotListen, match=r"cannot listen on some\.name:0"):
+        await listening_sockets("some.name", 0, reuse_port=False)
+
+
+async def test_a_free_port_is_one_that_all_addresses_of_a_name_have(monkeypatch):
+    first = await listening_sockets("127.0.0.1", 0, reuse_port=False)
+    taken, bind = first[0].getsockname()[1], trio.socket.SocketType.bind
+    await resolve(monkeypatch, "127.0.0.2", "127.0.0.1")
+    asked = []
+
+    async def bind_the_taken_one_first(self, address):
+        asked.append(address)
+        await bind(self, (address[0], taken) if len(asked) == 1 else address)
+
+    monkeypatch.setattr(type(first[0]), "bind", bind_the_taken_one_first)
+    sockets = await listening_sockets("some.name", 0, reuse_port=False)
+    ports = {sock.getsockname()[1] for sock in sockets}
+    assert len(sockets) == 2
+    assert len(ports) == 1
+    assert ports != {taken}
+    for sock in (*first, *sockets):
+        sock.close()
 
 
 async def test_a_restart_may_take_the_port_at_once():

@@ -26,8 +26,8 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
     )(request.SerializeToString())
 """
 
-# From the last sign of life: a ping, and the time that an answer has.
-UNANSWERED_S = WATCHED_PING_SECONDS + 10
+# What is left of the time that the answer to a ping has, once that counts as missed.
+UNANSWERED_S = 10 - MISSED_SECONDS
 
 
 @contextmanager

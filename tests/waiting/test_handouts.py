@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from claims import OUTCOMES, nothing_waits, source, until
+from claims import OUTCOMES, nothing_waits, source
 from purerpc import StatusCode
 from servers import Serving, a_call, claim_request, configuration, eventually, refused, serving
 
-from globalstore.db import Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as tier
 from globalstore.registry import memory_tiers
@@ -151,23 +150,6 @@ async def test_of_two_calls_that_wait_together_one_that_is_cancelled_takes_nothi
         assert nothing_waits(store)
 
 
-async def test_a_repeat_that_comes_while_the_source_is_given_back_gets_a_new_one() -> None:
-    async with with_source(runner=Runner.THREADS) as store, trio.open_nursery() as nursery:
-
-        async def lose() -> None:
-            async with refused(CANCELLED):
-                await store.runtime.RequestReplicaTransport(
-                    claim_request(request_id="r"), loses_answer=True
-                )
-
-        nursery.start_soon(lose)
-        handouts = store.components.handouts
-        await until(store, lambda: any(h.returned is not None for h in handouts._open.values()))
-        answer = await store.claim(request_id="r")
-        assert answer.status == wire.STATUS_OK
-        assert await store.read(OUTCOMES) == [(4, "requester_gone"), (0, "")]
-
-
 # Shard leases
 
 
@@ -203,7 +185,9 @@ async def test_a_shard_lease_that_was_extended_meanwhile_is_not_released(
         handler = store.components.context
         stale = shard_leases.ShardLease(7, "d", lease[0], held.lease.lease_generation, lease[1])
         clock = handler.clock.lease_us
-        assert not await store.components.store.write(shard_leases.withdraw, stale, clock)
+        assert not await store.components.store.write(
+            shard_leases.withdraw_shard_lease, stale, clock
+        )
 
 
 async def test_a_refused_applicant_takes_nothing_from_the_holder() -> None:
@@ -250,5 +234,7 @@ async def test_a_lease_that_its_daemon_has_taken_up_is_not_withdrawn() -> None:
                 action=tier.LEASE_ACK_ACTION_ACQUIRED,
             )
         )
-        assert not await store.components.store.write(memory_tiers.withdraw, lease.lease_id)
+        assert not await store.components.store.write(
+            memory_tiers.withdraw_tier_lease, lease.lease_id
+        )
         assert await pending(store) == [lease.lease_id]

@@ -62,7 +62,10 @@ class ShardLeaseHandlers(Handlers):
         """Release a lease that nobody was told of, unless it was extended since."""
         with suppress(DatabaseError):  # nothing is lost for good: it ends by its time to live
             await self.context.store.write(
-                shard_leases.withdraw, lease, self.context.clock.lease_us, lane=Lane.CONTROL
+                shard_leases.withdraw_shard_lease,
+                lease,
+                self.context.clock.lease_us,
+                lane=Lane.CONTROL,
             )
 
     async def KeepaliveShardHomeLease(

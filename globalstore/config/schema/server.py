@@ -60,8 +60,8 @@ class Grpc:
     keepalive_time: Duration | None = setting(
         None,
         "Ping a connection after this long without traffic, and every 5 s while calls of it wait, "
-        "to notice peers that vanished or are frozen. null: 30 s. 0s: no pings, and what was handed "
-        "to such a peer stays with it until its time is over.",
+        "to notice peers that vanished or are frozen. null: 30 s. 0s: no pings, and what such a "
+        "peer was handed stays with it until its time is over.",
     )
     keepalive_timeout: Duration | None = setting(
         None, "Close a connection that leaves a ping unanswered this long. null or 0s: 10 s."

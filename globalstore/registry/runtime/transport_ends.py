@@ -30,7 +30,7 @@ def complete(
     return _known(tx, transport_id)
 
 
-def withdraw(tx: Transaction, transport_id: bytes, now_us: int) -> bool:
+def withdraw_transport(tx: Transaction, transport_id: bytes, now_us: int) -> bool:
     """End a transport whose requester was not told of it; False if it has ended already."""
     return end_transport(tx, transport_id, Outcome.CANCELLED, "requester_gone", now_us)
 
