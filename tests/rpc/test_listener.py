@@ -102,32 +102,33 @@ async def test_a_wildcard_is_reached_by_what_it_stands_for(host, reached):
             await Listener([Echo().service], options=taken).bind()
 
 
-async def resolve(monkeypatch, *addresses):
-    """Have every name stand for some addresses."""
-    families = {True: socket.AF_INET6, False: socket.AF_INET}
+class Names(trio.abc.HostnameResolver):
+    """Has every name stand for some addresses."""
 
-    async def found(host, port, **_):
-        return [
-            (families[":" in each], socket.SOCK_STREAM, 0, "", (each, port)) for each in addresses
-        ]
+    def __init__(self, *addresses):
+        self.addresses = addresses
 
-    monkeypatch.setattr(trio.socket, "getaddrinfo", found)
+    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002
+        return [(socket.AF_INET, type, 0, "", (each, port)) for each in self.addresses]
+
+    async def getnameinfo(self, sockaddr, flags):
+        raise NotImplementedError
 
 
-async def test_a_name_binds_the_addresses_that_this_host_has(monkeypatch):
-    await resolve(monkeypatch, "192.0.2.1", "127.0.0.1", "192.0.2.2")
+async def test_a_name_binds_the_addresses_that_this_host_has():
+    trio.socket.set_custom_hostname_resolver(Names("192.0.2.1", "127.0.0.1", "192.0.2.2"))
     sockets = await listening_sockets("some.name", 0, reuse_port=False)
     assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.1"]
     sockets[0].close()
-    await resolve(monkeypatch, "192.0.2.1", "192.0.2.2")
+    trio.socket.set_custom_hostname_resolver(Names("192.0.2.1", "192.0.2.2"))
     with pytest.raises(CannotListen, match=r"cannot listen on some\.name:0"):
         await listening_sockets("some.name", 0, reuse_port=False)
 
 
 async def test_a_free_port_is_one_that_all_addresses_of_a_name_have(monkeypatch):
     first = await listening_sockets("127.0.0.1", 0, reuse_port=False)
-    taken, bind = first[0].getsockname()[1], trio.socket.SocketType.bind
-    await resolve(monkeypatch, "127.0.0.2", "127.0.0.1")
+    taken, bind = first[0].getsockname()[1], type(first[0]).bind
+    trio.socket.set_custom_hostname_resolver(Names("127.0.0.2", "127.0.0.1"))
     asked = []
 
     async def bind_the_taken_one_first(self, address):
