@@ -116,11 +116,11 @@ class Names(trio.abc.HostnameResolver):
 
 
 async def test_a_name_binds_the_addresses_that_this_host_has():
-    trio.socket.set_custom_hostname_resolver(Names("192.0.2.1", "127.0.0.1", "192.0.2.2"))
+    trio.socket.set_custom_hostname_resolver(Names("192.0.2.1", "127.0.0.1", "203.0.113.7"))
     sockets = await listening_sockets("some.name", 0, reuse_port=False)
     assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.1"]
     sockets[0].close()
-    trio.socket.set_custom_hostname_resolver(Names("192.0.2.1", "192.0.2.2"))
+    trio.socket.set_custom_hostname_resolver(Names("192.0.2.1", "203.0.113.7"))
     with pytest.raises(CannotListen, match=r"cannot listen on some\.name:0"):
         await listening_sockets("some.name", 0, reuse_port=False)
 
