@@ -31,6 +31,8 @@ class ListenerOptions:
     # None serves plaintext.
     ssl_context: ssl.SSLContext | None = None
     tcp_nodelay: bool = True
+    # Files that the rest of the process may have open: new connections leave so many free.
+    files_reserved: int = 0
     so_reuseport: bool = False
     # A client that has sent nothing for so long is pinged, and sooner while calls of it wait. Half
     # of what middleboxes forget a silent connection after, and what the clients' own pings take.

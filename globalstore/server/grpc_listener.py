@@ -16,6 +16,7 @@ from globalstore.api.standard.reflection import reflection_services
 from globalstore.config import GlobalStoreConfig
 from globalstore.rpc import Limits, Listener, ListenerOptions, server_context
 from globalstore.server.components import Components
+from globalstore.server.file_limit import FILES_RESERVED
 
 
 class TlsUnusable(Exception):
@@ -71,6 +72,7 @@ def _options(config: GlobalStoreConfig) -> ListenerOptions:
         ssl_context=tls_context(config),
         tcp_nodelay=grpc.tcp_nodelay,
         so_reuseport=grpc.so_reuseport,
+        files_reserved=FILES_RESERVED,
         max_connection_idle=grpc.max_connection_idle or math.inf,
         max_connection_age=grpc.max_connection_age or math.inf,
     )

@@ -15,6 +15,7 @@ from globalstore.config import ConfigError, GlobalStoreConfig
 from globalstore.db import Examination, StartRefused
 from globalstore.rpc import CannotListen, PortBusy
 from globalstore.server.exit_codes import CONFIG, DATABASE, INTERNAL, LISTEN, Refusal
+from globalstore.server.file_limit import raise_file_limit
 from globalstore.server.grpc_listener import TlsUnusable
 from globalstore.server.lifecycle import Server
 from globalstore.telemetry import LogWriter
@@ -42,6 +43,7 @@ def serve(
     # Modules live as long as the process; collecting the few cycles among them would take a tenth
     # of the start.
     gc.freeze()
+    raise_file_limit(config.server.limits.max_connections)
     sys.setswitchinterval(_SWITCH_S)
     gc.set_threshold(_GC_ALLOCATIONS, *gc.get_threshold()[1:])
     try:
