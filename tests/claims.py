@@ -120,5 +120,5 @@ def nothing_waits(store: Serving) -> bool:
         or queues.waiters._by_requester
         or queues.waiters._by_group
         or queues.waiters.queues()
-        or queues._returning
+        or len(store.components.handouts)
     )

@@ -46,7 +46,7 @@ class Stub:
     """The methods of a service as attributes, called as those of purerpc's stubs are.
 
     A call that is refused raises purerpc's error of its code. One that is cancelled cancels its
-    handler, and ends with it.
+    handler, and ends with it; with ``loses_answer`` that happens when its answer is on the way.
     """
 
     def __init__(self, in_process: InProcess, service: Any) -> None:
@@ -63,13 +63,17 @@ class Stub:
         request: Any,
         *,
         metadata: Sequence[tuple[str, str | bytes]] = (),
+        loses_answer: bool = False,
     ) -> Any:
         # A call that is answered on the fast path waits for nothing; one that came by a socket
         # would have let others run.
         await trio.lowlevel.checkpoint()
         try:
             answer = await self._in_process.call(
-                path, request.SerializeToString(), metadata=metadata
+                path,
+                request.SerializeToString(),
+                metadata=metadata,
+                loses_answer=loses_answer,
             )
         except CallEnded as ended:
             raise_status(Status(ended.status.code, ended.status.message))

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -29,13 +30,25 @@ PATIENCE_S = 60
 class Process:
     """A running ``python -m globalstore``; its log is read as it comes."""
 
-    def __init__(self, config: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        config: Path,
+        environment: dict[str, str] | None = None,
+        files_max: tuple[int, int] | None = None,
+    ) -> None:
+        """Start it; ``files_max`` is its soft and hard limit of open files."""
+
+        def limit_files() -> None:
+            if files_max is not None:
+                resource.setrlimit(resource.RLIMIT_NOFILE, files_max)
+
         self.child = subprocess.Popen(
             [sys.executable, "-m", "globalstore", f"--config={config}"],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
             env=os.environ | (environment or {}),
+            preexec_fn=limit_files,  # noqa: PLW1509  it makes one system call
         )
         self.lines: list[str] = []
         self._news = threading.Condition()
@@ -97,9 +110,13 @@ def write_config(folder: Path, **sections: Any) -> Path:
 
 
 @contextmanager
-def started(config: Path, environment: dict[str, str] | None = None) -> Iterator[Process]:
+def started(
+    config: Path,
+    environment: dict[str, str] | None = None,
+    files_max: tuple[int, int] | None = None,
+) -> Iterator[Process]:
     """Start a server that is ready; killed at the end if it still runs."""
-    process = Process(config, environment)
+    process = Process(config, environment, files_max)
     try:
         process.wait_for("globalstore.server ready")
         yield process

@@ -26,10 +26,17 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_grpc, memory_tier_pb2
 from globalstore.leases.wall_clock import wall_us
 from globalstore.liveness.stalls import TICK_S
+from globalstore.rpc import Call
+from globalstore.rpc.headers import RequestHead
+from globalstore.rpc.in_process import Channel
+from globalstore.rpc.method import UNKNOWN
 from globalstore.server.components import Components
 from globalstore.server.lifecycle import Server
 
 KEY = "k" * 40
+
+# A call from memory, for tests of what is behind the handlers.
+_CHANNEL = Channel(trio.Event(), 1 << 20)
 
 _SERVICES = wire.DESCRIPTOR.services_by_name
 
@@ -121,6 +128,11 @@ def worker_request(daemon: str = "d1", **fields: Any) -> Any:
         }
         | fields
     )
+
+
+def a_call() -> Call:
+    """Return a call as a handler gets it; its client stays."""
+    return Call(_CHANNEL, 1, RequestHead("/test"), UNKNOWN, trio.current_time())
 
 
 def memory_info(node: str = "d1", **fields: Any) -> Any:

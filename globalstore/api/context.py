@@ -1,6 +1,6 @@
 """What a handler may use, and what all handlers are made of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar, TypeVarTuple
 
@@ -27,6 +27,7 @@ from globalstore.scheduling.transports import SourceQueues
 from globalstore.telemetry.metrics import Metrics
 from globalstore.waiting.chunk_reports import ChunkReports
 from globalstore.waiting.drains import Drains
+from globalstore.waiting.handouts import Handout, Handouts
 from globalstore.waiting.realizations import RealizationWaiters
 
 # What is kept of a caller's deadline for writing and sending the answer, in seconds.
@@ -68,6 +69,7 @@ class HandlerContext:
     queues: SourceQueues
     refusals: Refusals
     drains: Drains
+    handouts: Handouts
     chunk_reports: ChunkReports
     realization_waiters: RealizationWaiters
     keys: KeyCache
@@ -129,6 +131,11 @@ class HandlerContext:
         if outcome.replayed:
             replays.labels(repeat.operation_kind, "hit").inc()
         return outcome
+
+    async def holding(self, call: Call, *name: Hashable) -> Handout:
+        """Have a call answer for what it hands out under a name; see ``waiting.handouts``."""
+        await self.handouts.returned(name)
+        return self.handouts.hold(call, name)
 
     async def read(self, query: Callable[[Snapshot, *Arguments], R], *args: *Arguments) -> R:
         """Run a query that sees all that was answered before.

@@ -4,11 +4,13 @@ import math
 import secrets
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 
 import trio
 
 from globalstore.api.context import Handlers
-from globalstore.db import Lane
+from globalstore.db import DatabaseError, Lane
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
 from globalstore.registry import memory_tier_samples, memory_tiers
 from globalstore.registry.memory_tier_samples import Retention, Sample
@@ -49,8 +51,18 @@ class MemoryTierHandlers(Handlers):
     ) -> wire.RequestMemoryTierLeaseResponse:
         """Record the wish that a node hold chunks; a repeat returns the first lease."""
         wish = self._request(message)
+        handout = await self.context.holding(request, "tier", wish.node_id, wish.request_id)
         lease = await self.context.write(request, memory_tiers.request, wish)
+        give_back = partial(self._give_back, lease.lease_id)
+        handout.answered(request, give_back, made=lease.lease_id == wish.lease_id)
         return wire.RequestMemoryTierLeaseResponse(lease=self._lease(lease))
+
+    async def _give_back(self, lease_id: str) -> None:
+        """Withdraw a lease that nobody was told of, unless its daemon has acted on it."""
+        with suppress(DatabaseError):  # the retry, or whoever lists the leases, finds it pending
+            await self.context.store.write(
+                memory_tiers.withdraw_tier_lease, lease_id, lane=Lane.CONTROL
+            )
 
     def _request(self, message: wire.RequestMemoryTierLeaseRequest) -> TierRequest:
         node_id = required("node_id", message.node_id)

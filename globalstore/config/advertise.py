@@ -10,8 +10,9 @@ import attrs
 
 from globalstore.config.schema.server import Server
 
-# Any address outside serves to ask the routing table; this one is reserved for documentation.
-_OUTSIDE: Final = ("192.0.2.1", 9)
+# Any address outside serves to ask the routing table; these are reserved for documentation.
+_OUTSIDE: Final = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+_OUTSIDE_PORT: Final = 9
 
 
 class AddressSource(enum.Enum):
@@ -48,43 +49,43 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def route_address() -> str | None:
-    """Return the IPv4 address that this host would use for outside traffic, or None: no route.
+def route_addresses() -> list[str]:
+    """Return the addresses that this host would use for outside traffic, IPv4 before IPv6.
 
     Nothing is sent.
     """
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(_OUTSIDE)
-            return str(probe.getsockname()[0])
-    except OSError:
-        return None
+    found = []
+    for family, outside in _OUTSIDE:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((outside, _OUTSIDE_PORT))
+                found.append(str(probe.getsockname()[0]))
+        except OSError:
+            continue  # no such family, or no route
+    return found
 
 
-def host_name_address() -> str | None:
-    """Return the address that the host's own name stands for, or None if it is unknown.
-
-    May block on a name server.
-    """
+def host_name_addresses() -> list[str]:
+    """Return the addresses that the host's own name stands for. May block on a name server."""
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return None
-    addresses = [str(entry[4][0]) for entry in found]
-    return next((a for a in addresses if not is_loopback(a)), None)
+        return []
+    return [str(entry[4][0]) for entry in found]
 
 
 def advertised_address(
     server: Server,
     bound_port: int,
-    route: Callable[[], str | None] = route_address,
-    host_name: Callable[[], str | None] = host_name_address,
+    route: Callable[[], list[str]] = route_addresses,
+    host_name: Callable[[], list[str]] = host_name_addresses,
 ) -> AdvertisedAddress:
     """Return the address that clients are told to dial; the first rule that gives one counts.
 
     Call it at start, before the event loop has work: a name look-up may block. Of the settings
     ``advertise`` goes before ``listen``. ``bound_port`` is the port that the listener really has.
-    ``route`` looks up the address of outgoing traffic, ``host_name`` that of the host's name.
+    ``route`` looks up the addresses of outgoing traffic, ``host_name`` those of the host's name; of
+    either the first counts that the listener has bound.
     """
     port = server.advertise.port or bound_port
     listen = server.listen.host.strip("[] ")
@@ -95,10 +96,21 @@ def advertised_address(
     if not is_unspecified(listen):
         return AdvertisedAddress(listen, port, AddressSource.LISTEN_HOST)
     for ask, source in ((route, AddressSource.ROUTE), (host_name, AddressSource.HOST_NAME)):
-        address = ask()
-        if address and not is_loopback(address) and not is_unspecified(address):
-            return AdvertisedAddress(address, port, source)
+        for address in ask():
+            if _is_reached_by(address, listen):
+                return AdvertisedAddress(address, port, source)
     return AdvertisedAddress(listen, port, AddressSource.FALLBACK)
+
+
+def _is_reached_by(host: str, wildcard: str) -> bool:
+    """Tell whether other machines reach ``host`` on this one if it listens on ``wildcard``.
+
+    ``0.0.0.0`` is every IPv4 address, ``::`` and ``*`` are those of both families.
+    """
+    address, bound = _address(host), _address(wildcard)
+    if address is None or address.is_loopback or address.is_unspecified or address.is_link_local:
+        return False
+    return address.version == 4 or bound is None or bound.version == 6
 
 
 def is_loopback(host: str) -> bool:

@@ -4,6 +4,7 @@ Hypercorn speaks HTTP on a connection. What it leaves open is closed here: a cli
 read, a client that never finishes, more connections than there is room for.
 """
 
+import errno
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -38,6 +39,10 @@ CONNECTIONS_MAX: Final = 128
 # import than the rest of the start, and that time belongs to the daemons. Not later still, since
 # the installation of another version puts other files in its place.
 _LOAD_AFTER_S: Final = 1.0
+
+# Out of open files or memory: some have to be given back before another connection can be had.
+_OUT_OF_RESOURCES: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
+_ACCEPT_PAUSE_S: Final = 0.1
 
 _PROTOCOL: Final = "globalstore.http.conversation"
 
@@ -135,6 +140,32 @@ class _HttpServer:
         finally:
             self._open.pop(scope, None)
 
+    async def accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        """Serve whoever connects, until cancelled; says once when nobody can, and once after."""
+        refusing = False
+        async with listener:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    if error.errno not in _OUT_OF_RESOURCES:
+                        raise
+                    if not refusing:
+                        _log.warning("http connections not accepted", reason=error.strerror)
+                    refusing = True
+                    await trio.sleep(_ACCEPT_PAUSE_S)
+                    continue
+                if refusing:
+                    _log.info("http connections accepted again")
+                    refusing = False
+                nursery.start_soon(self._served, stream)
+
+    async def _served(self, stream: trio.SocketStream) -> None:
+        try:
+            await self.serve(stream)
+        finally:
+            await trio.aclose_forcefully(stream)
+
     async def _converse(self, stream: _PatientStream) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.close_when_cancelled)
@@ -166,5 +197,6 @@ async def serve_http(
     listeners = [trio.SocketListener(sock) for sock in sockets]
     async with trio.open_nursery() as connections:
         connections.start_soon(server.load_soon)
+        for listener in listeners:
+            connections.start_soon(server.accept, listener, connections)
         task_status.started()
-        await trio.serve_listeners(server.serve, listeners, handler_nursery=connections)

@@ -141,6 +141,19 @@ def request(tx: Transaction, wish: TierRequest) -> TierLease:
     return lease
 
 
+def withdraw_tier_lease(tx: Transaction, lease_id: str) -> bool:
+    """Forget a lease that is pending, so that its request makes a new one; False if it is not."""
+    row = tx.one(
+        "DELETE FROM memory_tier_leases WHERE lease_id = :lease_id AND state = :pending"
+        " RETURNING lease_key",
+        {"lease_id": lease_id, "pending": TierLeaseState.PENDING},
+    )
+    if row is None:
+        return False
+    tx.emit(LeaseEnded(LeaseKind.MEMORY_TIER, row[0]))
+    return True
+
+
 def _of_id(tx: Snapshot, lease_id: str) -> TierLease:
     row = tx.one(f"{_LEASE} WHERE lease_id = :lease_id", {"lease_id": lease_id})
     if row is None:

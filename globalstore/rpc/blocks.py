@@ -82,12 +82,17 @@ class BlockDecoder:
     def _decode(self, block: bytes) -> Iterable[tuple[bytes, bytes]]:
         return self._decoder.decode(block, raw=True)
 
-    def remember(self, block: bytes, head: RequestHead) -> None:
-        """Keep ``head`` for the next time these bytes come; only after a steady decode."""
-        if len(block) <= MEMO_BLOCK_BYTES_MAX:
-            if len(self._memo) >= MEMO_ENTRIES_MAX:
-                self._memo.clear()
-            self._memo[block] = head
+    def remember(self, block: bytes, head: RequestHead) -> bool:
+        """Keep ``head`` for the next time these bytes come; only after a steady decode.
+
+        Returns whether it is short enough to be kept.
+        """
+        if len(block) > MEMO_BLOCK_BYTES_MAX:
+            return False
+        if len(self._memo) >= MEMO_ENTRIES_MAX:
+            self._memo.clear()
+        self._memo[block] = head
+        return True
 
 
 def _length(size: int) -> bytes:

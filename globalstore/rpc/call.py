@@ -13,6 +13,7 @@ from globalstore.rpc import status as statuses
 from globalstore.rpc.headers import RequestHead
 from globalstore.rpc.messages import inflate
 from globalstore.rpc.method import Method
+from globalstore.rpc.receipts import Undo
 from globalstore.rpc.status import DRAINING, Abort, Metadata, Status
 from globalstore.rpc.wakeup import Wakeup
 
@@ -35,6 +36,13 @@ class CallChannel(Protocol):
 
     def consumed(self, call: "Call", size: int) -> None:
         """Take in that the handler has read a message of ``size`` bytes."""
+
+    def park(self, calls: int) -> None:
+        """Take in that so many calls more, or fewer if negative, only wait for something."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the client may be gone."""
 
 
 class Call:
@@ -60,6 +68,7 @@ class Call:
         "started",
         "stream_id",
         "trailing_metadata",
+        "undo",
         "writable",
     )
 
@@ -91,6 +100,8 @@ class Call:
         self.trailing_metadata: list[tuple[str, str | bytes]] = []
         # The serialized answer of a method that answers once.
         self.reply: bytes | None = None
+        # Takes back what the answer hands out, should it not arrive.
+        self.undo: Undo | None = None
         # How the call was ended from outside, if it was.
         self.end: Status | None = None
         # Whether its handler died of something nobody foresaw: then no code is its own.
@@ -133,6 +144,24 @@ class Call:
         return self._channel.draining
 
     @property
+    def suspect(self) -> bool:
+        """Whether the client may be gone: it has left a ping unanswered.
+
+        Whatever the call waits for, others should get it first.
+        """
+        return self._channel.suspect
+
+    def if_undelivered(self, undo: Undo) -> None:
+        """Have ``undo`` awaited, in a task of its own, should the client not get the answer.
+
+        That is when the call ends with another status than OK, when its client has cancelled it
+        before the answer arrived, when the answer never left, and when the client is dropped for
+        its silence. A client that closes its connection after the answer was sent has got it.
+        ``undo`` has ``Limits.undo_seconds``; one given later takes the place of an earlier one.
+        """
+        self.undo = undo
+
+    @property
     def time_remaining(self) -> float:
         """Seconds until the deadline, never below 0; infinite if there is none."""
         return max(0.0, self.deadline - trio.current_time())
@@ -163,10 +192,12 @@ class Call:
         if self.draining.is_set():
             raise Abort(StatusCode.UNAVAILABLE, DRAINING)
         self._waits += 1
+        self._channel.park(1)
         try:
             yield
         finally:
             self._waits -= 1
+            self._channel.park(-1)
 
     def drain(self) -> None:
         """End the call if it only waits: the listener begins to drain."""

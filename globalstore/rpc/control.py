@@ -7,7 +7,13 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes, Settings
 
 from globalstore.rpc import frames
-from globalstore.rpc.events import Event, PeerGoingAway, PingAcknowledged, StreamReset
+from globalstore.rpc.events import (
+    Event,
+    FloodNoticed,
+    PeerGoingAway,
+    PingAcknowledged,
+    StreamReset,
+)
 from globalstore.rpc.floods import Allowance
 from globalstore.rpc.frames import ConnectionFault
 from globalstore.rpc.limits import Limits
@@ -25,6 +31,9 @@ _KNOWN_SETTINGS = frozenset(
     )
 )
 
+# Streams whose windows one token lets SETTINGS change: what other control frames cost at most.
+STREAMS_PER_TOKEN = 32
+
 
 class ControlHalf(SendingHalf):
     """Frames that carry no call: each is checked, paid for and acted upon."""
@@ -37,6 +46,8 @@ class ControlHalf(SendingHalf):
         self._peer = Settings(client=True)
         self._settings_read = False
         self.highest_stream_id = 0
+        self._last_accepted_id = frames.STREAM_ID_MAX
+        self._calming = False
         self._events: list[Event] = []
         # Called when an event arises, for an owner that must know outside ``receive``.
         self.interrupt: Callable[[], None] = _nobody
@@ -53,23 +64,39 @@ class ControlHalf(SendingHalf):
         self._control_frames.earn(self._limits.control_frames_per_request)
         super()._data(stream, data)
 
-    def _spend(self) -> None:
-        if not self._control_frames.spend(self._now):
-            raise ConnectionFault(
-                ErrorCodes.ENHANCE_YOUR_CALM, "more control frames than the calls made justify"
-            )
+    def goaway(self, code: int = 0, reason: str = "", *, final: bool = True) -> None:
+        """Tell the client to open no more streams; those it has go on.
+
+        Not ``final``: a warning that still admits streams under way. Final: streams above
+        the highest seen so far are not served, and the client knows that it may repeat them.
+        """
+        if final:
+            self._last_accepted_id = min(self._last_accepted_id, self.highest_stream_id)
+        self._control(frames.goaway(self._last_accepted_id, code, reason))
+
+    def _spend(self, tokens: int = 1) -> None:
+        if not self._control_frames.spend(self._now, tokens):
+            self._flooded("more control frames than the calls made justify")
+
+    def _flooded(self, reason: str) -> None:
+        """Take no new calls; a client that then floods as much again loses its connection."""
+        if self._calming:
+            raise ConnectionFault(ErrorCodes.ENHANCE_YOUR_CALM, reason)
+        self._calming = True
+        self._control_frames.refill()
+        self._resets.refill()
+        self.goaway(ErrorCodes.ENHANCE_YOUR_CALM, reason)
+        self._events.append(FloodNoticed(reason))
 
     def _reset_for_fault(self, stream: Stream, code: ErrorCodes) -> None:
         """End a stream for its fault, and nothing else."""
         self.reset(stream.id, code)
-        self._spend_reset()
         self._events.append(StreamReset(stream.id, code))
+        self._spend_reset()
 
-    def _spend_reset(self) -> None:
-        if not self._resets.spend(self._now):
-            raise ConnectionFault(
-                ErrorCodes.ENHANCE_YOUR_CALM, "streams are opened and reset too fast"
-            )
+    def _spend_reset(self, tokens: int = 1) -> None:
+        if not self._resets.spend(self._now, tokens):
+            self._flooded("streams are opened and reset too fast")
 
     def _on_rst_stream(self, _flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -78,6 +105,8 @@ class ControlHalf(SendingHalf):
         if stream is None:
             if stream_id > self.highest_stream_id or not stream_id & 1:
                 raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
+            # It crossed our answer, or an attempt to end the stream for a fault.
+            self._events.append(StreamReset(stream_id, int.from_bytes(payload, "big")))
             self._spend()
             return
         self._forget(stream)
@@ -107,6 +136,7 @@ class ControlHalf(SendingHalf):
             peer.acknowledge()
         self._frame_bytes_max = min(peer.max_frame_size, frames.FRAME_BYTES_MAX)
         if change := peer.initial_window_size - window_before:
+            self._spend(len(self.streams) // STREAMS_PER_TOKEN)
             for stream in self.streams.values():
                 stream.send_window += change  # may turn negative, and is then waited out
                 if stream.send_window > frames.WINDOW_MAX:
@@ -151,10 +181,9 @@ class ControlHalf(SendingHalf):
         self._spend()
         if not stream_id:
             raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "PRIORITY on the connection")
-        if len(payload) != 5:
-            raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, "PRIORITY not of 5 bytes")
-        if int.from_bytes(payload[:4], "big") & frames.STREAM_ID_MAX == stream_id:
-            raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "stream depends on itself")
+        # RFC 9113 §6.3: a fault of that stream; what priorities say is not heeded any more.
+        if len(payload) != 5 and (stream := self.streams.get(stream_id)) is not None:
+            self._reset_for_fault(stream, ErrorCodes.FRAME_SIZE_ERROR)
 
     def _on_push_promise(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
         raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "PUSH_PROMISE from a client")

@@ -6,6 +6,7 @@ connection; its settings, error codes and HPACK are used here, and its client si
 every byte we write in the tests.
 """
 
+import attrs
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from purerpc import StatusCode
@@ -23,10 +24,20 @@ from globalstore.rpc.events import (
     RequestReceived,
 )
 from globalstore.rpc.frames import ConnectionFault
-from globalstore.rpc.headers import Malformed, RequestHead, check_fields, parse_head
+from globalstore.rpc.headers import Malformed, RequestHead, check_fields, list_bytes, parse_head
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.messages import PREFIX_BYTES, MessageFault, MessageReader
+from globalstore.rpc.status import Status
 from globalstore.rpc.streams import InboundMemory, Stream
+
+# A call that waits, in memory: its task, scope and stream, but for its head and message.
+STREAM_BYTES = 16 << 10
+
+_CROWDED = Status(
+    StatusCode.UNAVAILABLE,
+    "the calls of this connection hold as much memory as they may: let some end, or use another"
+    " connection for more",
+)
 
 
 class Engine(ControlHalf):
@@ -44,7 +55,6 @@ class Engine(ControlHalf):
         self._failed = False
         # Frames in the bytes last received: what one read costs, whatever its size.
         self.frames_read = 0
-        self._last_accepted_id = frames.STREAM_ID_MAX
         self._receive_window = max(limits.connection_window_bytes, frames.WINDOW_DEFAULT)
         self._unreturned = 0
         # The header block that CONTINUATION frames are still to complete.
@@ -122,21 +132,13 @@ class Engine(ControlHalf):
                 self._forget(stream)
             self._events.append(ConnectionFailed(code, reason))
 
-    def goaway(self, code: int = 0, reason: str = "", *, final: bool = True) -> None:
-        """Tell the client to open no more streams; those it has go on.
-
-        Not ``final``: a warning that still admits streams under way. Final: streams above
-        the highest seen so far are not served, and the client knows that it may repeat them.
-        """
-        if final:
-            self._last_accepted_id = self.highest_stream_id
-        self._control(frames.goaway(self._last_accepted_id, code, reason))
-
     def credit(self, stream_id: int, size: int) -> None:
         """Hand back window: the handler has read a message of ``size`` bytes."""
         stream = self.streams.get(stream_id)
         if stream is not None:
             stream.unconsumed -= PREFIX_BYTES + size
+            if not stream.ended:  # of a stream of messages: those that were read are gone
+                self._hold(stream, -size)
             self._return_window(stream)
 
     def refuse_for_memory(self, stream: Stream) -> None:
@@ -241,6 +243,10 @@ class Engine(ControlHalf):
                 )
                 return
             stream.unconsumed += PREFIX_BYTES + len(payload)
+            self._hold(stream, len(payload))
+            if self.held_bytes > self._limits.held_bytes_max:
+                self._fault(stream, StatusCode.UNAVAILABLE, _CROWDED.message)
+                return
             self._events.append(MessageReceived(stream.id, payload, compressed))
         if rest := reader.incomplete_bytes:
             self._memory.hold(stream, rest)
@@ -282,9 +288,7 @@ class Engine(ControlHalf):
         if flags & frames.PRIORITY_FLAG:
             if len(payload) < 5:
                 raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, "HEADERS without its priority")
-            if int.from_bytes(payload[:4], "big") & frames.STREAM_ID_MAX == stream_id:
-                raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "stream depends on itself")
-            payload = payload[5:]
+            payload = payload[5:]  # priorities are not heeded
         if flags & frames.END_HEADERS:
             self._header_block(stream_id, flags, payload)
         else:
@@ -318,9 +322,9 @@ class Engine(ControlHalf):
         fields, _ = self._decoder.decode(block)  # always: both tables must stay the same
         stream = self.streams.get(stream_id)
         if stream is None:
-            if stream_id not in self._reset_by_us:
-                raise ConnectionFault(ErrorCodes.STREAM_CLOSED, "HEADERS on a stream that ended")
             self._spend()
+            if stream_id not in self._reset_by_us:
+                self._control(frames.rst_stream(stream_id, ErrorCodes.STREAM_CLOSED))
         elif stream.ended:
             self._reset_for_fault(stream, ErrorCodes.STREAM_CLOSED)
         else:
@@ -335,16 +339,21 @@ class Engine(ControlHalf):
 
     def _open(self, stream_id: int, block: bytes, *, ended: bool) -> None:
         head = self._decoder.recall(block)
+        head_bytes = 0  # what is remembered is shared
         if head is None:
             fields, steady = self._decoder.decode(block)
+            head_bytes = list_bytes(fields)
+            if head_bytes > self._limits.header_list_bytes_max:
+                # Decoding it took long, and the more so the larger it is.
+                self._spend_reset(head_bytes // self._limits.header_list_bytes_max)
             if stream_id > self._last_accepted_id:
                 return self._refuse_stream(stream_id, ErrorCodes.REFUSED_STREAM, "going away")
             try:
                 head = parse_head(fields, self._limits.header_list_bytes_max)
             except Malformed as fault:
                 return self._refuse_stream(stream_id, ErrorCodes.PROTOCOL_ERROR, str(fault))
-            if steady:
-                self._decoder.remember(block, head)
+            if steady and self._decoder.remember(block, head):
+                head_bytes = 0
         if stream_id > self._last_accepted_id:
             return self._refuse_stream(stream_id, ErrorCodes.REFUSED_STREAM, "going away")
         if len(self.streams) >= self._limits.streams_max:
@@ -360,6 +369,11 @@ class Engine(ControlHalf):
             opened_at=self._now,
         )
         self.streams[stream_id] = stream
+        self._hold(stream, STREAM_BYTES + head_bytes)
+        if len(self.streams) * 2 > self._resets.cap:
+            self._resets.raise_cap(2)  # ending all calls at once is ordinary
+        if self.held_bytes > self._limits.held_bytes_max and head.refusal is None:
+            head = attrs.evolve(head, refusal=_CROWDED)
         if head.http_status is not None:
             return self._answer_http(stream, head, ended=ended)
         self._events.append(RequestReceived(stream_id, head))

@@ -46,7 +46,7 @@ class RequestMalformed(NamedTuple):
 
 
 class StreamReset(NamedTuple):
-    """The call is over without an answer: the client, or a fault of its, reset the stream."""
+    """The client, or a fault of its, has reset the stream; it may have been answered already."""
 
     stream_id: int
     error_code: int
@@ -62,6 +62,12 @@ class PeerGoingAway(NamedTuple):
     """The client will open no more streams; calls in flight go on."""
 
     error_code: int
+
+
+class FloodNoticed(NamedTuple):
+    """The client sends too much that is no call: a GOAWAY is ready, no new call is taken."""
+
+    reason: str
 
 
 class ConnectionFailed(NamedTuple):
@@ -80,5 +86,6 @@ Event = (
     | StreamReset
     | PingAcknowledged
     | PeerGoingAway
+    | FloodNoticed
     | ConnectionFailed
 )

@@ -4,27 +4,36 @@
 class Allowance:
     """Tokens that requests and time bring in and that control frames take out."""
 
-    __slots__ = ("_cap", "_per_second", "_since", "_tokens")
+    __slots__ = ("_per_second", "_since", "_tokens", "cap")
 
     def __init__(self, cap: int, per_second: float, now: float) -> None:
         """Begin with ``cap`` tokens, which is also the most that can be saved up."""
-        self._cap = cap
+        self.cap = cap
         self._per_second = per_second
         self._tokens = float(cap)
         self._since = now
 
     def earn(self, tokens: int) -> None:
         """Add tokens for work asked or done."""
-        if self._tokens < self._cap:
+        if self._tokens < self.cap:
             self._tokens += tokens
 
-    def spend(self, now: float) -> bool:
-        """Take one token; False if none is left, counting what time has brought in."""
-        if self._tokens < 1:
+    def raise_cap(self, tokens: int) -> None:
+        """Let more be saved up, and add as much."""
+        self.cap += tokens
+        self._tokens += tokens
+
+    def refill(self) -> None:
+        """Begin anew with as much as can be saved up."""
+        self._tokens = float(self.cap)
+
+    def spend(self, now: float, tokens: int = 1) -> bool:
+        """Take tokens; False if so many are not left, counting what time has brought in."""
+        if self._tokens < tokens:
             earned = (now - self._since) * self._per_second
-            self._tokens = min(self._cap, self._tokens + earned)
+            self._tokens = min(self.cap, self._tokens + earned)
             self._since = now
-            if self._tokens < 1:
+            if self._tokens < tokens:
                 return False
-        self._tokens -= 1
+        self._tokens -= tokens
         return True

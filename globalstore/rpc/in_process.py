@@ -23,6 +23,7 @@ from globalstore.rpc.status import DRAINING, OK, Status
 
 _PEER = "in-process"
 _DRAINING = Status(StatusCode.UNAVAILABLE, DRAINING)
+_GONE = Status(StatusCode.CANCELLED, "the caller has gone")
 _LATE = Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
 _NO_ANSWER = Status(StatusCode.UNAVAILABLE, "no answer")
 
@@ -36,15 +37,20 @@ class CallEnded(Exception):
 
 
 @attrs.define(eq=False)
-class _Channel:
+class Channel:
     """What a call needs of a connection. Nothing is buffered here."""
 
     draining: trio.Event
     message_bytes_max: int
     peer: str = _PEER
 
+    suspect = False
+
     def consumed(self, call: Call, size: int) -> None:
         """Do nothing: there is no window to give back."""
+
+    def park(self, calls: int) -> None:
+        """Do nothing: nobody here is gone without a word."""
 
     def write(self, call: Call, payload: bytes) -> bool:
         raise NotImplementedError("streams of answers need a connection")
@@ -77,7 +83,8 @@ class InProcess:
             authorize=authorize,
             map_error=map_error,
         )
-        self._channel = _Channel(self._serving.draining, limits.message_bytes_max)
+        self._cut = False
+        self._channel = Channel(self._serving.draining, limits.message_bytes_max)
 
     def __repr__(self) -> str:
         state = "DRAINING" if self._serving.draining.is_set() else "OPEN"
@@ -95,10 +102,13 @@ class InProcess:
         *,
         timeout_s: float = math.inf,
         metadata: Sequence[tuple[str, str | bytes]] = (),
+        loses_answer: bool = False,
     ) -> bytes:
         """Make a unary call and return its answer, both serialized.
 
-        Raises CallEnded. When cancelled, so is the call, as if its client had gone away.
+        Raises CallEnded. When cancelled, so is the call, as if its client had gone away. With
+        ``loses_answer`` it is cancelled when its answer is on the way; what that handed out has
+        been taken back by the time this raises.
         """
         if self._serving.draining.is_set():
             raise CallEnded(_DRAINING)
@@ -110,15 +120,25 @@ class InProcess:
         route = self._serving.routes.get(path, UNKNOWN_ROUTE)
         call = Call(self._channel, 1, head, route.method, trio.current_time())
         self._serving.begin(call)
-        status = Status(StatusCode.CANCELLED, "the caller has gone")
+        status = _GONE
         try:
             status = self._serving.refusal(call) or await self._serve(call, request)
         finally:
             self._serving.finish(call, status.code)
+            await self._undone(call, status.code is StatusCode.OK and not loses_answer)
+        if loses_answer:
+            raise CallEnded(_GONE)
         if status.code is not StatusCode.OK:
             raise CallEnded(status)
         assert call.reply is not None
         return call.reply
+
+    async def _undone(self, call: Call, delivered: bool) -> None:
+        """Take back what the answer handed out, unless it is ``delivered``."""
+        undo, call.undo = call.undo, None
+        if undo is not None and not delivered and not self._cut:
+            with trio.CancelScope(shield=True):  # it has a deadline of its own
+                await self._serving.undone(undo)
 
     async def _serve(self, call: Call, request: bytes) -> Status:
         route = self._serving.route(call)
@@ -144,6 +164,7 @@ class InProcess:
             call.drain()
 
     def cut(self) -> None:
-        """Cancel all calls, as when the process is killed: nobody gets an answer."""
+        """Cancel all calls, as when the process is killed: nobody gets an answer or undoes one."""
+        self._cut = True
         for call in self.calls:
             call.cancel(_NO_ANSWER)

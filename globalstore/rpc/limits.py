@@ -33,12 +33,17 @@ class Limits:
     # gRPC's own libraries default to 8 to 16 KiB of metadata.
     header_list_bytes_max: int = _count(16 << 10)
     # Up to this size a header list is still decoded, so that only its stream is refused;
-    # beyond it the compression state is given up and with it the connection.
-    header_list_bytes_fatal: int = _count(64 << 10)
-    # A header block of the fatal size fits four full frames; more frames are a flood.
-    continuations_max: int = _count(32)
-    # Two hundred waiting calls of one daemon plus its heartbeats.
-    streams_max: int = _count(256)
+    # beyond it the compression state is given up and with it the connection. Decoding that
+    # much takes 40 ms at worst; proxies, which carry calls of others, let less through.
+    header_list_bytes_fatal: int = _count(256 << 10)
+    # A header block of the fatal size fits sixteen full frames; more frames are a flood.
+    continuations_max: int = _count(64)
+    # Out of the way: a client that has so many calls open waits itself, its heartbeats with it.
+    # The memory that calls hold ends first.
+    streams_max: int = _count(65536)
+    # What the calls of a connection hold, heads and messages included: twelve thousand that only
+    # wait, or four messages of full size. More are refused, those there are go on.
+    held_bytes_max: int = _count(256 << 20)
     # What a client may send on a stream before its handler reads: covers 100 MB/s at 2 ms.
     stream_window_bytes: int = _count(256 << 10)
     # For all streams of a connection together; handed back on receipt, so that one handler
@@ -66,13 +71,21 @@ class Limits:
     control_frames_per_request: int = _count(8)
     # Earned by time, so that keepalive on an idle connection never runs dry.
     control_frames_per_second: float = _bound(10.0)
-    # Streams a client may open and reset at once before it must let some finish. Twice the
-    # streams of a connection: cancelling all of them is ordinary.
+    # Streams a client may open and reset at once before it must let some finish; always twice
+    # as many as it has had open at once, for cancelling all of them is ordinary.
     resets_max: int = _count(512)
     # A call cancelled after this long cost the client patience; it is no flood.
     reset_age_seconds: float = _bound(1.0)
     # Earned by time: harmless to the processor, ample for clients with tight deadlines.
     resets_per_second: float = _bound(50.0)
+    # Calls of a connection that is ended for a flood get this long to end: they may be of others
+    # behind the same proxy. Most take milliseconds; those that wait for longer are repeated.
+    calm_seconds: float = _bound(10.0)
+    # Answers that are not confirmed yet and hand something out. A client that confirms nothing
+    # gets this many before the oldest counts as arrived.
+    receipts_max: int = _count(4096)
+    # Taking back what an answer handed out is one commit.
+    undo_seconds: float = _bound(5.0)
     # The client's answer to the ping that goes with the first GOAWAY takes one round trip.
     goaway_seconds: float = _bound(1.0)
     # After the grace period calls are cancelled and get this long to unwind.

@@ -12,6 +12,7 @@ from h2.errors import ErrorCodes
 from purerpc import Service, StatusCode
 
 from globalstore.rpc import frames
+from globalstore.rpc.admission import Admission
 from globalstore.rpc.call import Call
 from globalstore.rpc.connection import Connection, Transport
 from globalstore.rpc.dispatch import CallObserver, ErrorMap, Interceptor, routes
@@ -88,6 +89,7 @@ class Listener:
         self._bound = (self._options.host, self._options.port)
         self._connections: set[Connection] = set()
         self._open = 0
+        self._admission = Admission(self._limits.connections_max, self._options.files_reserved)
         self._accepting: trio.CancelScope | None = None
         self._drained = trio.Event()
         self._changed = trio.Event()
@@ -151,8 +153,9 @@ class Listener:
         """
         if not self._sockets:
             await self.bind()
+        self._admission = Admission(self._limits.connections_max, self._options.files_reserved)
         try:
-            async with trio.open_nursery() as calls:
+            async with self._serving.undoing(), trio.open_nursery() as calls:
                 self._serving.calls = calls
                 async with trio.open_nursery() as connections:
                     with trio.CancelScope() as self._accepting:
@@ -197,6 +200,8 @@ class Listener:
                     await self._connections_gone()
         finally:
             await self._end_connections()
+            with trio.move_on_after(self._limits.undo_seconds):
+                await serving.all_undone()
             self._report = DrainReport(in_flight, cancelled, len(serving.in_flight))
             self._drained.set()
         return self._report
@@ -219,25 +224,26 @@ class Listener:
             sock.close()
 
     async def _accept(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        admission = self._admission
         while True:
             try:
                 accepted, address = await sock.accept()
             except OSError as error:
                 if error.errno in _OUT_OF_RESOURCES:
-                    log.error("cannot accept: %s", error)
+                    admission.refuse(f"no means for another one: {error.strerror}")
                     await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 elif error.errno not in (errno.ECONNABORTED, errno.EPROTO):
                     raise
                 continue
             peer = display_address(address)
-            if self._open >= self._limits.connections_max:
+            if not admission.admits(self._open, accepted.fileno()):
                 self._turn_away(accepted, peer)
                 continue
             self._open += 1
             nursery.start_soon(self._serve_connection, accepted, peer)
 
     def _turn_away(self, sock: trio.socket.SocketType, peer: str) -> None:
-        log.warning("connection refused, limit reached peer=%s limit=%d", peer, self._open)
+        log.debug("connection refused peer=%s", peer)
         if self._ssl_context is None:
             try:
                 sock._sock.send(_FULL, socket.MSG_DONTWAIT)  # type: ignore[attr-defined]

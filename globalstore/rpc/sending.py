@@ -1,6 +1,6 @@
 """The sending half of the engine: calls out become bytes, within the client's windows."""
 
-from collections import deque
+from collections import OrderedDict, deque
 
 from h2.errors import ErrorCodes
 
@@ -36,11 +36,13 @@ class SendingHalf:
         self._table_zeroed = False
         self._send_window = frames.WINDOW_DEFAULT
         self._frame_bytes_max = frames.FRAME_BYTES_MAX
-        self._round: deque[Stream] = deque()
+        self._round: OrderedDict[Stream, None] = OrderedDict()
         self._reset_by_us: set[int] = set()
         self._reset_order: deque[int] = deque()
         # Bytes of messages that no frame carries yet.
         self.queued_bytes = 0
+        # What the calls in progress keep in memory.
+        self.held_bytes = 0
 
     @property
     def ready_bytes(self) -> int:
@@ -185,7 +187,7 @@ class SendingHalf:
             return
         if not stream.outgoing:
             if stream.send_window > 0:
-                self._round.append(stream)
+                self._round[stream] = None
             else:
                 stream.parked = True
         stream.outgoing.append(memoryview(data))
@@ -203,7 +205,7 @@ class SendingHalf:
         """Let the streams with queued messages take turns, a frame each."""
         rotation = self._round
         while rotation and self._send_window > 0 and self._out_bytes < TAKE_BYTES:
-            stream = rotation.popleft()
+            stream, _ = rotation.popitem(last=False)
             chunk = stream.outgoing[0]
             size = min(len(chunk), stream.send_window, self._send_window, self._frame_bytes_max)
             if size <= 0:
@@ -217,7 +219,7 @@ class SendingHalf:
             else:
                 stream.outgoing.popleft()
             if stream.outgoing:
-                rotation.append(stream)
+                rotation[stream] = None
             elif stream.tail is not None:
                 self._end(stream, stream.tail)
 
@@ -243,12 +245,18 @@ class SendingHalf:
 
     def _forget(self, stream: Stream) -> None:
         del self.streams[stream.id]
+        self.held_bytes -= stream.held_bytes
         if stream.outgoing:
             self.queued_bytes -= stream.outgoing_bytes
             stream.outgoing_bytes = 0
             stream.outgoing.clear()
             if not stream.parked:
-                self._round.remove(stream)
+                self._round.pop(stream, None)
+
+    def _hold(self, stream: Stream, size: int) -> None:
+        """Take in that a call keeps ``size`` bytes more in memory."""
+        stream.held_bytes += size
+        self.held_bytes += size
 
     def _remember_reset(self, stream_id: int) -> None:
         self._reset_by_us.add(stream_id)
@@ -260,4 +268,4 @@ class SendingHalf:
         if stream.parked and stream.send_window > 0:
             stream.parked = False
             if stream.outgoing:
-                self._round.append(stream)
+                self._round[stream] = None

@@ -2,8 +2,10 @@
 
 import logging
 import math
+import random
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import attrs
 import trio
@@ -12,6 +14,7 @@ from purerpc import StatusCode
 from globalstore.rpc.call import Call
 from globalstore.rpc.dispatch import UNKNOWN_ROUTE, CallObserver, ErrorMap, Route, status_of
 from globalstore.rpc.limits import Limits
+from globalstore.rpc.receipts import Undo
 from globalstore.rpc.status import Status
 from globalstore.rpc.streams import InboundMemory
 
@@ -28,15 +31,21 @@ class ListenerOptions:
     # None serves plaintext.
     ssl_context: ssl.SSLContext | None = None
     tcp_nodelay: bool = True
+    # Files that the rest of the process may have open: new connections leave so many free.
+    files_reserved: int = 0
     so_reuseport: bool = False
-    # A client that has sent nothing for so long is pinged,
-    keepalive_time: float = math.inf
-    # and dropped when it does not answer within this time.
-    keepalive_timeout: float = 20.0
+    # A client that has sent nothing for so long is pinged, and sooner while calls of it wait. Half
+    # of what middleboxes forget a silent connection after, and what the clients' own pings take.
+    keepalive_time: float = 30.0
+    # It is dropped when it does not answer within this time: far above any network, and a tenth
+    # of what a slot that waits for it would otherwise be lost for.
+    keepalive_timeout: float = 10.0
     # A connection without calls is ended after this time.
     max_connection_idle: float = math.inf
     # Every connection is ended after this time, once its calls have ended.
     max_connection_age: float = math.inf
+    # A number from 0 to 1, for ages that differ a little.
+    random: Callable[[], float] = random.random
 
 
 class Serving:
@@ -66,6 +75,10 @@ class Serving:
         self._observers = tuple(observers)
         self._authorize = authorize
         self._calls: trio.Nursery | None = None
+        # In which answers that did not arrive are undone.
+        self._undos: trio.Nursery | None = None
+        self._undoing = 0
+        self._all_undone = trio.Event()
 
     @property
     def calls(self) -> trio.Nursery:
@@ -76,6 +89,42 @@ class Serving:
     @calls.setter
     def calls(self, nursery: trio.Nursery) -> None:
         self._calls = nursery
+
+    @asynccontextmanager
+    async def undoing(self) -> AsyncIterator[None]:
+        """Take back what undelivered answers handed out, while the block runs and then the rest."""
+        async with trio.open_nursery() as self._undos:
+            yield
+
+    def take_back(self, undo: Undo) -> None:
+        """Undo what an answer handed out that did not arrive."""
+        assert self._undos is not None, "not serving"
+        self._undoing += 1
+        self._undos.start_soon(self._undone, undo)
+
+    async def _undone(self, undo: Undo) -> None:
+        try:
+            await self.undone(undo)
+        finally:
+            self._undoing -= 1
+            if not self._undoing:
+                self._all_undone.set()
+
+    async def undone(self, undo: Undo) -> None:
+        """Run ``undo`` within its time; that it fails is logged and ends nothing else."""
+        with trio.move_on_after(self.limits.undo_seconds) as patience:
+            try:
+                await undo()
+            except Exception:
+                log.exception("an undelivered answer was not undone")
+        if patience.cancelled_caught:
+            log.error("an undelivered answer was not undone in time")
+
+    async def all_undone(self) -> None:
+        """Wait until nothing is being taken back, each for no longer than its time."""
+        while self._undoing:
+            self._all_undone = trio.Event()
+            await self._all_undone.wait()
 
     def route(self, call: Call) -> Route:
         """Return the route of a call; that of a made-up path refuses it."""

@@ -16,6 +16,7 @@ class Stream:
         "ended",
         "head",
         "headers_sent",
+        "held_bytes",
         "id",
         "opened_at",
         "outgoing",
@@ -52,6 +53,8 @@ class Stream:
         self.unreturned = 0
         self.unconsumed = 0
         self.body_bytes = 0
+        # What the call keeps in memory: its state, its head, its messages.
+        self.held_bytes = 0
         self.ended = False
         # After a fault the rest of the request is thrown away.
         self.discard = False

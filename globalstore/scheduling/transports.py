@@ -11,6 +11,8 @@ one try.
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Self
 
@@ -38,10 +40,21 @@ from globalstore.registry.signals import (
     WorkerEnded,
     WorkerReconciled,
 )
+from globalstore.rpc import Call
 from globalstore.rules.scoring import Mode, Scoring
 from globalstore.scheduling.queue_order import ranked
 from globalstore.scheduling.waiter_index import WaiterIndex
-from globalstore.scheduling.waiters import Policy, Queue, Waiter, Withdrawn, event_of, groups_of
+from globalstore.scheduling.waiters import (
+    Policy,
+    Queue,
+    Waiter,
+    Withdrawn,
+    event_of,
+    groups_of,
+    is_suspect,
+    next_in_line,
+)
+from globalstore.waiting.handouts import Handouts
 
 # Newcomers checked in one pass. Each costs the writer two index look-ups; with this bound a burst
 # of requests for one artifact is taken in without holding other calls up.
@@ -69,6 +82,7 @@ class SourceQueues:
         known: KnownSources,
         policy: Policy,
         wall_us: Callable[[], int],
+        handouts: Handouts,
         on_event: Callable[[str], None] = lambda event: None,
     ) -> None:
         self._on_event = on_event
@@ -77,9 +91,9 @@ class SourceQueues:
         self._known = known
         self._policy = policy
         self._wall_us = wall_us
+        self._handouts = handouts
         self.waiters = WaiterIndex()
         self._expiry_alarm = Alarm(self.waiters.expiries.next)
-        self._returning: dict[str, trio.Event] = {}
         self._due: deque[Queue] = deque()
         self._serving = 0
         self._stopping = False
@@ -115,7 +129,12 @@ class SourceQueues:
     # Calls.
 
     async def request(
-        self, request: TransportRequest, patience_s: float, *, is_patient: bool | None = None
+        self,
+        request: TransportRequest,
+        patience_s: float,
+        call: Call,
+        *,
+        is_patient: bool | None = None,
     ) -> Answer | Withdrawn:
         """Wait up to ``patience_s`` seconds for a source; 0 is one immediate attempt.
 
@@ -123,12 +142,12 @@ class SourceQueues:
 
         A second call with the same request joins the first: both get one answer and the longer
         patience holds. Raises DatabaseError when the attempt could not be made. When cancelled,
-        the request is withdrawn; a source that was just being granted is given back.
+        the request is withdrawn. A source that was granted to calls none of which delivered it is
+        given back; one that has arrived with an earlier answer stays, whatever becomes of repeats.
         """
         deadline = trio.current_time() + patience_s
         is_patient = patience_s > 0 if is_patient is None else is_patient
-        while (returned := self._returning.get(request.request_id)) is not None:
-            await returned.wait()
+        await self._handouts.returned(_name(request))
         waiter = self.waiters.of_request(request.request_id)
         if waiter is None:
             refused = self._refused(request)
@@ -145,7 +164,11 @@ class SourceQueues:
             if deadline > waiter.deadline:
                 waiter.deadline = deadline
                 waiter.notify()
-        return await self._wait(waiter)
+        handout = self._handouts.hold(call, _name(request))
+        answer = await self._wait(waiter, call)
+        if not isinstance(answer, Granted):
+            handout.unanswered(call)
+        return answer
 
     def _refused(self, request: TransportRequest) -> RequestRefused | Withdrawn | None:
         if self._stopping:
@@ -162,8 +185,8 @@ class SourceQueues:
         self._kick(queue)
         return waiter
 
-    async def _wait(self, waiter: Waiter) -> Answer | Withdrawn:
-        waiter.callers += 1
+    async def _wait(self, waiter: Waiter, call: Call) -> Answer | Withdrawn:
+        waiter.callers.append(call)
         try:
             while waiter.answer is None:
                 # A pass may still save a waiter whose deadline has passed: only that ends the wait.
@@ -178,12 +201,11 @@ class SourceQueues:
             await trio.lowlevel.checkpoint_if_cancelled()  # the caller may just have gone
             if isinstance(waiter.answer, Exception):
                 raise waiter.answer
-            waiter.received = True
             return waiter.answer
         finally:
-            waiter.callers -= 1
-            if waiter.callers == 0 and not waiter.received:
-                self._abandoned(waiter)
+            waiter.callers.remove(call)
+            if not waiter.callers and waiter.answer is None and not waiter.deciding:
+                self._cancelled(waiter)
 
     def waiting(self, space: Space, requester_worker_id: str = "") -> tuple[int, int]:
         """Return how many requests wait for an artifact and view, and how many of a requester."""
@@ -294,12 +316,13 @@ class SourceQueues:
         for waiter in newcomers:
             del queue.newcomers[waiter.request.request_id]
             queue.waiters[waiter.request.request_id] = waiter
-        next_ones = list(islice(queue.waiters.values(), self._policy.scan_limit))
+        next_ones = next_in_line(queue.waiters.values(), self._policy.scan_limit)
         wall_us = self._wall_us()
         groups = self._known.groups(groups_of(next_ones)) if by_group else {}
         if by_group:
             now = trio.current_time()
             next_ones = ranked(next_ones, groups, self._policy.fairness, now, wall_us)
+            next_ones.sort(key=is_suspect)
         # No more of them can be granted in this pass.
         next_ones = next_ones[: self._policy.batch_limit]
         tried = list(dict.fromkeys(next_ones + newcomers))
@@ -377,9 +400,8 @@ class SourceQueues:
         """Let a waiter wait on; if it had its turn, and a miss, its deadline counts from now on."""
         attempted = miss is not None
         waiter.deciding = False
-        if waiter.callers == 0:
-            self.waiters.remove(waiter)
-            self._on_event("cancelled")
+        if not waiter.callers:
+            self._cancelled(waiter)
         elif self._stopping:
             self._withdraw(waiter, Withdrawn.STOPPING)
         elif attempted and waiter.deadline <= trio.current_time():
@@ -397,8 +419,8 @@ class SourceQueues:
         self.waiters.remove(waiter)
         waiter.notify()
         self._on_event(event_of(answer))
-        if waiter.callers == 0:
-            self._abandoned(waiter)
+        if isinstance(answer, Granted):
+            self._hand_out(waiter.request, answer)
 
     def _withdraw(self, waiter: Waiter, why: Withdrawn) -> None:
         waiter.answer = why
@@ -406,34 +428,32 @@ class SourceQueues:
         waiter.notify()
         self._on_event("stopped" if why is Withdrawn.STOPPING else "timed_out")
 
-    def _abandoned(self, waiter: Waiter) -> None:
-        """Give back what was granted to a caller that has gone."""
-        if waiter.answer is None:
-            if not waiter.deciding:
-                self.waiters.remove(waiter)
-                self._on_event("cancelled")
-        elif isinstance(waiter.answer, Granted) and not waiter.answer.replayed:
-            successor = self.waiters.of_request(waiter.request.request_id)
-            if successor and successor.request.fingerprint == waiter.request.fingerprint:
-                return  # the same request has come again, and will be answered with this grant
-            assert self._nursery is not None
-            # A repeat that comes now could still be answered with the source that is given back.
-            self._returning[waiter.request.request_id] = trio.Event()
-            self._nursery.start_soon(self._give_back, waiter.request.request_id, waiter.answer)
+    def _cancelled(self, waiter: Waiter) -> None:
+        self.waiters.remove(waiter)
+        self._on_event("cancelled")
 
-    async def _give_back(self, request_id: str, granted: Granted) -> None:
-        try:
-            await self._store.write(
-                transport_ends.complete,
+    def _hand_out(self, request: TransportRequest, granted: Granted) -> None:
+        """Have a source given back unless one of the calls that hold the request delivers it."""
+        handout = self._handouts.of(_name(request))
+        if granted.replayed and handout.give_back is None:
+            return  # it has arrived with an earlier answer, and that stays true
+        handout.give_back = partial(self._give_back, granted)
+        if not handout.holders:
+            assert self._nursery is not None
+            self._nursery.start_soon(handout.take_back)
+
+    async def _give_back(self, granted: Granted) -> None:
+        with suppress(DatabaseError):  # nothing is lost for good: it ends by its time to live
+            ended = await self._store.write(
+                transport_ends.withdraw_transport,
                 granted.transport_id,
-                transport_ends.Outcome.CANCELLED,
-                "requester_gone",
                 self._wall_us(),
                 lane=Lane.CONTROL,
             )
-            self._on_event("given_back")
-        except DatabaseError:
-            # Nothing is lost for good: the transport ends by its time to live.
-            return
-        finally:
-            self._returning.pop(request_id).set()
+            if ended:
+                self._on_event("given_back")
+
+
+def _name(request: TransportRequest) -> tuple[str, bytes]:
+    """Return what repeats of a request have in common."""
+    return request.request_id, request.fingerprint

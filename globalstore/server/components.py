@@ -50,6 +50,7 @@ from globalstore.telemetry.capabilities import (
 from globalstore.telemetry.metrics import Metrics
 from globalstore.waiting.chunk_reports import ChunkReports
 from globalstore.waiting.drains import Drains
+from globalstore.waiting.handouts import Handouts
 from globalstore.waiting.realizations import RealizationWaiters
 
 
@@ -112,6 +113,7 @@ class Components:
             queues=self.queues,
             refusals=self.refusals,
             drains=self.drains,
+            handouts=self.handouts,
             chunk_reports=self.chunk_reports,
             realization_waiters=self.realization_waiters,
             keys=self.keys,
@@ -187,6 +189,7 @@ class Components:
     def _make_waiting(self) -> None:
         policy, metrics = self.config.worker_policy, self.metrics
         self.drains = Drains()
+        self.handouts = Handouts()
         self.chunk_reports = ChunkReports(self.store)
         self.realization_waiters = RealizationWaiters(
             policy.group_realization.max_waiters_per_transaction,
@@ -198,6 +201,7 @@ class Components:
             self.sources,
             queue_policy(policy.transport_scheduler),
             self.clock.wall_us,
+            self.handouts,
             self._count_dispatch,
         )
         self.refusals = Refusals(

@@ -13,6 +13,7 @@ from globalstore.api.standard.reflection import reflection_services
 from globalstore.config import GlobalStoreConfig
 from globalstore.rpc import Limits, Listener, ListenerOptions
 from globalstore.server.components import Components
+from globalstore.server.file_limit import FILES_RESERVED
 from globalstore.server.tls_files import tls_context
 
 
@@ -50,6 +51,9 @@ def _limits(config: GlobalStoreConfig) -> Limits:
         inbound_bytes_max=bounds.max_inbound_buffer_bytes,
         connections_max=bounds.max_connections,
     )
+    # Whatever a message may have: some of them have to fit.
+    held = max(limits.held_bytes_max, 2 * bounds.max_message_bytes)
+    limits = attrs.evolve(limits, held_bytes_max=held)
     streams = config.server.grpc.max_concurrent_streams
     return attrs.evolve(limits, streams_max=streams) if streams else limits
 
@@ -62,10 +66,12 @@ def _options(config: GlobalStoreConfig) -> ListenerOptions:
         ssl_context=tls_context(config),
         tcp_nodelay=grpc.tcp_nodelay,
         so_reuseport=grpc.so_reuseport,
-        keepalive_time=grpc.keepalive_time or math.inf,
+        files_reserved=FILES_RESERVED,
         max_connection_idle=grpc.max_connection_idle or math.inf,
         max_connection_age=grpc.max_connection_age or math.inf,
     )
+    if grpc.keepalive_time is not None:
+        options = attrs.evolve(options, keepalive_time=grpc.keepalive_time or math.inf)
     if grpc.keepalive_timeout:
         options = attrs.evolve(options, keepalive_timeout=grpc.keepalive_timeout)
     return options

@@ -15,6 +15,7 @@ from globalstore.db import DatabaseError, Examination, StartRefused
 from globalstore.host import HostRefused, identity_of, is_host_error, told
 from globalstore.server import process_signals
 from globalstore.server.exit_codes import INTERNAL, Refusal
+from globalstore.server.file_limit import raise_file_limit
 from globalstore.server.lifecycle import Server
 from globalstore.telemetry import LogWriter
 
@@ -45,6 +46,7 @@ def serve(
     # Modules live as long as the process; collecting the few cycles among them would take a tenth
     # of the start.
     gc.freeze()
+    raise_file_limit(config.server.limits.max_connections)
     sys.setswitchinterval(_SWITCH_S)
     gc.set_threshold(_GC_ALLOCATIONS, *gc.get_threshold()[1:])
     try:

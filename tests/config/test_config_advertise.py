@@ -1,12 +1,18 @@
 """Which address clients are told to dial."""
 
+import ipaddress
+
 import attrs
 import pytest
 
 from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address, host_port
-from globalstore.config.advertise import route_address
+from globalstore.config.advertise import route_addresses
 
 SERVER = GlobalStoreConfig().server
+
+
+def listed(addresses):
+    return addresses.split() if addresses else []
 
 
 def decided(listen, advertise="", route=None, host_name=None):
@@ -15,7 +21,7 @@ def decided(listen, advertise="", route=None, host_name=None):
         listen=attrs.evolve(SERVER.listen, host=listen),
         advertise=attrs.evolve(SERVER.advertise, host=advertise),
     )
-    found = advertised_address(server, 50051, lambda: route, lambda: host_name)
+    found = advertised_address(server, 50051, lambda: listed(route), lambda: listed(host_name))
     return found.host, found.source
 
 
@@ -73,6 +79,19 @@ def test_an_address_is_written_with_its_port_or_not_at_all(host, port, text):
     assert host_port(host, port) == text
 
 
-def test_asking_the_routing_table_gives_an_address_or_nothing():
-    found = route_address()
-    assert found is None or found.count(".") == 3
+def test_asking_the_routing_table_gives_an_address_of_each_family_at_most():
+    found = [ipaddress.ip_address(address).version for address in route_addresses()]
+    assert found in ([], [4], [6], [4, 6])
+
+
+@pytest.mark.parametrize(
+    ("listen", "host"),
+    [("0.0.0.0", "10.2.2.2"), ("::", "2001:db8::7"), ("*", "2001:db8::7")],
+)
+def test_what_is_advertised_is_one_of_what_is_bound(listen, host):
+    found = decided(listen, route="fe80::1 2001:db8::7", host_name="2001:db8::8 10.2.2.2")
+    assert found[0] == host
+
+
+def test_where_both_families_are_bound_the_older_one_is_advertised():
+    assert decided("::", route="10.1.1.1 2001:db8::7") == ("10.1.1.1", AddressSource.ROUTE)

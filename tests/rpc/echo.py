@@ -1,5 +1,6 @@
 """A service with one method of each kind and of each temper, and ways to serve it."""
 
+import math
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ C = purerpc.Cardinality
 NAMES = (
     "unary", "plain", "metadata", "count", "flood", "collect", "chat", "late_chat", "hang", "wait",
     "held", "stubborn", "immovable", "abort", "not_found", "fail", "fail_in_nursery",
-    "bad_metadata", "missing", "missing_stream", "quick",
+    "bad_metadata", "missing", "missing_stream", "quick", "hand_out", "hand_out_and_hang",
 )  # fmt: skip
 
 
@@ -61,6 +62,7 @@ class Echo:
         self.release = trio.Event()
         self.ended = trio.Event()
         self.sent = 0
+        self.taken_back: list[str] = []
 
     async def unary(self, message: Any, request: Any) -> Any:
         return StringValue(value=message.value)
@@ -166,6 +168,25 @@ class Echo:
     async def quick(self, message: Any, request: Any) -> Any:
         return StringValue(value="later " + message.value)
 
+    def _take_back_of(self, value: str) -> Any:
+        async def take_back() -> None:
+            await trio.lowlevel.checkpoint()
+            self.taken_back.append(value)
+
+        return take_back
+
+    async def hand_out(self, message: Any, request: Any) -> Any:
+        """Hands something out when released; gives the answer the size that is asked for."""
+        self.running.set()
+        await self.release.wait()
+        request.if_undelivered(self._take_back_of(message.value))
+        return StringValue(value=message.value.ljust(int(message.value.partition(" ")[2] or 0)))
+
+    async def hand_out_and_hang(self, message: Any, request: Any) -> Any:
+        """Has something handed out, and does not get round to saying so."""
+        request.if_undelivered(self._take_back_of(message.value))
+        await self.hang(message)
+
     async def missing(self, message: Any) -> Any:
         raise NotImplementedError
 
@@ -263,17 +284,17 @@ async def served(
     pair: Any = None,
     **hooks: Any,
 ) -> AsyncIterator[Peer]:
-    """One connection over a stream in memory, its client settled."""
+    """One connection over a stream in memory, its client settled; without pings by default."""
     interceptors = hooks.pop("interceptors", ())
     hooks = {"observers": (), "authorize": None, "map_error": None} | hooks
     serving = Serving(
         routes=routes([(echo or Echo()).service], interceptors),
         limits=limits or Limits(),
-        options=options or ListenerOptions(),
+        options=options or ListenerOptions(keepalive_time=math.inf),
         **hooks,
     )
     near, far = pair or trio.testing.memory_stream_pair()
-    async with trio.open_nursery() as nursery:
+    async with serving.undoing(), trio.open_nursery() as nursery:
         serving.calls = nursery
         connection = Connection(serving, InMemory(far), "client:1")
         peer = Peer(near, connection, serving)

@@ -16,6 +16,11 @@ from .echo import Echo, InMemory, Recorder, served, text
 from .wire import head, message
 
 
+def lasting(**options):
+    """Options without pings, which a client that sleeps would not answer."""
+    return ListenerOptions(keepalive_time=math.inf, random=lambda: 0.5, **options)
+
+
 async def drained(peer):
     """Read until the server ends the connection."""
     while await peer.read():
@@ -42,7 +47,7 @@ async def test_a_client_that_does_not_answer_pings_is_dropped(autojump_clock):
 
 
 async def test_an_idle_connection_is_ended_gently(autojump_clock):
-    async with served(options=ListenerOptions(max_connection_idle=30)) as peer:
+    async with served(options=lasting(max_connection_idle=30)) as peer:
         await trio.sleep(20)
         assert (await peer.answer(await peer.call("Unary"))).status == "0"
         await drained(peer)
@@ -52,7 +57,7 @@ async def test_an_idle_connection_is_ended_gently(autojump_clock):
 
 async def test_a_connection_with_a_call_is_not_idle(autojump_clock):
     echo = Echo()
-    async with served(echo, options=ListenerOptions(max_connection_idle=30)) as peer:
+    async with served(echo, options=lasting(max_connection_idle=30)) as peer:
         stream_id = await peer.call("Held")
         await trio.sleep(100)
         assert not peer.closed.is_set()
@@ -64,7 +69,7 @@ async def test_a_connection_with_a_call_is_not_idle(autojump_clock):
 
 async def test_an_old_connection_drains_and_its_calls_end_first(autojump_clock):
     echo = Echo()
-    async with served(echo, options=ListenerOptions(max_connection_age=60)) as peer:
+    async with served(echo, options=lasting(max_connection_age=60)) as peer:
         stream_id = await peer.call("Held")
         await trio.sleep(59)
         assert repr(peer.connection).endswith("OPEN, calls: 1]>")

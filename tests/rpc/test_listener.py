@@ -7,7 +7,8 @@ import pytest
 import trio
 import trio.lowlevel
 
-from globalstore.rpc import Limits, Listener, ListenerOptions, PortBusy
+from globalstore.rpc import CannotListen, Limits, Listener, ListenerOptions, PortBusy
+from globalstore.rpc.sockets import listening_sockets
 
 from .echo import Echo, Recorder, dial, listening, text
 from .wire import message
@@ -82,6 +83,66 @@ async def test_ipv6_and_names_are_served():
     async with listening(options=ListenerOptions(host="localhost")) as listener:
         peer = await dial(listener)
         assert (await peer.answer(await peer.call("Unary"))).status == "0"
+
+
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [("0.0.0.0", ["127.0.0.1"]), ("::", ["127.0.0.1", "::1"]), ("*", ["127.0.0.1", "::1"])],
+)
+async def test_a_wildcard_is_reached_by_what_it_stands_for(host, reached):
+    async with listening(options=ListenerOptions(host=host)) as listener:
+        for address in ("127.0.0.1", "::1"):
+            if address in reached:
+                await (await trio.open_tcp_stream(address, listener.port)).aclose()
+            else:
+                with pytest.raises(OSError, match="all attempts to connect"):
+                    await trio.open_tcp_stream(address, listener.port)
+        taken = ListenerOptions(host="127.0.0.1", port=listener.port)
+        with pytest.raises(PortBusy):
+            await Listener([Echo().service], options=taken).bind()
+
+
+class Names(trio.abc.HostnameResolver):
+    """Has every name stand for some addresses."""
+
+    def __init__(self, *addresses):
+        self.addresses = addresses
+
+    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):  # noqa: A002
+        return [(socket.AF_INET, type, 0, "", (each, port)) for each in self.addresses]
+
+    async def getnameinfo(self, sockaddr, flags):
+        raise NotImplementedError
+
+
+async def test_a_name_binds_the_addresses_that_this_host_has():
+    trio.socket.set_custom_hostname_resolver(Names("192.0.2.1", "127.0.0.1", "203.0.113.7"))
+    sockets = await listening_sockets("some.name", 0, reuse_port=False)
+    assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.1"]
+    sockets[0].close()
+    trio.socket.set_custom_hostname_resolver(Names("192.0.2.1", "203.0.113.7"))
+    with pytest.raises(CannotListen, match=r"cannot listen on some\.name:0"):
+        await listening_sockets("some.name", 0, reuse_port=False)
+
+
+async def test_a_free_port_is_one_that_all_addresses_of_a_name_have(monkeypatch):
+    first = await listening_sockets("127.0.0.1", 0, reuse_port=False)
+    taken, bind = first[0].getsockname()[1], type(first[0]).bind
+    trio.socket.set_custom_hostname_resolver(Names("127.0.0.2", "127.0.0.1"))
+    asked = []
+
+    async def bind_the_taken_one_first(self, address):
+        asked.append(address)
+        await bind(self, (address[0], taken) if len(asked) == 1 else address)
+
+    monkeypatch.setattr(type(first[0]), "bind", bind_the_taken_one_first)
+    sockets = await listening_sockets("some.name", 0, reuse_port=False)
+    ports = {sock.getsockname()[1] for sock in sockets}
+    assert len(sockets) == 2
+    assert len(ports) == 1
+    assert ports != {taken}
+    for sock in (*first, *sockets):
+        sock.close()
 
 
 async def test_a_restart_may_take_the_port_at_once():

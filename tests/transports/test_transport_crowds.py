@@ -5,7 +5,7 @@ from collections import Counter
 
 import trio
 import trio.testing
-from servers import claim_request, configuration, pass_time, serving
+from servers import a_call, claim_request, configuration, pass_time, serving
 
 from globalstore.api.runtime.transports import _request
 from globalstore.db import Runner
@@ -22,7 +22,7 @@ async def test_requests_for_more_artifacts_than_the_database_queues_are_all_answ
 
         async def ask(artifact_id: str) -> None:
             request = _request(claim_request(artifact_id))
-            answers[await store.components.queues.request(request, 0)] += 1
+            answers[await store.components.queues.request(request, 0, a_call())] += 1
 
         async with trio.open_nursery() as nursery:
             for number in range(ARTIFACTS):
@@ -40,9 +40,8 @@ async def test_a_worker_that_comes_back_serves_those_who_wait_for_each_of_its_ar
         granted: list[object] = []
 
         async def ask(artifact_id: str) -> None:
-            granted.append(
-                await store.components.queues.request(_request(claim_request(artifact_id)), 3600)
-            )
+            request = _request(claim_request(artifact_id))
+            granted.append(await store.components.queues.request(request, 3600, a_call()))
 
         for number in range(held):
             nursery.start_soon(ask, f"model-{number}")
@@ -73,7 +72,7 @@ async def test_five_thousand_waiters_cost_no_thread_and_no_polling(
                     group_id=f"g{number % 50}", group_kind="k", part_id=str(number), total_parts=99
                 )
             request = _request(claim_request(scheduling_group=group))
-            granted.append(await queues.request(request, 36000))
+            granted.append(await queues.request(request, 36000, a_call()))
 
         for number in range(5000):
             nursery.start_soon(wait, number)

@@ -32,6 +32,7 @@ from servers import (
 from globalstore.api.runtime.transports import _request
 from globalstore.db import Runner, Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.scheduling.transports import _name
 from globalstore.scheduling.waiters import Waiter
 
 # Either granted or withdrawn, never both
@@ -69,7 +70,7 @@ async def test_a_grant_that_commits_after_the_client_has_gone_is_given_back() ->
             waiter = store.components.queues.waiters.of_request("r")
             await until(store, lambda: waiter.deciding)
             claim.scope.cancel()
-            await until(store, lambda: waiter.callers == 0)
+            await until(store, lambda: not waiter.callers)
         await until(store, lambda: nothing_waits(store))
         assert await store.read(OUTCOMES) == [(0, ""), (4, "requester_gone")]
         assert await store.read(LOADS) == [(1,)]
@@ -90,7 +91,7 @@ async def test_a_caller_that_goes_in_the_instant_of_its_grant_gives_it_back(
                 scope.cancel()
 
             monkeypatch.setattr(Waiter, "notify", told_and_gone)
-            await store.components.queues.request(_request(claim_request()), 0)
+            await store.claim()
         assert scope.cancelled_caught
         await until(store, lambda: nothing_waits(store))
         assert await store.read(OUTCOMES) == [(4, "requester_gone")]
@@ -99,11 +100,12 @@ async def test_a_caller_that_goes_in_the_instant_of_its_grant_gives_it_back(
 async def test_a_repeat_is_not_answered_with_a_grant_that_is_being_given_back() -> None:
     async with serving(runner=Runner.THREADS) as store, trio.open_nursery() as nursery:
         await source(store)
-        returned = store.components.queues._returning["r"] = trio.Event()
         claim = start(nursery, store, request_id="r")
+        handout = store.components.handouts.of(_name(_request(claim.request)))
+        returned = handout.returned = trio.Event()
         assert (await store.claim(request_id="other", wait_s=0)).status == OK
         assert len(store.components.queues) == 0
-        del store.components.queues._returning["r"]
+        handout.returned = None
         returned.set()
         await parked(store, 1)
         assert not claim.ended.is_set()

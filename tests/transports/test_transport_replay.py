@@ -16,7 +16,7 @@ from claims import (
     until,
 )
 from purerpc import StatusCode
-from servers import memory_info, pass_time, refused, serving, serving_over_tcp
+from servers import Serving, memory_info, pass_time, refused, serving, serving_over_tcp
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
@@ -108,13 +108,18 @@ async def test_a_repeat_is_answered_although_others_wait_before_it() -> None:
         nursery.cancel_scope.cancel()
 
 
+def callers(store: Serving) -> int:
+    """Calls that carry the waiting request ``r``."""
+    return len(store.components.queues.waiters.of_request("r").callers)
+
+
 async def test_a_second_call_joins_one_that_waits_and_both_get_the_same() -> None:
     async with serving() as store, trio.open_nursery() as nursery:
         await source(store)
         held = await store.claim()
         calls = [start(nursery, store, request_id="r") for _ in range(3)]
         await parked(store, 1)
-        await until(store, lambda: store.components.queues.waiters.of_request("r").callers == 3)
+        await until(store, lambda: callers(store) == 3)
         await store.complete(held.transport_id)
         answers = [await call.result() for call in calls]
         assert answers[0].status == OK
@@ -146,7 +151,7 @@ async def test_of_two_joined_calls_the_longer_wait_rules(
         for wait_s in order:
             calls.append(start(nursery, store, request_id="r", wait_s=wait_s))
             await parked(store, 1)
-        await until(store, lambda: store.components.queues.waiters.of_request("r").callers == 2)
+        await until(store, lambda: callers(store) == 2)
         await pass_time(mock_clock, 2.75)
         assert await store.read("SELECT count(*) FROM transports") == [(1,)]
         assert not any(call.ended.is_set() for call in calls)
@@ -161,9 +166,9 @@ async def test_a_joined_call_that_goes_away_takes_nothing_from_the_other() -> No
         goes = start(nursery, store, request_id="r", apart=True)
         await parked(store, 1)
         stays = start(nursery, store, request_id="r")
-        await until(store, lambda: store.components.queues.waiters.of_request("r").callers == 2)
+        await until(store, lambda: callers(store) == 2)
         goes.scope.cancel()
-        await until(store, lambda: store.components.queues.waiters.of_request("r").callers == 1)
+        await until(store, lambda: callers(store) == 1)
         await store.complete(held.transport_id)
         assert await stays.status() == OK
         assert await store.read(LOADS) == [(1,)]

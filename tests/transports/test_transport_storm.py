@@ -106,7 +106,7 @@ async def test_a_storm_of_clients_loses_no_slot_and_grants_none_twice(seed: int)
                     nursery.start_soon(client.run)
             watching.cancel_scope.cancel()
         await until(store, lambda: not store.components.queues.waiters.queues())
-        await until(store, lambda: not store.components.queues._returning)
+        await until(store, lambda: not len(store.components.handouts))
         statuses = sum((client.statuses for client in clients), Counter())
         print(dict(statuses), "cut off", sum(client.cut_off for client in clients), "looks", looks)
         assert statuses[OK] > 0

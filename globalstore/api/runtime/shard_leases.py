@@ -2,13 +2,15 @@
 
 import secrets
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import partial
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
 from globalstore.api.turns import in_turns
-from globalstore.db import Lane
+from globalstore.db import DatabaseError, Lane
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime import shard_leases
 from globalstore.registry.runtime.shard_leases import Renewal, RenewalRefusal, ShardLease
@@ -35,19 +37,36 @@ class ShardLeaseHandlers(Handlers):
     ) -> wire.AcquireShardHomeLeaseResponse:
         """Make a daemon the home of a shard; no error if it is already."""
         daemon_id = required("holder_daemon_id", message.holder_daemon_id)
+        ttl_us, new_token = self._ttl_us(message.ttl_ms), secrets.token_hex(16)
+        handout = await self.context.holding(request, "shard", message.shard_id, daemon_id)
         answer = await self.context.write(
             request,
             shard_leases.acquire,
             signed64(message.shard_id),
             daemon_id,
-            secrets.token_hex(16),
-            self._ttl_us(message.ttl_ms),
+            new_token,
+            ttl_us,
             self.context.clock.lease_us,
             lane=Lane.CONTROL,
         )
+        if answer.held:
+            handout.unanswered(request)
+        else:
+            give_back = partial(self._give_back, answer.lease)
+            handout.answered(request, give_back, made=answer.lease.token == new_token)
         return wire.AcquireShardHomeLeaseResponse(
             acquired=not answer.held, lease=self._lease(answer.lease)
         )
+
+    async def _give_back(self, lease: ShardLease) -> None:
+        """Release a lease that nobody was told of, unless it was extended since."""
+        with suppress(DatabaseError):  # nothing is lost for good: it ends by its time to live
+            await self.context.store.write(
+                shard_leases.withdraw_shard_lease,
+                lease,
+                self.context.clock.lease_us,
+                lane=Lane.CONTROL,
+            )
 
     async def KeepaliveShardHomeLease(
         self, message: wire.KeepaliveShardHomeLeaseRequest, request: Call

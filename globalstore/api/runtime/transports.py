@@ -61,10 +61,10 @@ class TransportHandlers(Handlers):
         began = trio.current_time()
         if patience_s > 0:
             with self.context.waiting(request):
-                answer = await self.context.queues.request(claim, patience_s)
+                answer = await self.context.queues.request(claim, patience_s, request)
         else:
             self.context.handler_slots.release(request)
-            answer = await self.context.queues.request(claim, 0, is_patient=wanted_s > 0)
+            answer = await self.context.queues.request(claim, 0, request, is_patient=wanted_s > 0)
         self._count(claim.artifact_id, answer, trio.current_time() - began)
         if answer in {Miss.NO_SOURCE, Withdrawn.TIMED_OUT}:
             self.context.refusals.note(claim.space)

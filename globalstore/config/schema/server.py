@@ -12,7 +12,11 @@ from globalstore.config.schema._settings import section, setting
 class Listen:
     """Where the server accepts calls."""
 
-    host: str = setting("127.0.0.1", "Address to bind; 0.0.0.0 binds every interface.")
+    host: str = setting(
+        "127.0.0.1",
+        "Address to bind. 0.0.0.0 binds every interface for IPv4, :: and * for IPv4 and IPv6; a "
+        "name binds every address of this host that it stands for.",
+    )
     port: Port = setting(50051, "TCP port; an explicit 0 takes any free port.")
 
 
@@ -48,25 +52,31 @@ class Grpc:
     """The HTTP/2 connections that calls arrive on."""
 
     max_concurrent_streams: StreamCount = setting(
-        0, "Calls that may run at once on one connection; 0: the listener's own default."
+        0,
+        "Calls that may be open at once on one connection, those that only wait included; a client "
+        "that has so many holds back the next one, a heartbeat for instance. 0: no bound but the "
+        "memory that they hold.",
     )
     keepalive_time: Duration | None = setting(
         None,
-        "Ping a connection after this long without traffic, to notice peers that vanished. "
-        "null or 0s: no pings.",
+        "Ping a connection after this long without traffic, and every 5 s while calls of it wait, "
+        "to notice peers that vanished or are frozen. null: 30 s. 0s: no pings, and what such a "
+        "peer was handed stays with it until its time is over.",
     )
     keepalive_timeout: Duration | None = setting(
-        None, "Close a connection that leaves a ping unanswered this long. null: the default."
+        None, "Close a connection that leaves a ping unanswered this long. null or 0s: 10 s."
     )
     max_connection_idle: Duration = setting(
         0.0, "Close a connection that had no call for this long. 0s: never."
     )
     max_connection_age: Duration = setting(
         0.0,
-        "Ask clients to reconnect after this long, so that they spread anew. 0s: never.",
+        "Ask clients to reconnect after this long, up to a tenth more or less for each, so that "
+        "they spread anew. 0s: never.",
     )
     tcp_nodelay: bool = setting(
-        False, "Set TCP_NODELAY: small answers leave at once, at the price of more packets."
+        True,
+        "Set TCP_NODELAY: small answers leave at once. Without it some of them take 40 ms more.",
     )
     so_reuseport: bool = setting(
         False,

@@ -330,6 +330,14 @@ def release(tx: Transaction, token: str, clock: LeaseNow) -> bool:
     return True
 
 
+def withdraw_shard_lease(tx: Transaction, lease: ShardLease, clock: LeaseNow) -> bool:
+    """Release a lease if it is as it was when it was granted; False if it was extended since."""
+    row = _row_of_token(tx, lease.token)
+    if row is None or row.expires_at != lease.expires_at_us:
+        return False
+    return release(tx, lease.token, clock)
+
+
 def release_all(tx: Transaction, daemon_id: str) -> None:
     """Give all leases of a daemon up, however many they are."""
     tx.run(

@@ -30,6 +30,11 @@ def complete(
     return _known(tx, transport_id)
 
 
+def withdraw_transport(tx: Transaction, transport_id: bytes, now_us: int) -> bool:
+    """End a transport whose requester was not told of it; False if it has ended already."""
+    return end_transport(tx, transport_id, Outcome.CANCELLED, "requester_gone", now_us)
+
+
 def _known(tx: Snapshot, transport_id: bytes) -> bool:
     found = tx.one("SELECT 1 FROM transports WHERE transport_id = :id", {"id": transport_id})
     return found is not None

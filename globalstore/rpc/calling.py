@@ -1,0 +1,219 @@
+"""The calls of a connection: each is started, answered and, if it has to be, stopped."""
+
+import trio
+from h2.errors import ErrorCodes
+from purerpc import StatusCode
+
+from globalstore.rpc.call import Call
+from globalstore.rpc.dispatch import internal, status_of
+from globalstore.rpc.engine import Engine
+from globalstore.rpc.keepalive import Keepalive
+from globalstore.rpc.receipts import Receipts
+from globalstore.rpc.serving import Serving
+from globalstore.rpc.status import DRAINING, OK, Status
+from globalstore.rpc.wakeup import Wakeup
+
+# Calls that one read may have answered at once: half a millisecond. Others get tasks.
+FAST_MAX = 16
+
+# Calls stopped before others get a turn when a connection with many ends: cancelling one and the
+# end of its task take some 30 microseconds.
+STOPS_PER_TURN = 32
+
+GONE = Status(StatusCode.CANCELLED, "the client reset the call or disconnected")
+_LATE = Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
+_STOPPED = Status(StatusCode.UNAVAILABLE, DRAINING)
+
+
+class CallingHalf:
+    """What a connection does for its calls."""
+
+    def __init__(self, serving: Serving, peer: str) -> None:
+        now = trio.current_time()
+        self.peer = peer
+        self.draining = serving.draining
+        self.message_bytes_max = serving.limits.message_bytes_max
+        self._serving = serving
+        self._limits = serving.limits
+        self._engine = Engine(serving.limits, serving.memory, now)
+        self._keepalive = Keepalive(serving.options, now)
+        self._receipts = Receipts(serving.limits.receipts_max, serving.take_back)
+        self._calls: dict[int, Call] = {}
+        self._senders: set[Call] = set()
+        self._output = Wakeup()
+        self._parked = 0
+        self._now = now
+        self._fast_left = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is in flight."""
+        return bool(self._calls)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the client has left a ping unanswered for longer than a network takes."""
+        return self._keepalive.suspect
+
+    def park(self, calls: int) -> None:
+        """Take in that so many calls more, or fewer if negative, only wait for something."""
+        self._parked += calls
+        self._keepalive.watch_closely(bool(self._parked))
+
+    def _start(self, call: Call) -> None:
+        call.started = True
+        if not self._answered_fast(call):
+            self._serving.calls.start_soon(self._run, call)
+
+    def _answered_fast(self, call: Call) -> bool:
+        """Answer a call here and now if its method can, and others have not waited for long."""
+        answer = self._serving.route(call).fast_path
+        if answer is None or self._fast_left == 0 or call.deadline <= self._now:
+            return False
+        request = call.whole_request
+        if request is None or self._engine.queued_bytes > self._limits.blocked_bytes_max:
+            return False
+        self._fast_left -= 1
+        status = OK
+        try:
+            call.reply = answer(request, call)
+            if call.reply is None:
+                return False
+        except Exception as error:  # noqa: BLE001 - it ends this call alone
+            status = status_of(call, error, self._serving.map_error)
+        call.take()
+        self._finish(call, status)
+        if self._engine.stream_queued_bytes(call.stream_id):
+            self._serving.calls.start_soon(self._flushed, call)
+        return True
+
+    def _stop(self, call: Call, status: Status) -> None:
+        if call.started:
+            call.cancel(status)
+        else:
+            self._finish(call, status)
+
+    async def _run(self, call: Call) -> None:
+        serving = self._serving
+        status = _STOPPED
+        try:
+            with call.scope:
+                if not call.request_ended and not call.method.streams_requests:
+                    await self._whole_request(call)
+                if self._engine.queued_bytes > self._limits.blocked_bytes_max:
+                    await self.writable(call)
+                if call.scope.cancel_called:
+                    await trio.lowlevel.checkpoint()  # it was over before its turn came
+                await serving.route(call).handler(call)
+            status = call.end or _LATE if call.scope.cancelled_caught else OK
+        except Exception as error:  # noqa: BLE001 - every failure of a handler ends its call alone
+            status = status_of(call, error, serving.map_error)
+        finally:
+            self._finish(call, status)
+        if self._engine.stream_queued_bytes(call.stream_id):
+            await self._flushed(call)
+
+    async def _stop_all(self, calls: list[Call], status: Status) -> None:
+        """Stop calls, however many, in turns."""
+        for number, call in enumerate(calls, 1):
+            self._stop(call, status)
+            if number % STOPS_PER_TURN == 0:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _whole_request(self, call: Call) -> None:
+        with trio.move_on_after(self._limits.request_seconds) as patience:
+            while not call.request_ended:
+                await call.arrival.wait()
+        if patience.cancelled_caught:
+            call.abort(StatusCode.DEADLINE_EXCEEDED, "the request did not arrive in time")
+
+    async def _flushed(self, call: Call) -> None:
+        """Wait until the client took the answer; one that never does is reset."""
+        with trio.move_on_after(self._limits.stall_seconds):
+            while self._engine.stream_queued_bytes(call.stream_id):
+                self._senders.add(call)
+                await call.writable.wait()
+        self._senders.discard(call)
+        if call.stream_id in self._engine.streams:
+            self._engine.reset(call.stream_id, ErrorCodes.CANCEL)
+            self._receipts.refused(call.stream_id)
+            self._output.set()
+
+    def _finish(self, call: Call, status: Status) -> None:
+        if call.finished:
+            return
+        call.finished = True
+        self._calls.pop(call.stream_id, None)
+        try:
+            queued = self._answer(call, status)
+        except ValueError as error:
+            # Nothing was sent: metadata is encoded before the first byte of an answer.
+            status = internal(call, error)
+            queued = self._engine.send_trailers(call.stream_id, status.code.value, status.message)
+        if call.undo is not None:
+            undo, call.undo = call.undo, None
+            # Whoever is told anything but OK has been handed out nothing.
+            if queued and status.code is StatusCode.OK:
+                self._receipts.expect(call.stream_id, undo)
+            else:
+                self._serving.take_back(undo)
+        self._output.set()
+        if not self._calls:
+            self._keepalive.idle_since = trio.current_time()
+        self._serving.finish(call, status.code)
+
+    def _answer(self, call: Call, status: Status) -> bool:
+        """Queue how the call ends; False if its client has ended it already.
+
+        Raises ValueError for metadata that cannot be sent.
+        """
+        engine, stream_id = self._engine, call.stream_id
+        trailing = tuple(call.trailing_metadata)
+        if status.code is not StatusCode.OK:
+            return engine.send_trailers(
+                stream_id, status.code.value, status.message, status.trailers + trailing
+            )
+        if call.reply is not None:
+            return engine.send_unary(stream_id, call.reply, tuple(call.initial_metadata), trailing)
+        return engine.send_trailers(stream_id, 0, "", trailing, tuple(call.initial_metadata))
+
+    def write(self, call: Call, payload: bytes) -> bool:
+        """Queue a message of a streaming call; False if it should wait before the next."""
+        engine = self._engine
+        if call.initial_metadata:
+            engine.send_headers(call.stream_id, tuple(call.initial_metadata))
+            call.initial_metadata.clear()
+        engine.send_message(call.stream_id, payload)
+        self._output.set()
+        return self._has_room(call)
+
+    def _has_room(self, call: Call) -> bool:
+        engine, limits = self._engine, self._limits
+        return (
+            engine.stream_queued_bytes(call.stream_id) <= limits.stream_outbound_bytes_max
+            and engine.ready_bytes <= limits.outbound_bytes_max
+            and engine.queued_bytes <= limits.blocked_bytes_max
+        )
+
+    async def writable(self, call: Call) -> None:
+        """Wait until the client has taken enough for the call to send on."""
+        try:
+            while True:
+                self._senders.add(call)
+                await call.writable.wait()
+                if self._has_room(call):
+                    return
+        finally:
+            self._senders.discard(call)
+
+    def consumed(self, call: Call, size: int) -> None:
+        """Take in that the handler has read ``size`` bytes: the client may send as much more."""
+        engine = self._engine
+        engine.credit(call.stream_id, size)
+        if engine.ready_bytes:
+            self._output.set()
+
+
+def expected_one(got: str) -> Status:
+    """Return the refusal of a request that is not one message."""
+    return Status(StatusCode.INVALID_ARGUMENT, f"request: expected one message, got {got}")
