@@ -214,10 +214,16 @@ async def serving(
 
 @asynccontextmanager
 async def serving_over_tcp(
-    config: globalstore.config.GlobalStoreConfig | None = None, wall: Any = None
+    config: globalstore.config.GlobalStoreConfig | None = None,
+    wall: Any = None,
+    prepare: Callable[[Server], object] = lambda server: None,
 ) -> AsyncIterator[Serving]:
-    """Run a server with sockets, its database in threads: for tests of connections and drains."""
+    """Run a server with sockets, its database in threads: for tests of connections and drains.
+
+    ``prepare`` is called with the server before it starts.
+    """
     server = Server(config or configuration(), wall or wall_of_trio())
+    prepare(server)
     async with trio.open_nursery() as nursery:
         info = await nursery.start(server.run)
         async with connection("127.0.0.1", info.listen_port) as channel:

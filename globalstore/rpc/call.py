@@ -14,7 +14,7 @@ from globalstore.rpc.headers import RequestHead
 from globalstore.rpc.messages import inflate
 from globalstore.rpc.method import Method
 from globalstore.rpc.receipts import Undo
-from globalstore.rpc.status import DRAINING, Abort, Metadata, Status
+from globalstore.rpc.status import DRAINING, LATE, Abort, Metadata, Status
 from globalstore.rpc.wakeup import Wakeup
 
 # A handler that sends without waiting lets others run this often at the latest.
@@ -209,6 +209,16 @@ class Call:
         if self.end is None:
             self.end = status
         self.scope.cancel()
+
+    @property
+    def interruption(self) -> Status | None:
+        """How the call was ended before its handler was, or None.
+
+        A handler that was done only after the deadline is late too: its caller has given up.
+        """
+        if self.scope.cancelled_caught:
+            return self.end or LATE
+        return LATE if self.end is None and self.scope.cancel_called else None
 
     def deliver(self, payload: bytes, compressed: bool) -> None:
         """Take a message that has arrived."""

@@ -21,7 +21,6 @@ FAST_MAX = 16
 STOPS_PER_TURN = 32
 
 GONE = Status(StatusCode.CANCELLED, "the client reset the call or disconnected")
-_LATE = Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
 _STOPPED = Status(StatusCode.UNAVAILABLE, DRAINING)
 
 
@@ -105,7 +104,7 @@ class CallingHalf:
                 if call.scope.cancel_called:
                     await trio.lowlevel.checkpoint()  # it was over before its turn came
                 await serving.route(call).handler(call)
-            status = call.end or _LATE if call.scope.cancelled_caught else OK
+            status = call.interruption or OK
         except Exception as error:  # noqa: BLE001 - every failure of a handler ends its call alone
             status = status_of(call, error, serving.map_error)
         finally:

@@ -24,7 +24,6 @@ from globalstore.rpc.status import DRAINING, OK, Status
 _PEER = "in-process"
 _DRAINING = Status(StatusCode.UNAVAILABLE, DRAINING)
 _GONE = Status(StatusCode.CANCELLED, "the caller has gone")
-_LATE = Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
 _NO_ANSWER = Status(StatusCode.UNAVAILABLE, "no answer")
 
 
@@ -153,9 +152,7 @@ class InProcess:
                     await route.handler(call)
         except Exception as error:  # noqa: BLE001  every failure of a handler ends its call alone
             return status_of(call, error, self._serving.map_error)
-        if call.scope.cancelled_caught:
-            return call.end or _LATE
-        return _NO_ANSWER if call.reply is None else OK
+        return call.interruption or (_NO_ANSWER if call.reply is None else OK)
 
     def drain(self) -> None:
         """Take no new calls; those that only wait end UNAVAILABLE."""

@@ -23,6 +23,7 @@ class Status:
 
 
 OK = Status(StatusCode.OK)
+LATE = Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
 DRAINING = "the server is shutting down"
 
 
