@@ -115,10 +115,9 @@ async def source(store: Serving, slots: int = 1, artifact_id: str = "model", **f
 def nothing_waits(store: Serving) -> bool:
     """Tell whether the queues are as empty as at the start."""
     queues = store.components.queues
-    return not (
-        queues._by_request
-        or queues._by_requester
-        or queues._by_group
-        or queues._queues
-        or len(store.components.handouts)
-    )
+    return not (queues._by_request or queues._by_requester or queues._by_group or queues._queues)
+
+
+def all_received(store: Serving) -> bool:
+    """Tell whether everybody has got what was granted, and the rest was given back."""
+    return nothing_waits(store) and not len(store.components.handouts)

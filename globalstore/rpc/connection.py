@@ -25,7 +25,7 @@ from globalstore.rpc.events import (
 )
 from globalstore.rpc.headers import RequestHead
 from globalstore.rpc.method import UNKNOWN
-from globalstore.rpc.receipts import RECEIPT
+from globalstore.rpc.receipts import RECEIPT, RESET_AFTER_SECONDS
 from globalstore.rpc.serving import Serving
 from globalstore.rpc.status import Status
 from globalstore.rpc.wakeup import Wakeup
@@ -129,6 +129,10 @@ class Connection(CallingHalf):
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
+    def tidy(self, now: float) -> None:
+        """Forget what is over by now."""
+        self._receipts.forget(now)
+
     def drop(self) -> None:
         """End the connection now: its client is silent, and has read nothing of late."""
         self._silent = True
@@ -174,7 +178,7 @@ class Connection(CallingHalf):
         engine = self._engine
         self._now = trio.current_time()
         self._keepalive.heard(self._now)
-        self._receipts.heard(self._now)
+        self._receipts.forget(self._now)
         self._fast_left = FAST_MAX
         self._receiving = True
         events = engine.receive(data, self._now)
@@ -238,6 +242,7 @@ class Connection(CallingHalf):
             if event.payload == RECEIPT:
                 if self._receipts.confirmed(self._now):
                     self._output.set()
+                self._keepalive.wake_at(self._now + RESET_AFTER_SECONDS)
             elif event.payload == _DRAINING:
                 self._drain_acknowledged.set()
         elif isinstance(event, PeerGoingAway):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from claims import OUTCOMES, nothing_waits, source
+from claims import OUTCOMES, all_received, source
 from purerpc import StatusCode
 from servers import Serving, a_call, claim_request, configuration, eventually, refused, serving
 
@@ -104,7 +104,7 @@ async def test_a_transport_whose_answer_was_cancelled_frees_its_slot() -> None:
             await store.runtime.RequestReplicaTransport(claim_request(), loses_answer=True)
         assert await store.read(OUTCOMES) == [(4, "requester_gone")]
         assert (await store.claim()).status == wire.STATUS_OK
-        assert nothing_waits(store)
+        assert all_received(store)
 
 
 async def test_a_cancelled_repeat_answers_for_the_transport_as_the_latest_answer() -> None:
@@ -147,7 +147,7 @@ async def test_of_two_calls_that_wait_together_one_that_is_cancelled_takes_nothi
         await store.complete(held.transport_id)
         await eventually(lambda: len(answers) == 2)
         assert await store.read(OUTCOMES) == [(1, ""), (0, "")]
-        assert nothing_waits(store)
+        assert all_received(store)
 
 
 # Shard leases
