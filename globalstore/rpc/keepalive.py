@@ -78,7 +78,9 @@ class Keepalive:
     def heard(self, now: float) -> None:
         """Take in that something arrived."""
         self._heard_at = now
-        self._pinged_at = math.inf
+        if self._pinged_at < math.inf:
+            self._pinged_at = math.inf
+            self.wake_at(now + self._ping_after)
 
     def asked(self) -> None:
         """Take in that a ping is sent; without keepalive nobody has to answer it in time."""

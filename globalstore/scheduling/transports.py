@@ -47,6 +47,7 @@ from globalstore.scheduling.waiters import (
     Queue,
     Waiter,
     Withdrawn,
+    contradiction,
     event_of,
     groups_of,
     is_suspect,
@@ -165,23 +166,10 @@ class SourceQueues:
         if len(self) >= self._policy.max_waiters:
             self._on_event("rejected")
             return Withdrawn.TOO_MANY
-        group = request.group
-        if group is None:
+        if request.group is None:
             return None
-        parts = self._by_group.get(group.key, {})
-        if group.part_id in parts:
-            return RequestRefused(transports.duplicate_part(group))
-        relaxed = group.kind.lower() in self._policy.relaxed_group_kinds
-        for other in parts.values():
-            assert other.group is not None
-            if other.group.total_parts != group.total_parts or not (
-                relaxed or other.space == request.space
-            ):
-                return RequestRefused(transports.group_mismatch(group))
-            # All other requests of the group agree with each other, so that comparing with one is
-            # enough; the spaces of a relaxed group may differ but are not compared.
-            break
-        return None
+        parts = self._by_group.get(request.group.key, {})
+        return contradiction(request, request.group, parts, self._policy.relaxed_group_kinds)
 
     def _enqueue(self, request: TransportRequest, deadline: float) -> Waiter:
         waiter = Waiter(request, trio.current_time(), deadline)
