@@ -242,7 +242,7 @@ async def test_what_cannot_be_loaded_ends_connections_and_nothing_else(
 
 
 async def test_a_process_without_files_says_so_once_and_serves_when_there_are_some(
-    site, nursery, caplog
+    site, nursery, autojump_clock, caplog
 ):
     caplog.set_level(logging.INFO)
     await site.start(nursery)
