@@ -149,7 +149,6 @@ class Connection(CallingHalf):
 
     async def _calm(self) -> None:
         """Let the calls that run end, for they may be other clients' behind a proxy."""
-        self._is_draining = self._last = True
         await trio.sleep(self._limits.calm_seconds)
         await self._stop_all(list(self._calls.values()), _CALMED)
         await trio.sleep(self._limits.unwind_seconds)
@@ -250,6 +249,8 @@ class Connection(CallingHalf):
             self._output.set()
         elif isinstance(event, FloodNoticed):
             log.info("flood, connection drained peer=%s reason=%s", self.peer, event.reason)
+            self._is_draining = self._last = True
+            self._output.set()
             if self._nursery is not None:
                 self._nursery.start_soon(self._calm)
         elif isinstance(event, RequestMalformed):
