@@ -97,3 +97,17 @@ async def test_the_cluster_token_is_for_the_health_check_only() -> None:
         assert "hush" not in str(info)
         health = await store.admin.HealthCheck(wire.HealthCheckRequest())
         assert health == wire.HealthCheckResponse(status=wire.STATUS_OK, cluster_token="hush")
+
+
+@pytest.mark.parametrize("host", ["::", "*"])
+async def test_both_ports_of_a_wildcard_take_both_families(host: str) -> None:
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    config = configuration(server={"listen": {"host": host, "port": 0}})
+    async with serving_over_tcp(config) as store:
+        for address in ("127.0.0.1", "::1"):
+            for port in (store.info.listen_port, store.info.metrics_port):
+                await (await trio.open_tcp_stream(address, port)).aclose()
+            async with connection(address, store.info.listen_port) as channel:
+                admin = services.ClusterAdminServiceStub(channel)
+                await admin.GetServerInfo(wire.GetServerInfoRequest())
