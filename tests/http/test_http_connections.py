@@ -233,8 +233,9 @@ async def test_what_cannot_be_loaded_ends_connections_and_nothing_else(
     async with await site.connect() as stream:
         await stream.send_all(REQUEST)
         assert await read_to_end(stream) == b""
-    assert "http connections cannot be served" in caplog.text
-    assert "http connection failed" in caplog.text
+    for line in ("http connections cannot be served", "http connection failed"):
+        while line not in caplog.text:  # it may follow the end of the connection
+            await trio.lowlevel.checkpoint()
     monkeypatch.undo()
     async with await site.connect() as stream:
         await stream.send_all(REQUEST)
