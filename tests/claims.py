@@ -120,5 +120,9 @@ def nothing_waits(store: Serving) -> bool:
         or queues.waiters._by_requester
         or queues.waiters._by_group
         or queues.waiters.queues()
-        or len(store.components.handouts)
     )
+
+
+def all_received(store: Serving) -> bool:
+    """Tell whether everybody has got what was granted, and the rest was given back."""
+    return nothing_waits(store) and not len(store.components.handouts)

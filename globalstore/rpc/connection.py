@@ -25,7 +25,7 @@ from globalstore.rpc.events import (
 )
 from globalstore.rpc.headers import RequestHead
 from globalstore.rpc.method import UNKNOWN
-from globalstore.rpc.receipts import RECEIPT
+from globalstore.rpc.receipts import RECEIPT, RESET_AFTER_SECONDS
 from globalstore.rpc.serving import Serving
 from globalstore.rpc.status import Status
 from globalstore.rpc.wakeup import Wakeup
@@ -129,6 +129,10 @@ class Connection(CallingHalf):
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
+    def tidy(self, now: float) -> None:
+        """Forget what is over by now."""
+        self._receipts.forget(now)
+
     def drop(self) -> None:
         """End the connection now: its client is silent, and has read nothing of late."""
         self._silent = True
@@ -145,7 +149,6 @@ class Connection(CallingHalf):
 
     async def _calm(self) -> None:
         """Let the calls that run end, for they may be other clients' behind a proxy."""
-        self._is_draining = self._last = True
         await trio.sleep(self._limits.calm_seconds)
         await self._stop_all(list(self._calls.values()), _CALMED)
         await trio.sleep(self._limits.unwind_seconds)
@@ -174,7 +177,7 @@ class Connection(CallingHalf):
         engine = self._engine
         self._now = trio.current_time()
         self._keepalive.heard(self._now)
-        self._receipts.heard(self._now)
+        self._receipts.forget(self._now)
         self._fast_left = FAST_MAX
         self._receiving = True
         events = engine.receive(data, self._now)
@@ -238,6 +241,7 @@ class Connection(CallingHalf):
             if event.payload == RECEIPT:
                 if self._receipts.confirmed(self._now):
                     self._output.set()
+                self._keepalive.wake_at(self._now + RESET_AFTER_SECONDS)
             elif event.payload == _DRAINING:
                 self._drain_acknowledged.set()
         elif isinstance(event, PeerGoingAway):
@@ -245,6 +249,8 @@ class Connection(CallingHalf):
             self._output.set()
         elif isinstance(event, FloodNoticed):
             log.info("flood, connection drained peer=%s reason=%s", self.peer, event.reason)
+            self._is_draining = self._last = True
+            self._output.set()
             if self._nursery is not None:
                 self._nursery.start_soon(self._calm)
         elif isinstance(event, RequestMalformed):

@@ -121,7 +121,9 @@ class InProcess:
         self._serving.begin(call)
         status = _GONE
         try:
-            status = self._serving.refusal(call) or await self._serve(call, request)
+            ended = self._serving.refusal(call) or await self._serve(call, request)
+            await trio.lowlevel.checkpoint_if_cancelled()  # who has gone gets no answer
+            status = ended
         finally:
             self._serving.finish(call, status.code)
             await self._undone(call, status.code is StatusCode.OK and not loses_answer)

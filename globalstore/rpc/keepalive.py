@@ -47,6 +47,9 @@ class KeptAlive(Protocol):
     def begin_drain(self) -> None:
         """Take no new calls."""
 
+    def tidy(self, now: float) -> None:
+        """Forget what is over by now."""
+
     def drop(self) -> None:
         """End the connection now: its client is silent."""
 
@@ -75,22 +78,25 @@ class Keepalive:
     def heard(self, now: float) -> None:
         """Take in that something arrived."""
         self._heard_at = now
-        self._pinged_at = math.inf
+        if self._pinged_at < math.inf:
+            self._pinged_at = math.inf
+            self.wake_at(now + self._ping_after)
 
     def asked(self) -> None:
         """Take in that a ping is sent; without keepalive nobody has to answer it in time."""
         if self._pinged_at == math.inf and self._options.keepalive_time < math.inf:
             self._pinged_at = trio.current_time()
-            self._wake_at(self._pinged_at + self._options.keepalive_timeout)
+            self.wake_at(self._pinged_at + self._options.keepalive_timeout)
 
     def watch_closely(self, closely: bool) -> None:
         """Ping more often from now on, or as usual again."""
         self._ping_after = self._options.keepalive_time
         if closely and self._ping_after < math.inf:
             self._ping_after = min(self._ping_after, WATCHED_PING_SECONDS)
-        self._wake_at(self._heard_at + self._ping_after)
+        self.wake_at(self._heard_at + self._ping_after)
 
-    def _wake_at(self, at: float) -> None:
+    def wake_at(self, at: float) -> None:
+        """Look at the connection then, or sooner."""
         if at < self._sleep.deadline:  # noqa: PLR1730  setting it costs more than a look
             self._sleep.deadline = at
 
@@ -99,6 +105,7 @@ class Keepalive:
         options = self._options
         while True:
             now = trio.current_time()
+            connection.tidy(now)
             if now > self._sleep.deadline + _LATE_SECONDS and self._pinged_at < math.inf:
                 self._pinged_at = now
             if self._pinged_at == math.inf and self._heard_at + self._ping_after <= now:

@@ -88,9 +88,9 @@ class Receipts:
         self._asked = []
         return bool(self._unasked)
 
-    def heard(self, now: float) -> None:
-        """Take in that something arrived."""
-        if self._confirmed and now > self._confirmed_at + RESET_AFTER_SECONDS:
+    def forget(self, now: float) -> None:
+        """Let go of answers that were confirmed long enough ago."""
+        if self._confirmed and now >= self._confirmed_at + RESET_AFTER_SECONDS:
             self._confirmed = {}
 
     def refused(self, stream_id: int) -> None:

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 
-from globalstore.registry.runtime import transports
 from globalstore.registry.runtime.transports import RequestRefused, TransportRequest
 from globalstore.registry.signals import GroupKey, Space
 from globalstore.rules.deadlines import Deadlines
-from globalstore.scheduling.waiters import Queue, Waiter
+from globalstore.scheduling.waiters import Queue, Waiter, contradiction
 
 
 class WaiterIndex:
@@ -60,23 +59,10 @@ class WaiterIndex:
         self, request: TransportRequest, relaxed_kinds: frozenset[str]
     ) -> RequestRefused | None:
         """Hold a request against the waiting ones of its scheduling group."""
-        group = request.group
-        if group is None:
+        if request.group is None:
             return None
-        parts = self._by_group.get(group.key, {})
-        if group.part_id in parts:
-            return RequestRefused(transports.duplicate_part(group))
-        relaxed = group.kind.lower() in relaxed_kinds
-        for other in parts.values():
-            assert other.group is not None
-            if other.group.total_parts != group.total_parts or not (
-                relaxed or other.space == request.space
-            ):
-                return RequestRefused(transports.group_mismatch(group))
-            # All other requests of the group agree with each other, so that comparing with one is
-            # enough; the spaces of a relaxed group may differ but are not compared.
-            break
-        return None
+        parts = self._by_group.get(request.group.key, {})
+        return contradiction(request, request.group, parts, relaxed_kinds)
 
     def add(self, waiter: Waiter) -> Queue:
         """Put a waiter into the queue of its space, as a newcomer; return the queue."""

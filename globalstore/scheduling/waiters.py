@@ -1,7 +1,7 @@
 """Requests that wait for a source, and the queue of those for one artifact and view."""
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 import attrs
@@ -11,8 +11,11 @@ from globalstore.registry.runtime.transports import (
     Answer,
     Granted,
     Miss,
+    RequestGroup,
     RequestRefused,
     TransportRequest,
+    duplicate_part,
+    group_mismatch,
 )
 from globalstore.registry.signals import GroupKey, Space
 from globalstore.rpc import Call
@@ -118,3 +121,24 @@ def groups_of(waiters: Iterable[Waiter]) -> list[GroupKey]:
     """Return the groups of waiters, each once."""
     groups = (waiter.request.group for waiter in waiters)
     return list(dict.fromkeys(group.key for group in groups if group is not None))
+
+
+def contradiction(
+    request: TransportRequest,
+    group: RequestGroup,
+    parts: Mapping[str, TransportRequest],
+    relaxed_kinds: frozenset[str],
+) -> RequestRefused | None:
+    """Return what a request contradicts of those that wait of its group, by their parts."""
+    if group.part_id in parts:
+        return RequestRefused(duplicate_part(group))
+    other = next(iter(parts.values()), None)
+    if other is None:
+        return None
+    # All others agree with each other, so that comparing with one is enough; the spaces of a
+    # relaxed group may differ but are not compared.
+    assert other.group is not None
+    same_space = other.space == request.space or group.kind.lower() in relaxed_kinds
+    if other.group.total_parts == group.total_parts and same_space:
+        return None
+    return RequestRefused(group_mismatch(group))

@@ -10,6 +10,7 @@ import purerpc
 import trio
 import trio.testing
 from google.protobuf.wrappers_pb2 import StringValue
+from h2.errors import ErrorCodes
 
 from globalstore.rpc import Limits, Listener, ListenerOptions, fast_path
 from globalstore.rpc.connection import Connection
@@ -259,6 +260,11 @@ class Peer:
         stream_id = self.client.call(text(value), head(f"/test.Echo/{method}", *extra))
         await self.flush()
         return stream_id
+
+    async def cancel(self, stream_id: int, code: int = ErrorCodes.CANCEL) -> None:
+        """Reset a stream, also one whose answer is under way."""
+        self.client.cancel(stream_id, code)
+        await self.flush()
 
     async def read(self) -> bool:
         """Take what the server has sent; False at the end of the connection."""

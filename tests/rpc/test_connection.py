@@ -9,6 +9,7 @@ from h2.errors import ErrorCodes
 
 from globalstore.rpc import Limits, ListenerOptions
 from globalstore.rpc.connection import Connection
+from globalstore.rpc.keepalive import MISSED_SECONDS, WATCHED_PING_SECONDS
 from globalstore.rpc.serving import Serving
 from globalstore.rpc.wakeup import Wakeup
 
@@ -222,3 +223,93 @@ async def test_two_tasks_may_not_wait_on_one_wakeup():
         with pytest.raises(trio.BusyResourceError):
             await wakeup.wait()
         wakeup.set()
+
+
+async def test_a_flood_ends_its_connection_when_the_calls_that_run_have_ended(autojump_clock):
+    echo = Echo()
+    async with served(echo, limits=Limits(resets_max=20, calm_seconds=10)) as peer:
+        held, hangs = await peer.call("Held"), await peer.call("Hang")
+        for _ in range(30):
+            stream_id = await peer.call("Wait")
+            peer.client.h2.reset_stream(stream_id)
+            await peer.flush()
+        await peer.read()
+        assert peer.client.goaway.error_code == ErrorCodes.ENHANCE_YOUR_CALM
+        await trio.sleep(5)
+        echo.release.set()
+        assert (await peer.answer(held)).status == "0"
+        answer = await peer.answer(hangs)
+        assert answer.status == "14"
+        assert "sends too much" in answer.status_message
+        assert trio.current_time() == pytest.approx(10.0)
+        await drained(peer)
+
+
+async def test_a_thousand_calls_of_a_lost_connection_are_stopped_in_turns():
+    echo = Echo()
+    async with served(echo) as peer:
+        peer.client.h2.remote_settings.max_concurrent_streams = 2000
+        peer.client.h2.remote_settings.acknowledge()
+        for _ in range(1000):
+            await peer.call("Wait")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(peer.serving.in_flight) == 1000
+        await peer.stream.aclose()
+        await peer.closed.wait()
+        assert 0 < len(peer.serving.in_flight) < 1000
+        while peer.serving.in_flight:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_ages_differ_by_a_tenth_at_most(autojump_clock):
+    ages = []
+    for number in (0.0, 0.5, 1.0):
+        options = ListenerOptions(
+            keepalive_time=math.inf, max_connection_age=100, random=lambda number=number: number
+        )
+        began = trio.current_time()
+        async with served(options=options) as peer:
+            while peer.client.goaway is None:
+                await peer.read()
+            ages.append(trio.current_time() - began)
+    assert ages == pytest.approx([90, 100, 110])
+
+
+async def test_a_client_with_calls_that_wait_is_pinged_more_often(autojump_clock):
+    options = ListenerOptions(keepalive_time=30, keepalive_timeout=10)
+    async with served(options=options) as peer:
+        await peer.call("Wait")
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(WATCHED_PING_SECONDS + MISSED_SECONDS - 0.1)
+        assert not peer.connection.suspect
+        await trio.sleep(0.2)
+        assert peer.connection.suspect
+        await peer.read()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not peer.connection.suspect
+        await peer.closed.wait()
+        assert trio.current_time() == pytest.approx(2 * WATCHED_PING_SECONDS + 11.1)
+
+
+async def test_our_own_stall_drops_nobody(mock_clock):
+    options = ListenerOptions(keepalive_time=30, keepalive_timeout=10)
+    async with served(options=options) as peer:
+        mock_clock.jump(30)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(3600)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not peer.closed.is_set()
+        for _ in range(11):
+            mock_clock.jump(1)
+            await trio.testing.wait_all_tasks_blocked()
+        assert peer.closed.is_set()
+
+
+async def test_without_keepalive_a_silent_client_is_not_dropped(autojump_clock):
+    echo = Echo()
+    echo.release.set()
+    async with served(echo, options=lasting()) as peer:
+        await peer.call("HandOut")
+        await trio.sleep(10_000)
+        assert not peer.closed.is_set()
+        assert not peer.connection.suspect

@@ -234,3 +234,42 @@ async def test_calls_never_fail_because_their_connection_grew_old():
             return peers
 
         assert len(await trio.to_thread.run_sync(use)) == 4
+
+
+async def test_a_thousand_calls_that_wait_hold_back_no_other_and_may_all_be_cancelled_at_once():
+    seen = Recorder()
+    async with listening(Echo().service, observers=[seen]) as listener:
+
+        async def all_wait() -> None:
+            while listener.statistics().calls_in_flight < 1000:
+                await trio.lowlevel.checkpoint()
+
+        def use() -> None:
+            client = Client(listener.port)
+            with client.channel:
+                stub = client.stub("unary_unary", "Wait")
+                futures = [stub.future(StringValue(value="x")) for _ in range(1000)]
+                trio.from_thread.run(all_wait)
+                assert client.unary("Unary").value == "x"
+                for future in futures:
+                    future.cancel()
+                trio.from_thread.run(seen.until, 1001)
+                assert client.unary("Unary").value == "x"
+                assert listener.statistics().connections == 1
+                (connection,) = listener._connections
+                assert not connection.is_draining
+
+        await trio.to_thread.run_sync(use)
+
+
+async def test_large_metadata_ends_its_call_alone():
+    def use(client):
+        waiting = client.stub("unary_unary", "Held").future(StringValue(value="x"))
+        with pytest.raises(grpc.RpcError) as caught:
+            client.unary("Unary", metadata=[("x-large", "y" * 100_000)])
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        trio.from_thread.run_sync(echo.release.set)
+        assert waiting.result(TIMEOUT).value == "x"
+
+    echo = Echo()
+    await with_client(use, echo)

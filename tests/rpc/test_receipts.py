@@ -58,7 +58,7 @@ async def test_a_reset_right_behind_the_acknowledgement_counts_a_late_one_does_n
         await settled()
         await trio.sleep(after)
         assert len(peer.connection._receipts) == 0
-        await peer.stream.send_all(frames.rst_stream(stream_id, ErrorCodes.CANCEL))
+        await peer.cancel(stream_id)
         await settled()
         assert echo.taken_back == taken_back
 
@@ -67,8 +67,7 @@ async def test_a_call_that_was_cancelled_while_its_answer_was_under_way_is_undon
     async with handing_out() as (echo, peer):
         stream_id = await peer.call("HandOut", "a")
         await settled()
-        peer.client.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
-        await peer.flush()
+        await peer.cancel(stream_id)
         await take(peer)
         await settled()
         assert echo.taken_back == ["a"]
@@ -79,7 +78,7 @@ async def test_a_reset_without_an_error_is_a_client_that_has_read_its_answer():
     async with handing_out() as (echo, peer):
         stream_id = await peer.call("HandOut", "a")
         await settled()
-        await peer.stream.send_all(frames.rst_stream(stream_id, ErrorCodes.NO_ERROR))
+        await peer.cancel(stream_id, ErrorCodes.NO_ERROR)
         await settled()
         assert echo.taken_back == []
 
@@ -98,9 +97,9 @@ async def test_one_ping_is_on_its_way_and_confirms_all_that_was_written_before()
         pings = await take(peer)
         assert len(pings) == 1
         assert len(peer.connection._receipts) == 3
-        await peer.stream.send_all(frames.rst_stream(others[1], ErrorCodes.CANCEL))
+        await peer.cancel(others[1])
         await peer.stream.send_all(pings[0])
-        await peer.stream.send_all(frames.rst_stream(first, ErrorCodes.CANCEL))
+        await peer.cancel(first)
         await settled()
         assert echo.taken_back == ["c"]
         assert len(peer.connection._receipts) == 0
@@ -110,8 +109,7 @@ async def test_a_call_that_ends_otherwise_has_handed_out_nothing():
     async with handing_out() as (echo, peer):
         stream_id = await peer.call("HandOutAndHang", "a")
         await settled()
-        peer.client.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
-        await peer.flush()
+        await peer.cancel(stream_id)
         await settled()
         assert echo.taken_back == ["a"]
 
@@ -142,8 +140,7 @@ async def test_an_answer_without_window_is_undone_when_the_client_resets_it():
         await settled()
         while len(peer.client.answers[stream_id].data) < 65_000:
             await take(peer)
-        peer.client.h2.reset_stream(stream_id, ErrorCodes.CANCEL)
-        await peer.flush()
+        await peer.cancel(stream_id)
         await settled()
         assert echo.taken_back == ["a 100000"]
 

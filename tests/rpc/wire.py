@@ -7,8 +7,10 @@ import h2.config
 import h2.connection
 import h2.events
 from h2.connection import ConnectionState
+from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
+from globalstore.rpc import frames
 from globalstore.rpc.engine import Engine
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.streams import InboundMemory
@@ -72,6 +74,7 @@ class StrictClient:
         self.goaway: h2.events.ConnectionTerminated | None = None
         self.credit = True
         self._pending = b""
+        self._extra = b""
 
     def start(self, headers: Headers | None = None, *, end: bool = False) -> int:
         """Open a stream."""
@@ -86,9 +89,14 @@ class StrictClient:
         self.h2.send_data(stream_id, message(payload), end_stream=True)
         return stream_id
 
+    def cancel(self, stream_id: int, code: int = ErrorCodes.CANCEL) -> None:
+        """Reset a stream, also one whose answer is under way or was read: h2 would not."""
+        self._extra += frames.rst_stream(stream_id, code)
+
     def output(self) -> bytes:
         """Bytes for the server."""
-        return self.h2.data_to_send()
+        extra, self._extra = self._extra, b""
+        return self.h2.data_to_send() + extra
 
     def receive(self, data: bytes) -> None:
         """Judge bytes of the server; raises if they break the protocol."""

@@ -12,7 +12,7 @@ from servers import configuration, serving_over_tcp
 
 import globalstore
 from globalstore.client.connection import connection
-from globalstore.config.advertise import route_address
+from globalstore.config.advertise import route_addresses
 from globalstore.gen.tensorcast.global_store.v1 import global_store_grpc as services
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.server.lifecycle import Server
@@ -59,7 +59,7 @@ async def test_a_configured_address_is_what_clients_are_told() -> None:
 
 
 async def test_a_server_on_every_interface_tells_the_way_to_this_machine() -> None:
-    way_out = route_address()
+    way_out = next(iter(route_addresses()), None)
     if way_out is None:
         pytest.skip("this machine has no route to the outside")
     info = await info_of({"listen": {"host": "0.0.0.0", "port": 0}}, "127.0.0.1")
@@ -97,3 +97,17 @@ async def test_the_cluster_token_is_for_the_health_check_only() -> None:
         assert "hush" not in str(info)
         health = await store.admin.HealthCheck(wire.HealthCheckRequest())
         assert health == wire.HealthCheckResponse(status=wire.STATUS_OK, cluster_token="hush")
+
+
+@pytest.mark.parametrize("host", ["::", "*"])
+async def test_both_ports_of_a_wildcard_take_both_families(host: str) -> None:
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    config = configuration(server={"listen": {"host": host, "port": 0}})
+    async with serving_over_tcp(config) as store:
+        for address in ("127.0.0.1", "::1"):
+            for port in (store.info.listen_port, store.info.metrics_port):
+                await (await trio.open_tcp_stream(address, port)).aclose()
+            async with connection(address, store.info.listen_port) as channel:
+                admin = services.ClusterAdminServiceStub(channel)
+                await admin.GetServerInfo(wire.GetServerInfoRequest())

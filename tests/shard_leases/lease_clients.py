@@ -105,6 +105,9 @@ class Clients:
             for shard, one, became in zip(shards, each_asked, outcome or lost, strict=True):
                 reads = one == ("get",)
                 self.histories[shard].append(Operation(began, ended, one, became, reads))
+                if one[0] == "acquire" and became is Lost.LOST:
+                    taken_back = Operation(began, ended, ("withdraw", one[1]), Lost.LOST)
+                    self.histories[shard].append(taken_back)
         self.answered += outcome is not None
 
     async def _acquire(self, shard: int, daemon: str, ttl_ms: int) -> None:

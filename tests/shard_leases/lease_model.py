@@ -98,6 +98,13 @@ def _acquire(
         yield Shard(lease.generation, daemon, lease.token, (lease.until, lease.until), at)
 
 
+def _withdraw(shard: Shard, call: Operation, earliest: float, daemon: str) -> Iterator[Shard]:
+    """A grant that its daemon was not told of may have been taken back."""
+    yield shard
+    if shard.holder == daemon and shard.token is None:
+        yield attrs.evolve(shard, holder="", token="", fenced=False, decided_at=earliest)
+
+
 def _keep(
     shard: Shard, call: Operation, earliest: float, token: str, ttl: int, generation: int
 ) -> Iterator[Shard]:
@@ -160,6 +167,7 @@ def _goodbye(shard: Shard, call: Operation, earliest: float, daemon: str) -> Ite
 
 _KINDS: dict[str, Any] = {
     "acquire": _acquire,
+    "withdraw": _withdraw,
     "keep": _keep,
     "release": _release,
     "get": _get,

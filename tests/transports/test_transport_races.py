@@ -15,6 +15,7 @@ from claims import (
     OK,
     OUTCOMES,
     TIMED_OUT,
+    all_received,
     another_client,
     nothing_waits,
     parked,
@@ -71,7 +72,7 @@ async def test_a_grant_that_commits_after_the_client_has_gone_is_given_back() ->
             await until(store, lambda: waiter.deciding)
             claim.scope.cancel()
             await until(store, lambda: not waiter.callers)
-        await until(store, lambda: nothing_waits(store))
+        await until(store, lambda: all_received(store))
         assert await store.read(OUTCOMES) == [(0, ""), (4, "requester_gone")]
         assert await store.read(LOADS) == [(1,)]
         await store.complete(held.transport_id)
@@ -93,7 +94,7 @@ async def test_a_caller_that_goes_in_the_instant_of_its_grant_gives_it_back(
             monkeypatch.setattr(Waiter, "notify", told_and_gone)
             await store.claim()
         assert scope.cancelled_caught
-        await until(store, lambda: nothing_waits(store))
+        await until(store, lambda: all_received(store))
         assert await store.read(OUTCOMES) == [(4, "requester_gone")]
 
 

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from claims import OUTCOMES, nothing_waits, source
+from claims import OUTCOMES, all_received, source, until
+from cutting import Moment, cut
 from purerpc import StatusCode
 from servers import Serving, a_call, claim_request, configuration, eventually, refused, serving
 
+from globalstore.db import Runner
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as tier
 from globalstore.registry import memory_tiers
@@ -104,7 +106,7 @@ async def test_a_transport_whose_answer_was_cancelled_frees_its_slot() -> None:
             await store.runtime.RequestReplicaTransport(claim_request(), loses_answer=True)
         assert await store.read(OUTCOMES) == [(4, "requester_gone")]
         assert (await store.claim()).status == wire.STATUS_OK
-        assert nothing_waits(store)
+        assert all_received(store)
 
 
 async def test_a_cancelled_repeat_leaves_what_has_arrived_with_an_earlier_answer() -> None:
@@ -147,7 +149,7 @@ async def test_of_two_calls_that_wait_together_one_that_is_cancelled_takes_nothi
         await store.complete(held.transport_id)
         await eventually(lambda: len(answers) == 2)
         assert await store.read(OUTCOMES) == [(1, ""), (0, "")]
-        assert nothing_waits(store)
+        assert all_received(store)
 
 
 # Shard leases
@@ -238,3 +240,44 @@ async def test_a_lease_that_its_daemon_has_taken_up_is_not_withdrawn() -> None:
             memory_tiers.withdraw_tier_lease, lease.lease_id
         )
         assert await pending(store) == [lease.lease_id]
+
+
+# At every moment
+
+
+def claimed(store: Serving) -> Any:
+    return store.runtime.RequestReplicaTransport, claim_request(request_id="r")
+
+
+def shard(store: Serving) -> Any:
+    return store.runtime.AcquireShardHomeLease, acquire()
+
+
+def memory(store: Serving) -> Any:
+    return store.tiers.RequestMemoryTierLease, wish()
+
+
+@pytest.mark.parametrize("moment", Moment)
+@pytest.mark.parametrize("thing", [claimed, shard, memory])
+async def test_whenever_a_client_goes_what_it_asked_for_is_free_and_a_repeat_gets_it(
+    thing: Any, moment: Moment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with with_source(runner=Runner.THREADS) as store:
+        method, request = thing(store)
+        await cut(store, moment, method, request, monkeypatch)
+        await until(store, lambda: all_received(store))
+        assert await store.read("SELECT sum(current_requests) FROM replicas") == [(0,)]
+        assert await store.read("SELECT * FROM shard_leases WHERE holder_key NOT NULL") == []
+        assert await pending(store) == []
+        answer = await method(request)
+        assert str(answer) != ""
+        await until(store, lambda: all_received(store))
+        held = [
+            (await store.read(sql))[0][0]
+            for sql in (
+                "SELECT sum(current_requests) FROM replicas",
+                "SELECT count(*) FROM shard_leases WHERE holder_key NOT NULL",
+                "SELECT count(*) FROM memory_tier_leases WHERE state = 1",
+            )
+        ]
+        assert sum(held) == 1
