@@ -21,7 +21,7 @@ def host_fault(host: str) -> str | None:
     if host != host.strip():
         return f"expected an address without white space around it, found {host!r}"
     if host == "*":
-        return "'*' is no address; write 0.0.0.0, or :: for IPv6"
+        return None  # every interface; where one is to be dialled, that is refused
     if host.startswith("[") or ":" in host:
         return _fault_of_ipv6(host)
     if not _NAME.fullmatch(host) or not host.isprintable():
