@@ -1,5 +1,6 @@
 """A client that is stopped while it waits takes no source from those who can use it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -52,6 +53,8 @@ async def freeze(
 ) -> None:
     """Stop a client, and let pass what it takes until that is noticed."""
     process.send_signal(signal.SIGSTOP)
+    # Its threads stop one after the other, and one of them may be about to answer.
+    await trio.to_thread.run_sync(os.waitid, os.P_PID, process.pid, os.WSTOPPED)
     await pass_time(clock, WATCHED_PING_SECONDS + MISSED_SECONDS + 0.1)
     await until(store, lambda: suspects(store) == ["frozen"])  # others have answered by then
 
