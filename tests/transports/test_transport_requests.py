@@ -141,8 +141,6 @@ async def test_without_a_replica_the_answer_is_not_found_at_once(wait_s: float) 
 @pytest.mark.parametrize(
     "unreadable",
     [
-        {"remote_memory_keys": [], "buffer_sizes": []},
-        {"transport": common.ReplicaTransportMetadata(export_state=1)},
         {
             "transport": common.ReplicaTransportMetadata(
                 export_state=3, remote_memory_keys=[KEY], buffer_sizes=[100]
@@ -151,7 +149,7 @@ async def test_without_a_replica_the_answer_is_not_found_at_once(wait_s: float) 
         {"expires_at": {"seconds": 1}},
     ],
 )
-async def test_replicas_that_nobody_can_read_are_not_found_at_once(
+async def test_replicas_that_nobody_will_be_able_to_read_are_not_found_at_once(
     unreadable: dict[str, Any],
 ) -> None:
     async with serving() as store:
