@@ -13,6 +13,7 @@ import trio.testing
 from log_lines import Lines
 
 import globalstore.rpc  # noqa: F401  before any test imports purerpc, which needs what this mends
+from globalstore.telemetry.logging import _limits as limits_of_loggers
 
 # Each process that a test starts would compile the whole program again, which takes longer than
 # the start itself.
@@ -39,6 +40,14 @@ class _NurseryRequest:
 def nursery() -> _NurseryRequest:
     """A nursery that is cancelled when the test returns."""
     return _NurseryRequest()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_held_back() -> None:
+    """Let each test see the lines that are written once a minute."""
+    for limit in limits_of_loggers.values():
+        limit._passed.clear()
+        limit._crowds.clear()
 
 
 @pytest.fixture

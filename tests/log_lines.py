@@ -3,6 +3,10 @@
 import logging
 from typing import Any
 
+import pytest
+
+from globalstore.telemetry.outputs import as_line
+
 
 class Lines(logging.Handler):
     """What the loggers of the server wrote: level, message and fields of each event."""
@@ -26,3 +30,9 @@ class Lines(logging.Handler):
 
 def has(fields: dict[str, Any], **expected: object) -> None:
     assert {name: fields.get(name) for name in expected} == expected
+
+
+def told(caplog: pytest.LogCaptureFixture, level: int = logging.DEBUG) -> list[str]:
+    """What was logged from a level upwards, as an operator reads it, without the time."""
+    lines = [as_line(record) for record in caplog.records if record.levelno >= level]
+    return [line.partition(" ")[2] for line in lines]

@@ -1,6 +1,5 @@
 """How answers get from the database to the tasks that wait for them, and what if none comes."""
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -11,8 +10,9 @@ from globalstore.db.errors import Closed, DatabaseError, OutcomeUnknown
 from globalstore.db.options import Runner
 from globalstore.db.queues import TicketQueue
 from globalstore.db.ticket import State, Ticket
+from globalstore.telemetry import get_logger
 
-_log = logging.getLogger("globalstore.db")
+_log = get_logger("globalstore.db")
 
 
 class Running(Protocol):
@@ -58,7 +58,7 @@ class Answers:
         try:
             self._token.run_sync_soon(self._resolve, tickets, events)
         except trio.RunFinishedError:
-            _log.warning("the event loop has ended before %d answers", len(tickets))
+            _log.warning("the event loop has ended before its answers", answers=len(tickets))
 
     def watch(self, nursery: trio.Nursery) -> None:
         """Bound the wait of a cancelled caller for the batch that is running."""
@@ -71,7 +71,7 @@ class Answers:
         if self.failure is not None:
             return
         self.failure = failure
-        _log.critical("database stopped, the process has to be restarted: error=%s", failure)
+        _log.error("database stopped, the process has to be restarted", reason=str(failure))
         refusal = Closed(f"the store has stopped: {failure}")
         for queue in self._queues:
             queue.close(refusal)

@@ -1,6 +1,5 @@
 """What the store knows of its own condition, and says once rather than once per operation."""
 
-import logging
 import math
 import os
 import time
@@ -10,8 +9,9 @@ import attrs
 
 from globalstore.db import limits
 from globalstore.db.errors import Damaged
+from globalstore.telemetry import get_logger
 
-_log = logging.getLogger("globalstore.db")
+_log = get_logger("globalstore.db")
 
 
 @attrs.frozen
@@ -83,7 +83,7 @@ class Health:
         """Refuse writes from now on: a write into a damaged file can only make it worse."""
         if self.damage is None:
             self.damage = error
-            _log.error("database damaged, writes are refused from now on: error=%s", error)
+            _log.error("database damaged, writes are refused from now on", reason=str(error))
 
     def note_full(self) -> None:
         """Note that a write found no space."""
@@ -113,14 +113,14 @@ class Health:
             since, self._locked_since = self._locked_since, None
             if since == self._locked_told:
                 _log.warning(
-                    "no other program holds the database locked any more: seconds=%.1f",
-                    time.monotonic() - since,
+                    "no other program holds the database locked any more",
+                    seconds=round(time.monotonic() - since, 1),
                 )
 
     def note_free_bytes(self, free: int, least: int) -> None:
         """Warn when free space falls below ``least``, once each time it does."""
         if free < least and not self._low:
-            _log.warning("little free space: free_bytes=%d min_free_bytes=%d", free, least)
+            _log.warning("little free space", free_bytes=free, min_free_bytes=least)
         self._low = free < least
 
 

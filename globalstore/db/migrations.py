@@ -1,6 +1,5 @@
 """The schema, brought up to date in numbered steps."""
 
-import logging
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +10,9 @@ from globalstore.db import backup
 from globalstore.db.errors import DatabaseError, MigrationFailed, mapped
 from globalstore.db.sites import Observer, Site
 from globalstore.db.transaction import Transaction
+from globalstore.telemetry import get_logger
 
-_log = logging.getLogger("globalstore.db")
+_log = get_logger("globalstore.db")
 
 
 def _statements(change: object) -> object:
@@ -78,7 +78,7 @@ def migrate(
                 f"{path} was not migrated from schema {present} to {len(migrations)}, because the"
                 f" backup {copy} failed: {error}; make space there and start again"
             ) from error
-        _log.info("backup made before migration: path=%s", copy)
+        _log.info("backup made before migration", path=copy)
     connection.execute("PRAGMA foreign_keys=OFF")
     for migration in missing:
         try:
@@ -91,7 +91,7 @@ def migrate(
                 f" {mapped(error)}; the database is as it was before it. Make space if the disk is"
                 " full; otherwise start the previous version of the program and report this line"
             ) from error
-        _log.info("migrated: schema=%d name=%s", migration.number, migration.name)
+        _log.info("migrated", schema=migration.number, name=migration.name)
         observe(Site.MIGRATION_COMMITTED)
     connection.execute("PRAGMA foreign_keys=ON")
 

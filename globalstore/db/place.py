@@ -1,7 +1,6 @@
 """Where a database may live: directories, file systems, access rights."""
 
 import errno
-import logging
 import os
 import re
 import stat
@@ -11,8 +10,9 @@ from typing import Final
 
 from globalstore.db.errors import DatabaseFilesystem, Full
 from globalstore.host import make_directories, reason
+from globalstore.telemetry import get_logger
 
-_log = logging.getLogger("globalstore.db")
+_log = get_logger("globalstore.db")
 
 # What stands beside a database under names of ours or SQLite's.
 BESIDE: Final = ("-wal", "-shm", ".lock")
@@ -73,10 +73,9 @@ def make_private(path: Path) -> None:
         mode = stat.S_IMODE(found.st_mode)
         if found.st_uid != os.geteuid():
             _log.warning(
-                "a file of the database belongs to another user: path=%s uid=%d; chown it to the"
-                " user of this process",
-                each,
-                found.st_uid,
+                "a file of the database belongs to another user; chown it to that of this process",
+                path=each,
+                uid=found.st_uid,
             )
         if mode & 0o077 == 0:
             continue
@@ -87,7 +86,7 @@ def make_private(path: Path) -> None:
         else:
             result = "now 0600"
         _log.warning(
-            "others may use a file of the database: path=%s mode=%04o; %s", each, mode, result
+            "others may use a file of the database", path=each, mode=f"{mode:04o}", result=result
         )
     directory = path.parent.stat()
     above = stat.S_IMODE(directory.st_mode)
@@ -96,16 +95,15 @@ def make_private(path: Path) -> None:
     others = 0o002 if is_way_in else 0o022
     if above & others and not above & stat.S_ISVTX:
         _log.warning(
-            "others may replace the database, its directory lets them write: path=%s mode=%04o;"
-            " chmod it to 0700",
-            path.parent,
-            above,
+            "others may replace the database, its directory lets them write; chmod it to 0700",
+            path=path.parent,
+            mode=f"{above:04o}",
         )
     if path.stat().st_nlink > 1:
         _log.warning(
-            "the database has several names (hard links): path=%s; always start with the same one,"
-            " since its log is found by that name",
-            path,
+            "the database has several names (hard links); always start with the same one, since its"
+            " log is found by that name",
+            path=path,
         )
 
 

@@ -1,6 +1,5 @@
 """Queries, many in one snapshot."""
 
-import logging
 import sqlite3
 import time
 
@@ -10,8 +9,9 @@ from globalstore.db.sites import Observer, Site
 from globalstore.db.ticket import Ticket, name_of
 from globalstore.db.transaction import Snapshot
 from globalstore.db.writer import Deliver
+from globalstore.telemetry import get_logger
 
-_log = logging.getLogger("globalstore.db")
+_log = get_logger("globalstore.db")
 
 
 class Reader:
@@ -60,7 +60,9 @@ class Reader:
             ended = time.perf_counter()
             if ended - begun > self._slow_s:
                 _log.warning(
-                    "slow query: name=%s ms=%.1f", name_of(ticket.operation), (ended - begun) * 1e3
+                    "slow query",
+                    name=name_of(ticket.operation),
+                    ms=round((ended - begun) * 1e3, 1),
                 )
             begun = ended
         self._snapshot.end()

@@ -1,6 +1,5 @@
 """The store: one database, one writer, and the tasks that wait for it."""
 
-import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -33,8 +32,9 @@ from globalstore.db.wal import Checkpointer
 from globalstore.db.watch import Watch
 from globalstore.db.writer import Writer
 from globalstore.host import host_step, is_host_error, told
+from globalstore.telemetry import get_logger
 
-_log = logging.getLogger("globalstore.db")
+_log = get_logger("globalstore.db")
 
 # Databases of stores that failed. Closing one would checkpoint it, after an error that may have
 # made the kernel forget unwritten pages; the process is about to end, and its successor recovers
@@ -404,5 +404,5 @@ def _stopped(error: Exception) -> DatabaseError:
         return error
     if is_host_error(error):
         return OutcomeUnknown(told(error, "database.db_file", ""))
-    _log.exception("the database cannot go on", exc_info=error)
+    _log.exception("the database cannot go on", error)
     return OutcomeUnknown(f"the database stopped: {error!r}")

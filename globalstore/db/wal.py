@@ -1,6 +1,5 @@
 """The write-ahead log: how long it is, and the checkpoints that keep it short."""
 
-import logging
 import os
 import sqlite3
 import time
@@ -12,8 +11,9 @@ from globalstore.db.health import Health, Observers
 from globalstore.db.options import StoreOptions
 from globalstore.db.place import refined
 from globalstore.db.sites import Observer, Site
+from globalstore.telemetry import get_logger
 
-_log = logging.getLogger("globalstore.db")
+_log = get_logger("globalstore.db")
 
 # The published format of the log (sqlite.org/fileformat2.html §4.1): a header whose salts change
 # every time the log starts over, then frames that repeat the salts of their time.
@@ -185,8 +185,8 @@ class Checkpointer:
         above = wal_bytes > self._options.max_wal_bytes
         if above and not self._warned:
             _log.warning(
-                "write-ahead log above its limit, a reader holds it: wal_bytes=%d max_wal_bytes=%d",
-                wal_bytes,
-                self._options.max_wal_bytes,
+                "write-ahead log above its limit, a reader holds it",
+                wal_bytes=wal_bytes,
+                max_wal_bytes=self._options.max_wal_bytes,
             )
         self._warned = above

@@ -1,6 +1,5 @@
 """Group commit: many operations, one transaction, one fsync."""
 
-import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -22,8 +21,9 @@ from globalstore.db.sites import Observer, Site
 from globalstore.db.ticket import Ticket, name_of
 from globalstore.db.transaction import Transaction
 from globalstore.db.wal import Checkpointer
+from globalstore.telemetry import get_logger
 
-_log = logging.getLogger("globalstore.db")
+_log = get_logger("globalstore.db")
 
 Deliver = Callable[[list[Ticket], list[Any]], None]
 
@@ -171,10 +171,10 @@ class Writer:
             ended = time.perf_counter()
             if ended - begun > self._slow_s:
                 _log.warning(
-                    "slow operation: name=%s lane=%s ms=%.1f",
-                    name_of(ticket.operation),
-                    ticket.lane.name,
-                    (ended - begun) * 1e3,
+                    "slow operation",
+                    name=name_of(ticket.operation),
+                    lane=ticket.lane.name,
+                    ms=round((ended - begun) * 1e3, 1),
                 )
             begun = ended
         return None

@@ -1,10 +1,11 @@
 """Whether one more connection is served, and the two lines that say when that changes."""
 
-import logging
 import resource
 import sys
 
-log = logging.getLogger("globalstore.rpc")
+from globalstore.telemetry import get_logger
+
+log = get_logger("globalstore.rpc")
 
 # What is kept free is half of the files at most: a process that may open few still takes calls.
 _RESERVED_SHARE = 2
@@ -41,7 +42,7 @@ class Admission:
                 connections < self._connections_max - self._connections_max // _FREE_SHARE
                 and file < self._files_max - self._files_max // _FREE_SHARE
             ):
-                log.info("connections accepted again, refused meanwhile: %d", self._refused)
+                log.info("connections accepted again", refused=self._refused)
                 self._reason, self._refused = "", 0
             return True
         return False
@@ -51,4 +52,4 @@ class Admission:
         self._refused += 1
         if not self._reason:
             self._reason = reason
-            log.warning("connections refused: the server has %s", reason)
+            log.warning("connections refused", reason=f"the server has {reason}")

@@ -29,8 +29,9 @@ from globalstore.rpc.receipts import RECEIPT, RESET_AFTER_SECONDS
 from globalstore.rpc.serving import Serving
 from globalstore.rpc.status import Status
 from globalstore.rpc.wakeup import Wakeup
+from globalstore.telemetry import get_logger
 
-log = logging.getLogger("globalstore.rpc")
+log = get_logger("globalstore.rpc")
 
 # One read. The small one brings some thirty small calls, whose start takes half a millisecond;
 # the large one follows only on a read that was full and brought few frames: a large message.
@@ -112,7 +113,7 @@ class Connection(CallingHalf):
                     self._nursery = None  # from here on it takes no more tasks
                     nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError) as broken:
-            log.debug("connection lost peer=%s reason=%s", self.peer, broken.exceptions[0])
+            log.debug("connection lost", peer=self.peer, reason=str(broken.exceptions[0]))
         finally:
             self._engine.fail(ErrorCodes.NO_ERROR, "")
             self._handle(self._engine.events())
@@ -159,13 +160,18 @@ class Connection(CallingHalf):
     async def _read(self) -> None:
         receive_some = self._transport.receive_some
         first_by = trio.current_time() + self._limits.handshake_seconds
+        has_begun = False
         with trio.CancelScope(deadline=first_by):
             while not self._engine.preface_read:
                 if not (data := await receive_some(READ_BYTES)):
                     return
+                has_begun = True
                 await self._received(data)
         if not self._engine.preface_read:
-            log.info("client sent no HTTP/2 preface in time peer=%s", self.peer)
+            if has_begun:
+                _note("client sent no HTTP/2 preface in time", self.peer)
+            else:
+                log.debug("client opened a connection and sent nothing", peer=self.peer)
             return
         size = READ_BYTES
         while data := await receive_some(size):
@@ -228,7 +234,7 @@ class Connection(CallingHalf):
     def _handle_rare(self, event: Event) -> None:
         if isinstance(event, ConnectionFailed):
             if event.reason:
-                log.info("connection refused peer=%s reason=%s", self.peer, event.reason)
+                _note("connection refused", self.peer, event.reason)
             calls = list(self._calls.values())
             for call in calls[:STOPS_PER_TURN]:
                 self._stop(call, GONE)
@@ -248,13 +254,13 @@ class Connection(CallingHalf):
             self._is_draining = self._last = True
             self._output.set()
         elif isinstance(event, FloodNoticed):
-            log.info("flood, connection drained peer=%s reason=%s", self.peer, event.reason)
+            _note("flood, connection drained", self.peer, event.reason)
             self._is_draining = self._last = True
             self._output.set()
             if self._nursery is not None:
                 self._nursery.start_soon(self._calm)
         elif isinstance(event, RequestMalformed):
-            log.debug("request refused peer=%s reason=%s", self.peer, event.reason)
+            log.debug("request refused", peer=self.peer, reason=event.reason)
             call = Call(self, event.stream_id, _MALFORMED, UNKNOWN, self._now)
             self._serving.begin(call)
             call.finished = True
@@ -295,7 +301,7 @@ class Connection(CallingHalf):
                 with trio.move_on_after(self._limits.stall_seconds) as patience:
                     await transport.send_all(data)
                 if patience.cancelled_caught:
-                    log.info("client takes nothing, dropped peer=%s", self.peer)
+                    _note("client takes nothing, dropped", self.peer)
                     self.drop()
                     return  # half a frame may be out: nothing sound can follow
                 receipts.left()
@@ -309,3 +315,8 @@ class Connection(CallingHalf):
                 await self._output.wait()
         nursery.cancel_scope.deadline = trio.current_time() + self._limits.flush_seconds
         await transport.send_eof()
+
+
+def _note(event: str, peer: str, reason: str = "") -> None:
+    """Log what a client did to its connection; the same of many clients is one line a minute."""
+    log.limited(f"{event} {reason}", event, level=logging.INFO, peer=peer, reason=reason)

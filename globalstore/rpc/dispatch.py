@@ -1,7 +1,6 @@
 """From a path to its handler: built once, at start, from purerpc services."""
 
 import inspect
-import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -14,8 +13,9 @@ from purerpc import Cardinality, Service, StatusCode
 from globalstore.rpc.call import Call, RequestStream
 from globalstore.rpc.method import UNKNOWN, Method
 from globalstore.rpc.status import Abort, Status, declared, sole_cause
+from globalstore.telemetry import get_logger
 
-log = logging.getLogger("globalstore.rpc")
+log = get_logger("globalstore.rpc")
 
 # Serves one call: reads its messages, sends messages or sets its reply, raises to refuse.
 Handler = Callable[[Call], Awaitable[None]]
@@ -191,11 +191,7 @@ def internal(call: Call, error: Exception) -> Status:
     """Return INTERNAL for an error nobody expected, logged under the number its client gets."""
     reference = secrets.token_hex(4)
     call.died = True
-    log.error(
-        "handler failed reference=%s method=%s peer=%s",
-        reference,
-        call.method.path,
-        call.peer,
-        exc_info=error,
+    log.exception(
+        "handler failed", error=error, reference=reference, method=call.method.path, peer=call.peer
     )
     return Status(StatusCode.INTERNAL, f"internal error, reference {reference}")

@@ -7,8 +7,9 @@ from typing import Protocol
 import trio
 
 from globalstore.rpc.serving import ListenerOptions
+from globalstore.telemetry import get_logger
 
-log = logging.getLogger("globalstore.rpc")
+log = get_logger("globalstore.rpc")
 
 _KEEPALIVE = b"alive?\x00\x00"
 
@@ -112,7 +113,12 @@ class Keepalive:
                 self._pinged_at = now
                 connection.ping(_KEEPALIVE)
             if self._pinged_at + options.keepalive_timeout <= now:
-                log.info("keepalive unanswered, dropped peer=%s", connection.peer)
+                log.limited(
+                    "unanswered",
+                    "keepalive unanswered, dropped",
+                    level=logging.INFO,
+                    peer=connection.peer,
+                )
                 connection.drop()
                 return
             due = [

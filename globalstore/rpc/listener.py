@@ -1,7 +1,6 @@
 """The listener: binds, accepts, serves and drains."""
 
 import errno
-import logging
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
@@ -21,8 +20,9 @@ from globalstore.rpc.serving import ListenerOptions, Serving
 from globalstore.rpc.sockets import display_address, listening_sockets
 from globalstore.rpc.status import DRAINING, Status
 from globalstore.rpc.tls import handshake, prepared
+from globalstore.telemetry import get_logger
 
-log = logging.getLogger("globalstore.rpc")
+log = get_logger("globalstore.rpc")
 
 # Out of file descriptors: existing connections must end before another accept can succeed.
 ACCEPT_PAUSE_SECONDS = 0.1
@@ -243,12 +243,12 @@ class Listener:
             nursery.start_soon(self._serve_connection, accepted, peer)
 
     def _turn_away(self, sock: trio.socket.SocketType, peer: str) -> None:
-        log.debug("connection refused peer=%s", peer)
+        log.debug("connection refused", peer=peer)
         if self._ssl_context is None:
             try:
                 sock._sock.send(_FULL, socket.MSG_DONTWAIT)  # type: ignore[attr-defined]
             except OSError:
-                log.debug("client did not wait for its refusal peer=%s", peer)
+                log.debug("client did not wait for its refusal", peer=peer)
         sock.close()
 
     async def _serve_connection(self, sock: trio.socket.SocketType, peer: str) -> None:
@@ -270,10 +270,10 @@ class Listener:
                     self._connections.discard(connection)
                     self._changed.set()
         except OSError as error:
-            log.debug("connection lost peer=%s reason=%s", peer, error)
+            log.debug("connection lost", peer=peer, reason=str(error))
         except Exception:
             # A fault of ours must not become the end of every other client.
-            log.exception("connection failed peer=%s", peer)
+            log.exception("connection failed", peer=peer)
         finally:
             self._open -= 1
             sock.close()

@@ -1,6 +1,5 @@
 """What the connections of one listener share."""
 
-import logging
 import math
 import random
 import ssl
@@ -17,8 +16,9 @@ from globalstore.rpc.limits import Limits
 from globalstore.rpc.receipts import Undo
 from globalstore.rpc.status import Status
 from globalstore.rpc.streams import InboundMemory
+from globalstore.telemetry import get_logger
 
-log = logging.getLogger("globalstore.rpc")
+log = get_logger("globalstore.rpc")
 
 
 @attrs.frozen(kw_only=True)
@@ -137,7 +137,7 @@ class Serving:
             try:
                 observer.started(call)
             except Exception:
-                log.exception("observer failed method=%s", call.method.path)
+                log.exception("observer failed", method=call.method.path)
 
     def refusal(self, call: Call) -> Status | None:
         """Return why the call must not reach its handler, or None."""
@@ -159,4 +159,4 @@ class Serving:
                 try:
                     observer.finished(call, code, seconds)
                 except Exception:
-                    log.exception("observer failed method=%s", call.method.path)
+                    log.exception("observer failed", method=call.method.path)

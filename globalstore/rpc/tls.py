@@ -1,11 +1,13 @@
 """TLS for the listener: versions, ALPN and client certificates."""
 
-import logging
+import socket
 import ssl
 
 import trio
 
-log = logging.getLogger("globalstore.rpc")
+from globalstore.telemetry import get_logger
+
+log = get_logger("globalstore.rpc")
 
 
 def server_context(
@@ -59,15 +61,19 @@ async def handshake(
 ) -> TlsTransport | None:
     """Shake hands within ``seconds``; None if the client failed to, which is logged."""
     stream = trio.SSLStream(socket_stream, context, server_side=True, https_compatible=True)
-    reason = "timed out"
+    reason, has_begun = "timed out", False
     with trio.move_on_after(seconds):
         try:
+            has_begun = bool(await socket_stream.socket.recv(1, socket.MSG_PEEK))
             await stream.do_handshake()
-        except (trio.BrokenResourceError, ssl.SSLError) as error:
+        except (trio.BrokenResourceError, ssl.SSLError, OSError) as error:
             reason = str(error.__cause__ or error)
         else:
             if stream.selected_alpn_protocol() == "h2":
                 return TlsTransport(stream)
             reason = "the client does not offer h2 by ALPN"
-    log.warning("TLS handshake failed peer=%s reason=%s", peer, reason)
+    if has_begun:
+        log.limited(reason, "TLS handshake failed", peer=peer, reason=reason)
+    else:
+        log.debug("client opened a connection and sent nothing", peer=peer)
     return None

@@ -3,6 +3,8 @@
 import logging
 import resource
 
+from log_lines import told
+
 from globalstore.rpc.admission import Admission
 
 
@@ -13,9 +15,9 @@ def test_the_number_of_connections_is_bounded_and_told_once(caplog):
     assert [admission.admits(32, 40) for _ in range(100)] == [False] * 100
     assert admission.admits(31, 40)
     assert len(caplog.records) == 1  # it is as good as full still
-    assert "as many connections as it may: 32" in caplog.text
+    assert "as many connections as it may: 32" in told(caplog)[0]
     assert admission.admits(10, 40)
-    assert "accepted again, refused meanwhile: 100" in caplog.text
+    assert told(caplog)[1].endswith("accepted again refused=100")
     assert len(caplog.records) == 2
 
 

@@ -1,5 +1,6 @@
 """TLS: versions, ALPN, client certificates, rotation, and clients that fail at it."""
 
+import logging
 import ssl
 
 import grpc
@@ -7,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 from google.protobuf.wrappers_pb2 import StringValue
+from log_lines import told
 
 from globalstore.rpc import Limits, Listener, ListenerOptions, server_context
 
@@ -105,7 +107,7 @@ async def test_a_client_without_h2_is_refused(ca, server, caplog):
             )
             assert await refusal(stream)
         assert await works(listener, client_context(ca))
-    assert "does not offer h2" in caplog.text
+    assert "does not offer h2" in told(caplog)[-1]
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
@@ -143,12 +145,28 @@ async def test_clients_without_a_valid_certificate_are_refused(tmp_path, ca, ser
 
 async def test_a_handshake_has_bounded_time(ca, server, caplog, mock_clock):
     async with secured(server, limits=Limits(handshake_seconds=5)) as listener:
-        stream = await trio.open_tcp_stream("127.0.0.1", listener.port)
-        await trio.testing.wait_all_tasks_blocked()
-        mock_clock.jump(5)
-        assert await stream.receive_some(10) == b""
+        for begins in (b"", b"\x16"):
+            stream = await trio.open_tcp_stream("127.0.0.1", listener.port)
+            await stream.send_all(begins)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            mock_clock.jump(5)
+            assert await stream.receive_some(10) == b""
         assert await works(listener, client_context(ca))
-    assert "reason=timed out" in caplog.text
+    lines = [line for line in told(caplog, logging.INFO) if "connection" in line or "TLS" in line]
+    assert len(lines) == 1, "who sends nothing is no event"
+    assert lines[0].endswith('reason="timed out"')
+
+
+async def test_many_that_fail_alike_are_one_line(ca, server, caplog):
+    async with secured(server) as listener:
+        for _ in range(100):
+            stream = await trio.open_tcp_stream("127.0.0.1", listener.port)
+            await stream.send_all(b"GET / HTTP/1.1\r\n\r\n")
+            assert await refusal(stream)
+            probe = await trio.open_tcp_stream("127.0.0.1", listener.port)
+            await probe.aclose()
+        assert await works(listener, client_context(ca))
+    assert len([line for line in told(caplog, logging.INFO) if "TLS" in line]) <= 1
 
 
 async def test_a_new_certificate_serves_new_connections_and_old_ones_live_on(tmp_path, ca, server):

@@ -29,10 +29,10 @@ FLOOR_OF = {part: number for number, parts in enumerate(FLOORS) for part in part
 BESIDE = {
     "rules": set(),
     "host": set(),
-    "db": {"host"},
+    "db": {"host", "telemetry"},
     "config": {"host"},
     "telemetry": {"host"},
-    "rpc": {"gen"},
+    "rpc": {"gen", "telemetry"},
     "http": {"host", "telemetry"},
     "client": {"gen", "rpc", "telemetry"},
     "daemon": {"gen", "rules", "rpc", "client", "telemetry"},
