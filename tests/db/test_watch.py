@@ -145,7 +145,7 @@ async def test_a_file_that_is_not_in_its_place_takes_no_more_writes(
         with pytest.raises(Damaged, match="removed or replaced"):
             await store.write(ledger.add, "b")
         assert await store.read(ledger.names) == ["a"]
-    assert sum("removed or replaced" in r.getMessage() for r in caplog.records) == 1
+    assert sum("removed or replaced" in line for line in told(caplog)) == 1
 
 
 async def test_what_is_to_be_written_first_is_owed_on_a_full_disk(new_store):
