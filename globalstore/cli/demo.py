@@ -33,6 +33,7 @@ from globalstore.daemon.bytes_server import BytesServer, TransferFailed, fetch
 from globalstore.daemon.daemon import Refused, Source
 from globalstore.daemon.safetensors import write_sample
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
+from globalstore.host import causes
 
 _DAEMONS = 3
 
@@ -102,13 +103,13 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         trio.run(_demo, arguments.file, host, port, arguments.keep, strict_exception_groups=True)
     except BaseException as error:
-        causes = list(_causes(error))
-        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+        found = list(causes(error))
+        if any(isinstance(cause, KeyboardInterrupt) for cause in found):
             return exit_codes.INTERRUPTED
-        codes = [known for cause in causes if (known := _code(cause)) is not None]
-        if len(codes) < len(causes):
+        codes = [known for cause in found if (known := _code(cause)) is not None]
+        if len(codes) < len(found):
             raise
-        return connecting.fail("demo", str(causes[0]), codes[0])
+        return connecting.fail("demo", str(found[0]), codes[0])
     return exit_codes.DONE
 
 
@@ -122,14 +123,6 @@ def _code(error: BaseException) -> int | None:
     if isinstance(error, _Failed):
         return error.code
     return next((code for kind, code in _FORESEEN.items() if isinstance(error, kind)), None)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _causes(each)
-    else:
-        yield error
 
 
 @attrs.define(eq=False)

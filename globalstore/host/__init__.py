@@ -1,11 +1,12 @@
 """What the operating system gives and refuses: files, and refusals in an operator's words."""
 
-from globalstore.host.errors import cure, is_host_error, may_pass, reason
+from globalstore.host.errors import causes, cure, is_host_error, may_pass, reason
 from globalstore.host.files import identity_of, make_directories, read_bounded, sync_directory
 from globalstore.host.steps import HostRefused, host_step, told
 
 __all__ = [
     "HostRefused",
+    "causes",
     "cure",
     "host_step",
     "identity_of",

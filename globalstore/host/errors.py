@@ -1,7 +1,7 @@
 """Errors of the operating system: which exceptions are such, what they say, what cures them."""
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 # How ``threading`` says that the system gives no more threads; there is no class of its own.
@@ -125,3 +125,12 @@ def cure(error: Exception, setting: str, address: str = "") -> str:
     else:
         text = _CURES.get(number, "correct {setting}")
     return text.format(setting=setting, address=address)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield what went wrong, without the groups that nurseries put around it."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from causes(each)
+    else:
+        yield error

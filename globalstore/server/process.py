@@ -3,7 +3,6 @@
 import gc
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import trio
@@ -12,7 +11,7 @@ from globalstore import config as configuration
 from globalstore import telemetry
 from globalstore.config import ConfigError, GlobalStoreConfig
 from globalstore.db import DatabaseError, Examination, StartRefused
-from globalstore.host import HostRefused, identity_of, is_host_error, told
+from globalstore.host import HostRefused, causes, identity_of, is_host_error, told
 from globalstore.server import process_signals
 from globalstore.server.exit_codes import INTERNAL, Refusal
 from globalstore.server.file_limit import raise_file_limit
@@ -52,26 +51,17 @@ def serve(
     try:
         trio.run(_until_signal, config, path, writer, examination, strict_exception_groups=True)
     except BaseException as error:  # noqa: BLE001  the last line on stderr names it
-        causes = list(_causes(error))
-        refusals = [refusal for cause in causes if (refusal := _refusal_of(cause)) is not None]
-        if len(refusals) == len(causes):
+        found = list(causes(error))
+        refusals = [refusal for cause in found if (refusal := _refusal_of(cause)) is not None]
+        if len(refusals) == len(found):
             _log.debug("server ended", reason=repr(error))
             return refusals[0]
         _log.exception("server failed", error)
-        return Refusal("internal", f"{type(causes[0]).__name__}: {causes[0]}")
+        return Refusal("internal", f"{type(found[0]).__name__}: {found[0]}")
     finally:
         if examination is not None:
             examination.give_up()
     return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield what went wrong, without the groups that nurseries put around it."""
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _causes(each)
-    else:
-        yield error
 
 
 def _refusal_of(error: BaseException) -> Refusal | None:
