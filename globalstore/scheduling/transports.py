@@ -11,18 +11,16 @@ one try.
 import math
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from itertools import islice
 from typing import Self
 
 import trio
 
 from globalstore.caches.sources import KnownSources
-from globalstore.db import DatabaseError, Lane, Store
+from globalstore.db import DatabaseError, Store
 from globalstore.liveness.alarm import Alarm
 from globalstore.liveness.workers import Workers
-from globalstore.registry.runtime import transport_ends, transports
+from globalstore.registry.runtime import transports
 from globalstore.registry.runtime.transports import (
     Answer,
     Granted,
@@ -42,6 +40,7 @@ from globalstore.registry.signals import (
 )
 from globalstore.rpc import Call
 from globalstore.rules.scoring import Mode, Scoring
+from globalstore.scheduling.grants import Grants
 from globalstore.scheduling.queue_order import ranked
 from globalstore.scheduling.waiter_index import WaiterIndex
 from globalstore.scheduling.waiters import (
@@ -91,7 +90,7 @@ class SourceQueues:
         self._known = known
         self._policy = policy
         self._wall_us = wall_us
-        self._handouts = handouts
+        self._grants = Grants(store, handouts, wall_us, on_event)
         self.waiters = WaiterIndex()
         self._expiry_alarm = Alarm(self.waiters.expiries.next)
         self._due: deque[Queue] = deque()
@@ -147,7 +146,7 @@ class SourceQueues:
         """
         deadline = trio.current_time() + patience_s
         is_patient = patience_s > 0 if is_patient is None else is_patient
-        await self._handouts.returned(_name(request))
+        await self._grants.returned(request)
         waiter = self.waiters.of_request(request.request_id)
         if waiter is None:
             refused = self._refused(request)
@@ -164,7 +163,7 @@ class SourceQueues:
             if deadline > waiter.deadline:
                 waiter.deadline = deadline
                 waiter.notify()
-        handout = self._handouts.hold(call, _name(request))
+        handout = self._grants.hold(call, request)
         answer = await self._wait(waiter, call)
         if not isinstance(answer, Granted):
             handout.unanswered(call)
@@ -420,7 +419,8 @@ class SourceQueues:
         waiter.notify()
         self._on_event(event_of(answer))
         if isinstance(answer, Granted):
-            self._hand_out(waiter.request, answer)
+            assert self._nursery is not None
+            self._grants.hand_out(waiter.request, answer, self._nursery)
 
     def _withdraw(self, waiter: Waiter, why: Withdrawn) -> None:
         waiter.answer = why
@@ -431,29 +431,3 @@ class SourceQueues:
     def _cancelled(self, waiter: Waiter) -> None:
         self.waiters.remove(waiter)
         self._on_event("cancelled")
-
-    def _hand_out(self, request: TransportRequest, granted: Granted) -> None:
-        """Have a source given back unless one of the calls that hold the request delivers it."""
-        handout = self._handouts.of(_name(request))
-        if granted.replayed and handout.give_back is None:
-            return  # it has arrived with an earlier answer, and that stays true
-        handout.give_back = partial(self._give_back, granted)
-        if not handout.holders:
-            assert self._nursery is not None
-            self._nursery.start_soon(handout.take_back)
-
-    async def _give_back(self, granted: Granted) -> None:
-        with suppress(DatabaseError):  # nothing is lost for good: it ends by its time to live
-            ended = await self._store.write(
-                transport_ends.withdraw_transport,
-                granted.transport_id,
-                self._wall_us(),
-                lane=Lane.CONTROL,
-            )
-            if ended:
-                self._on_event("given_back")
-
-
-def _name(request: TransportRequest) -> tuple[str, bytes]:
-    """Return what repeats of a request have in common."""
-    return request.request_id, request.fingerprint

@@ -33,7 +33,7 @@ from servers import (
 from globalstore.api.runtime.transports import _request
 from globalstore.db import Runner, Transaction
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.scheduling.transports import _name
+from globalstore.scheduling.grants import _name
 from globalstore.scheduling.waiters import Waiter
 
 # Either granted or withdrawn, never both
