@@ -1,14 +1,14 @@
 """How a verb reaches a running server: by its configuration file, or by an address."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from globalstore.cli import exit_codes
+from globalstore.cli import exit_codes, output
 from globalstore.cli.output import NotWritten
 from globalstore.client.blocking import BlockingConnection, CallFailed, NotTaken
+from globalstore.host import read_bounded
 
 if TYPE_CHECKING:
     import ssl
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 # A server that answers at all answers within this; who runs a command is waiting.
 _PATIENCE_S = 10.0
 
+# A token is a line; of a larger file no more is read.
+_TOKEN_BYTES_MAX = 65536
+
 # Hosts that a server listens on, but nobody can dial.
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1", "": "127.0.0.1"}
 
 
 class Unusable(Exception):
@@ -95,7 +98,7 @@ def converse(verb: str, address: Address, question: Callable[[BlockingConnection
 
 def fail(verb: str, text: str, code: int) -> int:
     """Say in one line on stderr why a verb failed; return ``code``."""
-    print(f"{verb}: {' '.join(text.split())}", file=sys.stderr)
+    output.note(verb, " ".join(text.split()))
     return code
 
 
@@ -119,10 +122,10 @@ def _address(arguments: argparse.Namespace) -> Address:
 
 
 def _token(path: str) -> str:
-    try:
-        return _readable("--token-file", path).read_text(encoding="ascii").strip()
-    except UnicodeDecodeError:
-        raise Unusable(f"--token-file: {path} is not a text of ASCII characters") from None
+    content = _content("--token-file", path)
+    if not content.isascii():
+        raise Unusable(f"--token-file: {path} is not a text of ASCII characters")
+    return content.decode().strip()
 
 
 def _configured(arguments: argparse.Namespace) -> "tuple[str, int, ssl.SSLContext | None]":
@@ -179,13 +182,17 @@ def _trusting(arguments: argparse.Namespace, option: str, authorities: str) -> "
 
 def _readable(option: str, path: str) -> Path:
     """Return the path of a file that can be read. Raises Unusable, which names the option."""
-    file = Path(path).expanduser()
+    _content(option, path, 1)
+    return Path(path).expanduser()
+
+
+def _content(option: str, path: str, size_max: int = _TOKEN_BYTES_MAX) -> bytes:
+    """Return the beginning of a file. Raises Unusable, which names the option."""
     try:
-        with file.open("rb"):
-            return file
-    except (OSError, ValueError) as error:
+        return read_bounded(Path(path).expanduser(), size_max)[:size_max]
+    except (OSError, ValueError, RuntimeError) as error:  # the last is an unknown ~user
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise Unusable(f"{option}: {file} cannot be read: {reason}") from None
+        raise Unusable(f"{option}: {path} cannot be read: {reason}") from None
 
 
 def host_and_port(text: str) -> tuple[str, int]:

@@ -1,6 +1,7 @@
 """How a verb prints what it was told: as a table for people, or as JSON for programs."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -38,7 +39,14 @@ def write(text: str) -> None:
 
 def note(verb: str, text: str) -> None:
     """Say on stderr what a reader of the output has to know about it."""
-    print(f"{verb}: {text}", file=sys.stderr)
+    complain(f"{verb}: {text}")
+
+
+def complain(line: str) -> None:
+    """Write a line to stderr, if there is one: that it takes nothing changes no exit code."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
 def _whole(text: str, least: int, most: int) -> int:

@@ -1,14 +1,13 @@
 """Start the server, or check its configuration."""
 
 import argparse
-import contextlib
 import faulthandler
 import json
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import globalstore
+from globalstore.cli import output
 from globalstore.cli.importing import importing
 from globalstore.host import HostRefused, host_step
 from globalstore.server import process_signals
@@ -49,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes; return the exit code."""
     if arguments.config is None:
         return _refuse(Refusal("config", "--config=FILE is required"))
+    _open_standard_files()
     if not arguments.check_config:
         process_signals.take_early()
         faulthandler.enable(_STDERR)
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _refuse_all("config", arguments.config, "\n".join(unbuilt), len(unbuilt))
     if arguments.check_config:
         for line in _warnings(config):
-            print(f"warning: {line}", file=sys.stderr)
+            output.complain(f"warning: {line}")
         print(f"{arguments.config}: valid")
         return OK
     os.umask(0o077)
@@ -90,10 +90,18 @@ def run(arguments: argparse.Namespace) -> int:
     return OK if refusal is None else _refuse(refusal)
 
 
+def _open_standard_files() -> None:
+    """Open those of the first three files that are closed.
+
+    What is opened next would take their place, and the lines of the log: it may be the database.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)
+
+
 def _refuse(refusal: Refusal) -> int:
-    # The code is right even where nobody takes the line.
-    with contextlib.suppress(OSError):
-        print(f"{refusal.word}: {' '.join(refusal.text.split())}", file=sys.stderr, flush=True)
+    output.complain(f"{refusal.word}: {' '.join(refusal.text.split())}")
     return refusal.code
 
 
@@ -101,8 +109,7 @@ def _refuse_all(word: str, path: str, problems: str, count: int) -> int:
     """Refuse a configuration with all its problems; one of them is the last line itself."""
     if count == 1:
         return _refuse(Refusal(word, f"{path}: {problems}"))
-    with contextlib.suppress(OSError):
-        print(problems, file=sys.stderr)
+    output.complain(problems)
     return _refuse(Refusal(word, f"{path}: {count} problems above; correct them and start again"))
 
 

@@ -125,6 +125,12 @@ class Health:
 
 
 def free_bytes(directory: str) -> int:
-    """Return how many bytes an unprivileged process may still write below ``directory``."""
-    facts = os.statvfs(directory)
+    """Return how many bytes an unprivileged process may still write below ``directory``.
+
+    0 where that cannot be known, as when it is gone.
+    """
+    try:
+        facts = os.statvfs(directory)
+    except OSError:
+        return 0
     return facts.f_bavail * facts.f_frsize

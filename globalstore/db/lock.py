@@ -69,8 +69,10 @@ class FileLock:
         """Tell whether the path still leads to the locked file."""
         try:
             return _identity(self._database) == self._identities[-1]
-        except OSError:
+        except NotADirectoryError:
             return False
+        except OSError:
+            return True  # it cannot be looked at now, which says nothing
 
     def release(self) -> None:
         """Let another process have the database; an empty file that was made for it goes."""

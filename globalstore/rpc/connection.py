@@ -294,9 +294,9 @@ class Connection(CallingHalf):
         engine, transport, receipts = self._engine, self._transport, self._receipts
         while True:
             data = engine.take()
-            if not receipts.idle and (ping := receipts.leaving(engine.streams)):
-                data += ping
-                self._keepalive.asked()
+            # What a connection that has failed still had queued is gone, and did not leave.
+            ping = b"" if receipts.idle or engine.failed else receipts.leaving(engine.streams)
+            data += ping
             if data:
                 with trio.move_on_after(self._limits.stall_seconds) as patience:
                     await transport.send_all(data)
@@ -305,6 +305,8 @@ class Connection(CallingHalf):
                     self.drop()
                     return  # half a frame may be out: nothing sound can follow
                 receipts.left()
+                if ping:
+                    self._keepalive.asked()
                 self._room.set()
                 if self._senders:
                     for call in list(self._senders):

@@ -218,6 +218,11 @@ class Listener:
             await self._connections_gone()
         for connection in list(self._connections):
             connection.close()
+        # What they take back at their end is then waited for like the rest.
+        with trio.CancelScope(
+            deadline=trio.current_time() + self._limits.unwind_seconds, shield=True
+        ):
+            await self._connections_gone()
 
     def _close_sockets(self) -> None:
         for sock in self._sockets:

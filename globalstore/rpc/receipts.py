@@ -67,6 +67,8 @@ class Receipts:
         """
         self._leaving = [each for each in self._unsent if each not in open_streams]
         self._unasked += self._leaving
+        if len(self._unasked) > self._answers_max:
+            self._unasked = [each for each in self._unasked if each in self._undos]
         if self._asked or not self._unasked:
             return b""
         self._asked, self._unasked = self._unasked, []

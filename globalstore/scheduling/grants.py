@@ -38,6 +38,7 @@ class Grants:
             return  # it has arrived with an earlier answer, and that stays true
         handout.give_back = partial(self._give_back, granted)
         if not handout.holders:
+            handout.returned = trio.Event()  # a repeat waits from now on
             nursery.start_soon(handout.take_back)
 
     async def _give_back(self, granted: Granted) -> None:

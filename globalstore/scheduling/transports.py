@@ -166,7 +166,7 @@ class SourceQueues:
         handout = self._grants.hold(call, request)
         answer = await self._wait(waiter, call)
         if not isinstance(answer, Granted):
-            handout.unanswered(call)
+            await handout.unanswered(call)
         return answer
 
     def _refused(self, request: TransportRequest) -> RequestRefused | Withdrawn | None:

@@ -15,7 +15,7 @@ from globalstore.api.context import ServerInfo
 from globalstore.api.standard.health import ServingStatus
 from globalstore.config import GlobalStoreConfig, effective
 from globalstore.db import DatabaseError, Examination, Runner
-from globalstore.host import HostRefused
+from globalstore.host import HostRefused, is_host_error
 from globalstore.leases.wall_clock import wall_us
 from globalstore.maintenance.supervision import keep_running
 from globalstore.server import summary
@@ -54,7 +54,7 @@ class Server:
         self.components = Components(config, wall_us, runner, examination)
         self._stopping = trio.Event()
         self._stop_reason = ""
-        self._serving: Transport | None = None
+        self._is_serving = False
         self.transport: Transport | None = None
 
     def reload(self, config: GlobalStoreConfig) -> None:
@@ -84,11 +84,16 @@ class Server:
         self._stopping.set()
 
     async def summarise(self) -> None:
-        """Write to the log what the process is made of."""
-        await summary.log_tasks()
-        await summary.log_memory()
-        if self._serving is not None:
-            summary.log_components(self.components, self._serving)
+        """Write to the log what the process is made of, as far as the host allows it."""
+        try:
+            await summary.log_tasks()
+            await summary.log_memory()
+            if self._is_serving and self.transport is not None:
+                summary.log_components(self.components, self.transport)
+        except (DatabaseError, OSError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, DatabaseError) and not is_host_error(error):
+                raise
+            _log.error("summary not written to its end", reason=str(error))
 
     async def run(
         self, *, task_status: trio.TaskStatus[ServerInfo] = trio.TASK_STATUS_IGNORED
@@ -126,11 +131,11 @@ class Server:
             components.grpc_health.set_all(ServingStatus.SERVING)
             components.health.not_ready.clear("startup")
             _log.info("ready")
-            self._serving = transport
+            self._is_serving = True
             task_status.started(info)
             await self._until_stopped()
             await self._drain(transport)
-            self._serving = None
+            self._is_serving = False
             nursery.cancel_scope.cancel()
         if components.store.failure is not None:
             raise components.store.failure

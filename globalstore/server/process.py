@@ -96,6 +96,7 @@ async def _signals(
 ) -> None:
     """Act on signals: see ``process_signals``."""
     stopping = False
+    process_signals.leave_to_server()
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(*process_signals.TAKEN) as signals:
             task_status.started()

@@ -50,6 +50,12 @@ def take_early() -> None:
         signal.signal(number, _end if number in STOPPING else _ignore)
 
 
+def leave_to_server() -> None:
+    """Ignore the signals where the server does not take them: from its own end on."""
+    for number in TAKEN:
+        signal.signal(number, _ignore)
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     # Nothing was answered, so there is nothing to tidy up; what the database began, its next
     # start ends.

@@ -30,26 +30,29 @@ def tls_context(config: GlobalStoreConfig) -> ssl.SSLContext | None:
     if certificate_expiry(certificate) <= time.time():
         raise TlsUnusable(f"{_SECTION}.cert_file {certificate} has expired; renew it")
     key = _pem("key_file", tls.key_file, b"PRIVATE KEY")
-    try:
-        server_context(certificate, key)
-    except ssl.SSLError as error:
-        fault = (
-            f"is not the key of {_SECTION}.cert_file {certificate}; name the two files of one pair"
-            if error.reason == "KEY_VALUES_MISMATCH"
-            else f"does not go with {_SECTION}.cert_file {certificate} ({_said(error)}); write both"
-            " anew"
-        )
-        raise TlsUnusable(f"{_SECTION}.key_file {key} {fault}") from error
+    with host_step(f"{_SECTION}.key_file", key, TlsUnusable):  # it may have gone since
+        try:
+            server_context(certificate, key)
+        except ssl.SSLError as error:
+            fault = (
+                f"is not the key of {_SECTION}.cert_file {certificate}; name the two files of one"
+                " pair"
+                if error.reason == "KEY_VALUES_MISMATCH"
+                else f"does not go with {_SECTION}.cert_file {certificate} ({_said(error)}); write"
+                " both anew"
+            )
+            raise TlsUnusable(f"{_SECTION}.key_file {key} {fault}") from error
     authorities = ""
     if tls.client_ca_file:
         authorities = _pem("client_ca_file", tls.client_ca_file, b"CERTIFICATE")
-    try:
-        return server_context(certificate, key, authorities or None)
-    except ssl.SSLError as error:
-        raise TlsUnusable(
-            f"{_SECTION}.client_ca_file {authorities} cannot be read ({_said(error)}); write it"
-            " anew"
-        ) from error
+    with host_step(f"{_SECTION}.client_ca_file", authorities or certificate, TlsUnusable):
+        try:
+            return server_context(certificate, key, authorities or None)
+        except ssl.SSLError as error:
+            raise TlsUnusable(
+                f"{_SECTION}.client_ca_file {authorities} cannot be read ({_said(error)}); write it"
+                " anew"
+            ) from error
 
 
 def certificate_expiry(cert_file: str) -> float:

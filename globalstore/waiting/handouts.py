@@ -16,6 +16,9 @@ from globalstore.rpc import Call
 
 GiveBack = Callable[[], Awaitable[None]]
 
+# Giving back is one transaction. A call that is answered without the thing waits so long for it.
+_GIVE_BACK_S = 5.0
+
 
 @attrs.define(eq=False)
 class Handout:
@@ -33,17 +36,19 @@ class Handout:
 
         ``made`` unless somebody had it before. Then the call does not answer for it, or a client
         that gives up on an extension would lose what it has; but it does if those who were handed
-        the thing before have not received it yet.
+        the thing before have not received it yet, or may just be handed it.
         """
         if made or self.give_back is not None:
             self.give_back = give_back
-        else:
-            self.unanswered(call)
+        elif self.holders == 1:
+            call.undo = None
+            self.holders = 0
 
-    def unanswered(self, call: Call) -> None:
+    async def unanswered(self, call: Call) -> None:
         """Take in that a call is answered without the thing."""
-        self.holders -= 1
         call.undo = None
+        with trio.move_on_after(_GIVE_BACK_S, shield=True):
+            await self.undelivered()
 
     async def undelivered(self) -> None:
         """Take in that a call ended and its client does not have the thing."""
@@ -55,7 +60,8 @@ class Handout:
         """Give back what was handed out, if anything was."""
         give_back, self.give_back = self.give_back, None
         if give_back is not None:
-            self.returned = trio.Event()
+            if self.returned is None:
+                self.returned = trio.Event()
             try:
                 await give_back()
             finally:

@@ -108,3 +108,11 @@ def test_a_certificate_and_a_key_that_do_not_match_are_named(
         assert code == 2
         assert said.startswith(f"key list: --cert: {certificate.partition('=')[2]} and --key: ")
         assert said.count("\n") == 1
+
+
+def test_a_server_on_every_interface_is_dialled_at_this_machine(tmp_path: Path) -> None:
+    with running(tmp_path, server={"listen": {"host": "*", "port": 0}}) as started:
+        listen = {"listen": {"port": started.port, "host": "*"}}
+        (tmp_path / "other").mkdir()
+        config = write_config(tmp_path / "other", server=listen)
+        assert list_keys(f"--config={config}")[0] == 0

@@ -52,6 +52,14 @@ def test_output_that_cannot_be_written_is_an_error(
     assert done.returncode == exit_codes.UNWRITTEN
 
 
+@pytest.mark.parametrize("redirection", ["2> /dev/full", "2>&-"])
+def test_errors_that_nobody_takes_change_no_code_and_are_no_output(redirection: str) -> None:
+    done = shell(f"globalstore artifact list --server=127.0.0.1:1 {redirection}")
+    assert (done.returncode, done.stdout) == (exit_codes.UNREACHABLE, "")
+    done = shell(f"globalstore serve {redirection}")
+    assert (done.returncode, done.stdout) == (exit_codes.USAGE, "")
+
+
 def test_what_the_encoding_of_the_output_lacks_is_escaped(process: Process) -> None:
     describe(process, "模型")
     server = f"--server=127.0.0.1:{process.port}"
@@ -138,6 +146,14 @@ def test_files_for_tls_that_cannot_be_used_are_named_with_their_option(tmp_path:
         ([f"--ca={empty}"], f"--ca: {empty} has no certificate in PEM"),
         ([f"--ca={folder}"], f"--ca: {folder} cannot be read: Is a directory"),
         (["--ca=/a\0b"], "--ca: /a\0b cannot be read: embedded null byte"),
+        (
+            ["--ca=~nobody-of-this-name/ca"],
+            "--ca: ~nobody-of-this-name/ca cannot be read: Could not determine home directory.",
+        ),
+        (
+            ["--token-file=/proc/self/mem"],
+            "--token-file: /proc/self/mem cannot be read: Input/output error",
+        ),
         ([f"--token-file={folder}"], f"--token-file: {folder} cannot be read: Is a directory"),
         (["--key=/none"], "--key is of use with --ca only, or with a --config that has TLS"),
     ]:

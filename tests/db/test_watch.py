@@ -12,6 +12,7 @@ import trio.testing
 from log_lines import told
 
 from globalstore.db import Busy, Damaged, Full, Store, Transaction, limits
+from globalstore.db.health import free_bytes
 
 BLOB_BYTES = 50_000
 
@@ -181,3 +182,8 @@ async def test_what_is_to_be_written_first_is_owed_on_a_full_disk(new_store):
 async def test_what_is_written_first_is_answered_when_there_is_space(new_store):
     async with new_store() as store:
         assert await store.write_first(ledger.add, "one") == "one"
+
+
+def test_of_a_directory_that_is_gone_no_space_is_known(tmp_path):
+    assert free_bytes(str(tmp_path)) > 0
+    assert free_bytes(str(tmp_path / "gone")) == 0

@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 from h2.errors import ErrorCodes
+from h2.settings import SettingCodes
 
 from globalstore.rpc import CallEnded, InProcess, Limits, ListenerOptions, frames
 from globalstore.rpc.receipts import RECEIPT, Receipts
@@ -228,3 +229,53 @@ async def test_a_caller_within_the_process_that_goes_has_what_it_got_undone():
         await echo.running.wait()
         nursery.cancel_scope.cancel()
     assert echo.taken_back == ["a"]
+
+
+async def blocked(peer):
+    """Have a client get an answer for which it gives no window; return the stream."""
+    peer.client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    await peer.flush()
+    await settled()
+    stream_id = await peer.call("HandOut", "a")
+    await settled()
+    return stream_id
+
+
+@pytest.mark.parametrize("is_broken", [True, False])
+async def test_what_waits_for_a_window_when_the_connection_ends_did_not_leave(
+    autojump_clock, is_broken
+):
+    async with handing_out() as (echo, peer):
+        stream_id = await blocked(peer)
+        assert peer.connection._engine.stream_queued_bytes(stream_id)
+        if is_broken:
+            await peer.stream.send_all(frames.frame(frames.DATA, 0, 99, b"x"))
+            await settled()
+        await peer.stream.aclose()
+        await trio.sleep(5)
+        assert echo.taken_back == ["a"]
+
+
+async def test_a_drain_takes_back_what_the_connections_that_it_ends_did_not_deliver(autojump_clock):
+    echo = Echo()
+    echo.release.set()
+    limits = Limits(flush_seconds=0.2, unwind_seconds=0.2, goaway_seconds=0.1)
+    async with listening(echo.service, limits=limits) as listener:
+        peer = await dial(listener)
+        await blocked(peer)
+        await listener.drain(0.2)
+        assert echo.taken_back == ["a"]
+
+
+def test_a_client_that_confirms_nothing_costs_no_more_for_each_answer():
+    receipts = Receipts(answers_max=10, take_back=lambda undo: None)
+    for stream_id in range(1, 2001, 2):
+        receipts.expect(stream_id, nobody)
+        receipts.leaving(())
+        receipts.left()
+    assert len(receipts) == 10
+    assert len(receipts._unasked) <= 20
+
+
+async def nobody():
+    """Undo nothing."""

@@ -1,6 +1,7 @@
 """The signals of the operating system: none kills without a line, none is lost."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_process import PATIENCE_S, Client, Process, running
+from server_process import PATIENCE_S, Client, Process, running, write_config
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.server import process_signals
@@ -154,3 +155,47 @@ def test_to_check_a_configuration_is_ended_by_a_signal_as_any_command_is(tmp_pat
     with fifo.open("wb"):  # from here on the command is reading
         child.terminate()
         assert child.wait(PATIENCE_S) == -signal.SIGTERM
+
+
+def test_a_summary_that_the_host_does_not_allow_ends_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as process:
+        files = len(os.listdir(f"/proc/{process.child.pid}/fd"))
+        resource.prlimit(process.child.pid, resource.RLIMIT_NOFILE, (files, files))
+        process.signal(signal.SIGUSR2)
+        process.wait_for("summary not written to its end")
+        assert process.stop() == 0
+
+
+def test_a_closed_standard_error_is_not_taken_by_what_is_opened_next(tmp_path: Path) -> None:
+    log = tmp_path / "store.log"
+    config = write_config(
+        tmp_path,
+        database={"db_file": str(tmp_path / "store.db")},
+        observability={"logging": {"file": str(log)}},
+    )
+    command = f'exec "{sys.executable}" -m globalstore --config="{config}" <&- 2>&-'
+    child = subprocess.Popen(["/bin/bash", "-c", command])
+    while not (log.exists() and " ready" in log.read_text()):
+        assert child.poll() is None
+    files = [os.readlink(f"/proc/{child.pid}/fd/{number}") for number in (0, 2)]
+    child.terminate()
+    assert child.wait(PATIENCE_S) == 0
+    assert files == [os.devnull] * 2
+    assert (tmp_path / "store.db").read_bytes().startswith(b"SQLite format 3")
+
+
+LATE = """
+import os, signal, sys
+from globalstore.server import process_signals
+process_signals.take_early()
+process_signals.leave_to_server()
+os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(4)
+"""
+
+
+def test_once_the_server_has_taken_them_no_signal_changes_how_it_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (4, "")

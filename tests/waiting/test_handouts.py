@@ -281,3 +281,47 @@ async def test_whenever_a_client_goes_what_it_asked_for_is_free_and_a_repeat_get
             )
         ]
         assert sum(held) == 1
+
+
+async def test_a_repeat_that_is_answered_first_keeps_what_it_was_handed() -> None:
+    handouts, given_back = Handouts(), []
+
+    async def give_back() -> None:
+        given_back.append(1)
+
+    first, repeat = a_call(), a_call()
+    of_first, of_repeat = handouts.hold(first, "x"), handouts.hold(repeat, "x")
+    of_repeat.answered(repeat, give_back, made=False)
+    of_first.answered(first, give_back, made=True)
+    assert first.undo is not None
+    await first.undo()
+    assert given_back == []
+    assert repeat.undo is not None
+    await repeat.undo()
+    assert given_back == [1]
+
+
+async def test_of_two_extensions_that_are_cancelled_neither_takes_the_thing() -> None:
+    handouts, calls = Handouts(), [a_call(), a_call()]
+    held = [handouts.hold(call, "x") for call in calls]
+    for handout, call in zip(held, calls, strict=True):
+        handout.answered(call, pytest.fail, made=False)
+    for call in calls:
+        if call.undo is not None:
+            await call.undo()
+
+
+async def test_what_only_a_call_without_an_answer_held_last_is_given_back() -> None:
+    handouts, given_back = Handouts(), []
+
+    async def give_back() -> None:
+        given_back.append(1)
+
+    first, waits = a_call(), a_call()
+    of_first, of_waits = handouts.hold(first, "x"), handouts.hold(waits, "x")
+    of_first.answered(first, give_back, made=True)
+    assert first.undo is not None
+    await first.undo()
+    assert given_back == []
+    await of_waits.unanswered(waits)
+    assert given_back == [1]

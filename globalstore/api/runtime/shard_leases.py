@@ -50,7 +50,7 @@ class ShardLeaseHandlers(Handlers):
             lane=Lane.CONTROL,
         )
         if answer.held:
-            handout.unanswered(request)
+            await handout.unanswered(request)
         else:
             give_back = partial(self._give_back, answer.lease)
             handout.answered(request, give_back, made=answer.lease.token == new_token)
