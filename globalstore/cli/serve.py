@@ -1,7 +1,6 @@
 """Start the server, or check its configuration."""
 
 import argparse
-import faulthandler
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
     _open_standard_files()
     if not arguments.check_config:
         process_signals.take_early()
-        faulthandler.enable(_STDERR)
     with importing():
         from globalstore import config as configuration
         from globalstore.config import ConfigError

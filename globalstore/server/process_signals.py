@@ -20,8 +20,9 @@ REOPENING: Final = signal.SIGUSR1
 SUMMARISING: Final = signal.SIGUSR2
 
 # Nobody can take the first two. The next are for a debugger or a terminal and stop a process, no
-# more. Faults of the program end it, with a traceback of ``faulthandler`` where there can be one.
-# The last are ignored by the interpreter, which makes errors of them, or by default.
+# more. Faults of the program end it; ``faulthandler`` would tell more of them, but has the handlers
+# of all signals run on a stack so small that a few signals at once overflow it. The last are
+# ignored by the interpreter, which makes errors of them, or by default.
 _LEFT: Final = frozenset(
     {
         signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU,
