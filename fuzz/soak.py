@@ -8,7 +8,8 @@ complete what they were granted; nginx and HAProxy stand between some of them an
 connections end by age. Meanwhile clients are stopped, continued and killed. In the end:
 
 - no slot is taken by a request whose client was told that it had failed: only by a client that was
-  killed, or that gave up behind a proxy, which keeps an answer that it was given;
+  killed, or that gave up behind a proxy, which keeps an answer that it was given; few ended by the
+  time limit meanwhile;
 - after the time limit of transports every slot is free, and all can be taken at once;
 - the server has answered nothing INTERNAL, has logged no error, and holds no more memory, files or
   connections than it did.
@@ -57,6 +58,9 @@ THREADS = 4
 
 # Transports that nobody completes end after this long.
 TTL_S = 20
+
+# Of direct calls that fail, so many may keep their slot until the time limit.
+FORGOTTEN_SHARE = 0.05
 
 # A client that is stopped stays so for a time between these; the server drops it after three.
 FROZEN_S = (1.0, 8.0)
@@ -527,6 +531,7 @@ def verdict(server: Any, ledger: Ledger, before: Footprint, workers: list[str]) 
     with Client(server.port) as client:
         held = taken(client)
         told = [f for f in held if not may_hold(f, ledger)]
+        wrong += forgotten(client, ledger)
         print(f"slots held at the end: {len(held)} {sorted(held)}")
         if told:
             wrong.append(f"slots of requests that had failed or were completed: {told}")
@@ -575,21 +580,48 @@ def verdict(server: Any, ledger: Ledger, before: Footprint, workers: list[str]) 
     return wrong
 
 
+def forgotten(client: Client, ledger: Ledger) -> list[str]:
+    """Count the transports that ended by their time limit although nobody was killed.
+
+    A client that has read its answer and then tells its caller "cancelled" sends nothing that a
+    server could notice; of direct ones that may be few.
+    """
+    ended = [row.request_id for row in window(client) if row.completion_outcome == "expired"]
+    ways = Counter(
+        re.split(r"[/.-]", request_id.partition("/")[2])[0]
+        for request_id in ended
+        if request_id and not was_killed(request_id, ledger)
+    )
+    failed = sum(c["failed"] for name, c in ledger.counts.items() if name.endswith("/direct"))
+    print("ended by the time limit:", *(f"{way} {count};" for way, count in sorted(ways.items())))
+    if ways["direct"] > failed * FORGOTTEN_SHARE:
+        return [f"{ways['direct']} of {failed} direct calls that failed kept their slot"]
+    return []
+
+
+def was_killed(request_id: str, ledger: Ledger) -> bool:
+    """Tell whether the client of a request was killed."""
+    return not ledger.killed.isdisjoint({request_id, request_id.rsplit("-", 2)[0]})
+
+
 def may_hold(request_id: str, ledger: Ledger) -> bool:
     """Tell whether a request may hold a slot although every client has ended."""
-    life = request_id.rsplit("-", 2)[0]
-    if life in ledger.killed or request_id in ledger.killed:
+    if was_killed(request_id, ledger):
         return True
-    return request_id in ledger.left and "/direct" not in life
+    return request_id in ledger.left and "/direct" not in request_id
 
 
 def taken(client: Client) -> set[str]:
     """Return the request ids of all transports in progress."""
+    return {row.request_id for row in window(client) if row.status == "in_progress"}
+
+
+def window(client: Client) -> list[Any]:
+    """Return all transports there were."""
     message = wire.QueryTransportWindowRequest()
     message.created_at_start.FromSeconds(0)
     message.created_at_end.FromSeconds(int(time.time()) + 3600)
-    rows = client.runtime("QueryTransportWindow", message).rows
-    return {row.request_id for row in rows if row.status == "in_progress"}
+    return list(client.runtime("QueryTransportWindow", message).rows)
 
 
 def beat(client: Client, workers: list[str]) -> None:
