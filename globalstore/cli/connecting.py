@@ -105,6 +105,8 @@ def fail(verb: str, text: str, code: int) -> int:
 def _reason(error: OSError) -> str:
     if isinstance(error, TimeoutError) and error.errno is None:
         return f"no answer within {_PATIENCE_S:.0f} s"
+    if isinstance(error, ConnectionRefusedError):
+        return f"{error.strerror}; is the server started, and is that its address?"
     return error.strerror or str(error)
 
 

@@ -1,6 +1,7 @@
 """Start the server, or check its configuration."""
 
 import argparse
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from globalstore.registry.schema import MIGRATIONS
 
-        print(f"globalstore {globalstore.__version__}, schema {len(MIGRATIONS)}")
-        parser.exit()
+        parser.exit(_say(f"globalstore {globalstore.__version__}, schema {len(MIGRATIONS)}"))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -64,8 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check_config:
         for line in _warnings(config):
             output.complain(f"warning: {line}")
-        print(f"{arguments.config}: valid")
-        return OK
+        return _say(f"{arguments.config}: valid")
     os.umask(0o077)
     with importing():
         from globalstore import telemetry
@@ -93,9 +92,19 @@ def _open_standard_files() -> None:
 
     What is opened next would take their place, and the lines of the log: it may be the database.
     """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
-        pass
-    os.close(descriptor)
+    with contextlib.suppress(OSError):  # no file is to be had, then, that could
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+            pass
+        os.close(descriptor)
+
+
+def _say(line: str) -> int:
+    """Write what was asked for to standard output; return the exit code."""
+    try:
+        output.write(line)
+    except output.NotWritten as error:
+        return _refuse(Refusal(HostRefused.word, str(error)))
+    return OK
 
 
 def _refuse(refusal: Refusal) -> int:

@@ -1,6 +1,7 @@
 """The signals of the operating system: what each is for, and who takes them before the server does.
 
-Every signal that would end a process by default is taken, so that none kills it without a line.
+Every signal that would end a process by default is taken, but those that tell of a fault of the
+program, so that nobody who sends one kills it without a line.
 As the first process of a container it gets no signal at all that it has not asked for, so they are
 taken before anything that takes long is imported.
 """

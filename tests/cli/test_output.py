@@ -52,6 +52,15 @@ def test_output_that_cannot_be_written_is_an_error(
     assert done.returncode == exit_codes.UNWRITTEN
 
 
+@pytest.mark.parametrize(
+    "words", ["--version", "--config=configs/global_store.yaml --check-config"]
+)
+def test_an_answer_of_the_server_that_nobody_takes_is_an_error_too(words: str) -> None:
+    done = shell(f"globalstore {words} > /dev/full")
+    assert done.returncode == 4
+    assert done.stderr.splitlines()[-1] == "host: standard output: No space left on device"
+
+
 @pytest.mark.parametrize("redirection", ["2> /dev/full", "2>&-"])
 def test_errors_that_nobody_takes_change_no_code_and_are_no_output(redirection: str) -> None:
     done = shell(f"globalstore artifact list --server=127.0.0.1:1 {redirection}")
