@@ -1,0 +1,24 @@
+"""What a request of one method may have, told before any of it is read."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class RequestBounds:
+    """The bounds of one method's request, and of the messages within it.
+
+    A listener gets them as a table by path; a method that it does not name has the bounds of the
+    listener alone.
+    """
+
+    # The largest request, serialized and inflated.
+    bytes_max: int
+    # Entries of each repeated field or map, by the field's full name; of messages within it too.
+    entries_max: Mapping[str, int] = attrs.field(factory=dict)
+    # Checks a parsed request; raises what a handler would raise to refuse it.
+    check: Callable[[Any], None] | None = None
+    # A request of no more bytes than this cannot break a bound and is not checked.
+    unchecked_bytes: int = 0
