@@ -28,7 +28,7 @@ from globalstore.rpc.events import (
     RequestFaulted,
     RequestReceived,
 )
-from globalstore.rpc.streams import InboundMemory
+from globalstore.rpc.ledger import Ledger
 
 LIMITS = Limits(
     message_bytes_max=20_000,
@@ -150,8 +150,9 @@ def check_output(data: bytes) -> None:
 def play(seed: int) -> Counter[str]:
     """Play one round and return what events came, by name; raises AssertionError for a finding."""
     dice = random.Random(seed)
-    memory = InboundMemory(LIMITS.inbound_bytes_max)
-    engine = Engine(LIMITS, memory, 0.0)
+    ledger = Ledger(LIMITS)
+    account = ledger.account("10.0.0.1")
+    engine = Engine(LIMITS, account, 0.0)
     engine.start()
     seen: Counter[str] = Counter()
     data = mutate(dice, conversation(dice))
@@ -164,7 +165,9 @@ def play(seed: int) -> Counter[str]:
         for event in events:
             seen[type(event).__name__] += 1
             _respond(dice, engine, event)
-        held = engine.ready_bytes + engine.queued_bytes + engine.buffered_bytes + memory.total_bytes
+        held = (
+            engine.ready_bytes + engine.queued_bytes + engine.buffered_bytes + ledger.arriving_bytes
+        )
         assert held <= HELD_BYTES_MAX, f"{held} bytes are held"
         assert len(engine.streams) <= LIMITS.streams_max, "more streams than agreed"
         if dice.random() < 0.5:
@@ -174,7 +177,8 @@ def play(seed: int) -> Counter[str]:
             assert engine.receive(b"anything", now) == []
     check_output(engine.take())
     engine.fail(0, "")
-    assert memory.total_bytes == 0, "memory was not given back"
+    assert ledger.arriving_bytes == 0, "memory of unfinished messages was not given back"
+    assert account.held_bytes == ledger.held_bytes == 0, "memory was not given back"
     assert engine.queued_bytes == 0, "queued bytes were not given back"
     return seen
 

@@ -18,6 +18,8 @@ _printable = re.compile(rb"[\x20-\x7e]*").fullmatch
 # would only keep memory.
 MEMO_ENTRIES_MAX = 64
 MEMO_BLOCK_BYTES_MAX = 1024
+# What the remembered heads of one connection may take: a few bytes can stand for a long one.
+MEMO_BYTES_MAX = 32 << 10
 
 
 class _WatchedTable(HeaderTable):
@@ -52,11 +54,16 @@ class BlockDecoder:
         self._decoder = Decoder(max_header_list_size=list_bytes_fatal)
         self._decoder.header_table = _WatchedTable(self._table_changed)
         self._memo: dict[bytes, RequestHead] = {}
+        self._memo_bytes = 0
         self._changes = 0
 
     def _table_changed(self) -> None:
         self._changes += 1
+        self._forget()
+
+    def _forget(self) -> None:
         self._memo.clear()
+        self._memo_bytes = 0
 
     def recall(self, block: bytes) -> RequestHead | None:
         """Return the head that these very bytes stand for now, if they are remembered."""
@@ -82,16 +89,19 @@ class BlockDecoder:
     def _decode(self, block: bytes) -> Iterable[tuple[bytes, bytes]]:
         return self._decoder.decode(block, raw=True)
 
-    def remember(self, block: bytes, head: RequestHead) -> bool:
+    def remember(self, block: bytes, head: RequestHead, head_bytes: int) -> bool:
         """Keep ``head`` for the next time these bytes come; only after a steady decode.
 
-        Returns whether it is short enough to be kept.
+        ``head_bytes`` is the size of its header list. Returns whether it is short enough to be
+        kept.
         """
-        if len(block) > MEMO_BLOCK_BYTES_MAX:
+        size = len(block) + head_bytes
+        if len(block) > MEMO_BLOCK_BYTES_MAX or size > MEMO_BYTES_MAX // 2:
             return False
-        if len(self._memo) >= MEMO_ENTRIES_MAX:
-            self._memo.clear()
+        if len(self._memo) >= MEMO_ENTRIES_MAX or self._memo_bytes + size > MEMO_BYTES_MAX:
+            self._forget()
         self._memo[block] = head
+        self._memo_bytes += size
         return True
 
 

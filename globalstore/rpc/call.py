@@ -11,10 +11,9 @@ from purerpc import StatusCode
 
 from globalstore.rpc import status as statuses
 from globalstore.rpc.headers import RequestHead
-from globalstore.rpc.messages import inflate
 from globalstore.rpc.method import Method
 from globalstore.rpc.receipts import Undo
-from globalstore.rpc.status import DRAINING, LATE, Abort, Metadata, Status
+from globalstore.rpc.status import DRAINING, LATE, SHARE_TAKEN, Abort, Metadata, Status
 from globalstore.rpc.wakeup import Wakeup
 
 # A handler that sends without waiting lets others run this often at the latest.
@@ -25,7 +24,8 @@ class CallChannel(Protocol):
     """What a call needs of its connection."""
 
     peer: str
-    message_bytes_max: int
+    # The address of ``peer``, whose clients share what one address may have.
+    address: str
     draining: trio.Event
 
     def write(self, call: "Call", payload: bytes) -> bool:
@@ -36,6 +36,12 @@ class CallChannel(Protocol):
 
     def consumed(self, call: "Call", size: int) -> None:
         """Take in that the handler has read a message of ``size`` bytes."""
+
+    def hold(self, call: "Call", size: int) -> bool:
+        """Take in that the request takes ``size`` bytes more; False if that is too much."""
+
+    async def answer_turn(self, call: "Call") -> None:
+        """Wait until the client has taken most of what it asked for, and others' turn is over."""
 
     def park(self, calls: int) -> None:
         """Take in that so many calls more, or fewer if negative, only wait for something."""
@@ -63,6 +69,7 @@ class Call:
         "method",
         "received_at",
         "reply",
+        "request",
         "request_ended",
         "scope",
         "started",
@@ -81,7 +88,7 @@ class Call:
         received_at: float,
     ) -> None:
         self._channel = channel
-        self._messages: deque[tuple[bytes, bool]] = deque()
+        self._messages: deque[tuple[bytes | bytearray, bool]] = deque()
         self._sent = 0
         self._waits = 0
         self.stream_id = stream_id
@@ -98,6 +105,8 @@ class Call:
         self.initial_metadata: list[tuple[str, str | bytes]] = []
         # Sent with the status.
         self.trailing_metadata: list[tuple[str, str | bytes]] = []
+        # The request of a method that takes one, parsed and checked, for its handler.
+        self.request: Any = None
         # The serialized answer of a method that answers once.
         self.reply: bytes | None = None
         # Takes back what the answer hands out, should it not arrive.
@@ -127,6 +136,11 @@ class Call:
     def peer(self) -> str:
         """The client's address, ``10.1.0.7:40312`` or ``[fd00::7]:40312``."""
         return self._channel.peer
+
+    @property
+    def address(self) -> str:
+        """The client's address without its port; many clients may come from one proxy's."""
+        return self._channel.address
 
     @property
     def metadata(self) -> Metadata:
@@ -220,7 +234,7 @@ class Call:
             return self.end or LATE
         return LATE if self.end is None and self.scope.cancel_called else None
 
-    def deliver(self, payload: bytes, compressed: bool) -> None:
+    def deliver(self, payload: bytes | bytearray, compressed: bool) -> None:
         """Take a message that has arrived."""
         self._messages.append((payload, compressed))
         self.arrival.set()
@@ -236,32 +250,38 @@ class Call:
         self.arrival.set()
 
     @property
-    def whole_request(self) -> bytes | None:
+    def whole_request(self) -> bytes | bytearray | None:
         """The only message of a request that has arrived whole and plain; it stays where it is."""
         if not self.request_ended or len(self._messages) != 1:
             return None
         payload, compressed = self._messages[0]
         return None if compressed else payload
 
-    async def receive(self) -> bytes | None:
-        """Wait for the next message and return it, serialized; None after the last.
-
-        Cancellation loses no message.
-        """
+    async def arrived(self) -> bool:
+        """Wait for the next message; False after the last. It stays where it is."""
         while not self._messages:
             if self.request_ended:
-                return None
+                return False
             await self.arrival.wait()
-        payload, compressed = self.take()
-        if not compressed:
-            return payload
-        pieces = []
-        for piece in inflate(payload, self._channel.message_bytes_max):
-            pieces.append(piece)
-            await trio.lowlevel.checkpoint()
-        return b"".join(pieces)
+        return True
 
-    def take(self) -> tuple[bytes, bool]:
+    def hold(self, size: int) -> None:
+        """Take in that the request takes ``size`` bytes more of memory.
+
+        Raises Abort, RESOURCE_EXHAUSTED, if its client's address then holds too much.
+        """
+        if not self._channel.hold(self, size):
+            raise Abort(StatusCode.RESOURCE_EXHAUSTED, f"message: {SHARE_TAKEN}")
+
+    async def large_answer(self) -> None:
+        """Wait for the turn to make an answer of some MiB; the turn ends with the call.
+
+        One call of a connection has it at a time, and only once the client has taken most of what
+        it asked for before.
+        """
+        await self._channel.answer_turn(self)
+
+    def take(self) -> tuple[bytes | bytearray, bool]:
         """Take the next of the messages that wait; return it and whether it is compressed."""
         payload, compressed = self._messages.popleft()
         self._channel.consumed(self, len(payload))
@@ -281,20 +301,27 @@ class Call:
             await trio.lowlevel.checkpoint()
 
 
+class Requests(Protocol):
+    """Takes the requests of a method in; see ``admission``."""
+
+    async def next(self, call: Call) -> Any:
+        """Wait for the next message and return it, parsed and checked; None at the end."""
+
+
 class RequestStream:
     """The messages of a streaming request, parsed, as an asynchronous iterator."""
 
-    __slots__ = ("_call", "_parse")
+    __slots__ = ("_call", "_requests")
 
-    def __init__(self, call: Call, parse: Any) -> None:
+    def __init__(self, call: Call, requests: Requests) -> None:
         self._call = call
-        self._parse = parse
+        self._requests = requests
 
     def __aiter__(self) -> "RequestStream":
         return self
 
     async def __anext__(self) -> Any:
-        payload = await self._call.receive()
-        if payload is None:
+        message = await self._requests.next(self._call)
+        if message is None:
             raise StopAsyncIteration
-        return self._parse(payload)
+        return message

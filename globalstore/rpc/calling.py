@@ -7,10 +7,11 @@ from purerpc import StatusCode
 from globalstore.rpc.call import Call
 from globalstore.rpc.dispatch import internal, status_of
 from globalstore.rpc.engine import Engine
+from globalstore.rpc.fair_slots import FairSlots
 from globalstore.rpc.keepalive import Keepalive
 from globalstore.rpc.receipts import Receipts
 from globalstore.rpc.serving import Serving
-from globalstore.rpc.status import DRAINING, OK, Status
+from globalstore.rpc.status import DRAINING, OK, SHARE_TAKEN, Status
 from globalstore.rpc.wakeup import Wakeup
 
 # Calls that one read may have answered at once: half a millisecond. Others get tasks.
@@ -21,20 +22,31 @@ FAST_MAX = 16
 STOPS_PER_TURN = 32
 
 GONE = Status(StatusCode.CANCELLED, "the client reset the call or disconnected")
+# Whatever an address holds, smaller answers are sent.
+_LARGE_ANSWER_BYTES = 64 << 10
+
+_UNREAD = Status(
+    StatusCode.RESOURCE_EXHAUSTED, f"the call was carried out, but of its answer: {SHARE_TAKEN}"
+)
 _STOPPED = Status(StatusCode.UNAVAILABLE, DRAINING)
 
 
 class CallingHalf:
     """What a connection does for its calls."""
 
-    def __init__(self, serving: Serving, peer: str) -> None:
+    def __init__(self, serving: Serving, peer: str, address: str) -> None:
         now = trio.current_time()
         self.peer = peer
+        self.address = address
         self.draining = serving.draining
-        self.message_bytes_max = serving.limits.message_bytes_max
+        # Whether a call was made that not everybody may make.
+        self.proven = False
         self._serving = serving
         self._limits = serving.limits
-        self._engine = Engine(serving.limits, serving.memory, now)
+        self._account = serving.ledger.account(address)
+        self._engine = Engine(serving.limits, self._account, now, serving.bytes_max)
+        self._answer_turn = FairSlots(1)
+        self._has_answer_turn: Call | None = None
         self._keepalive = Keepalive(serving.options, now)
         self._receipts = Receipts(serving.limits.receipts_max, serving.take_back)
         self._calls: dict[int, Call] = {}
@@ -66,21 +78,30 @@ class CallingHalf:
 
     def _answered_fast(self, call: Call) -> bool:
         """Answer a call here and now if its method can, and others have not waited for long."""
-        answer = self._serving.route(call).fast_path
-        if answer is None or self._fast_left == 0 or call.deadline <= self._now:
+        route = self._serving.route(call)
+        if (
+            route.fast_path is None
+            or route.admission is None
+            or self._fast_left == 0
+            or call.deadline <= self._now
+        ):
             return False
         request = call.whole_request
-        if request is None or self._engine.queued_bytes > self._limits.blocked_bytes_max:
+        if (
+            not isinstance(request, bytes)  # what is large comes as a bytearray
+            or self._engine.queued_bytes > self._limits.blocked_bytes_max
+        ):
             return False
         self._fast_left -= 1
         status = OK
         try:
-            call.reply = answer(request, call)
+            call.take()
+            call.request = route.admission.at_once(request)
+            call.reply = route.fast_path(call.request, call)
             if call.reply is None:
                 return False
         except Exception as error:  # noqa: BLE001 - it ends this call alone
             status = status_of(call, error, self._serving.map_error)
-        call.take()
         self._finish(call, status)
         if self._engine.stream_queued_bytes(call.stream_id):
             self._serving.calls.start_soon(self._flushed, call)
@@ -103,7 +124,7 @@ class CallingHalf:
                     await self.writable(call)
                 if call.scope.cancel_called:
                     await trio.lowlevel.checkpoint()  # it was over before its turn came
-                await serving.route(call).handler(call)
+                await serving.route(call).serve(call)
             status = call.interruption or OK
         except Exception as error:  # noqa: BLE001 - every failure of a handler ends its call alone
             status = status_of(call, error, serving.map_error)
@@ -120,7 +141,8 @@ class CallingHalf:
                 await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _whole_request(self, call: Call) -> None:
-        with trio.move_on_after(self._limits.request_seconds) as patience:
+        bytes_max = self._serving.route(call).bytes_max
+        with trio.move_on_after(self._limits.patience_s(bytes_max)) as patience:
             while not call.request_ended:
                 await call.arrival.wait()
         if patience.cancelled_caught:
@@ -143,6 +165,17 @@ class CallingHalf:
             return
         call.finished = True
         self._calls.pop(call.stream_id, None)
+        self._account.calls -= 1
+        if self._has_answer_turn is call:
+            self._has_answer_turn = None
+            self._answer_turn.release()
+        if (
+            status.code is StatusCode.OK
+            and call.reply is not None
+            and len(call.reply) > _LARGE_ANSWER_BYTES
+            and not self._account.has_room(len(call.reply))
+        ):
+            status = _UNREAD
         try:
             queued = self._answer(call, status)
         except ValueError as error:
@@ -159,6 +192,8 @@ class CallingHalf:
         self._output.set()
         if not self._calls:
             self._keepalive.idle_since = trio.current_time()
+        if self.proven:
+            self._account.heads.earn(self._limits.head_bytes_per_call)
         self._serving.finish(call, status.code)
 
     def _answer(self, call: Call, status: Status) -> bool:
@@ -204,6 +239,19 @@ class CallingHalf:
                     return
         finally:
             self._senders.discard(call)
+
+    def hold(self, call: Call, size: int) -> bool:
+        """Take in that a call's request takes ``size`` bytes more; False if that is too much."""
+        return self._engine.hold(call.stream_id, size)
+
+    async def answer_turn(self, call: Call) -> None:
+        """Wait for the turn to make a large answer; it ends with the call."""
+        if self._has_answer_turn is call:
+            return
+        await self._answer_turn.acquire(self.address)
+        self._has_answer_turn = call
+        if not self._has_room(call):
+            await self.writable(call)
 
     def consumed(self, call: Call, size: int) -> None:
         """Take in that the handler has read ``size`` bytes: the client may send as much more."""

@@ -1,6 +1,7 @@
 """One client connection: a reader, one writer, and a task for each call."""
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -39,9 +40,18 @@ READ_BYTES = 2 << 10
 READ_BYTES_BULK = 64 << 10
 FRAMES_BULK_MAX = 16
 
+# A client whose heads cost too much is not read for so long at a time; what it sends meanwhile
+# waits in the system's buffers.
+_PAUSE_SECONDS_MAX = 1.0
+
 _DRAINING = b"leaving\x00"
 
 _MALFORMED = RequestHead(path="malformed")
+_CALLS_TAKEN = Status(
+    StatusCode.UNAVAILABLE,
+    "this address has as many calls open as it may (server.limits.max_calls_per_address):"
+    " let some end first",
+)
 _CALMED = Status(
     StatusCode.UNAVAILABLE, "the connection ends: a client on it sends too much that is no call"
 )
@@ -63,8 +73,11 @@ class Transport(Protocol):
 class Connection(CallingHalf):
     """Serves one client until it leaves, breaks the protocol, or the listener drains."""
 
-    def __init__(self, serving: Serving, transport: Transport, peer: str) -> None:
-        super().__init__(serving, peer)
+    def __init__(
+        self, serving: Serving, transport: Transport, peer: str, address: str = ""
+    ) -> None:
+        """Prepare to serve a client; ``address`` is that of ``peer`` without its port."""
+        super().__init__(serving, peer, address or peer)
         self._transport = transport
         self._engine.interrupt = self._interrupt
         self._unstarted: list[Call] = []
@@ -75,6 +88,8 @@ class Connection(CallingHalf):
         self._silent = False
         self._receiving = False
         self._nursery: trio.Nursery | None = None
+        # Called when the client has made a call that not everybody may make.
+        self.prove: Callable[[], None] = _nobody
 
     def __repr__(self) -> str:
         state = "FAILED" if self._engine.failed else "DRAINING" if self._is_draining else "OPEN"
@@ -98,6 +113,7 @@ class Connection(CallingHalf):
 
     async def run(self) -> None:
         """Serve until the connection ends. Cancellation ends it at once, with its calls."""
+        self._account.open(self._engine)
         self._engine.start()
         try:
             async with trio.open_nursery() as nursery:
@@ -118,6 +134,7 @@ class Connection(CallingHalf):
             self._engine.fail(ErrorCodes.NO_ERROR, "")
             self._handle(self._engine.events())
             self._receipts.end(silent=self._silent)
+            self._account.close(self._engine)
 
     def begin_drain(self) -> None:
         """Take no new calls: no new calls, end when those in flight have ended."""
@@ -194,6 +211,8 @@ class Connection(CallingHalf):
             self._output.set()
         while engine.ready_bytes > self._limits.outbound_bytes_max and not engine.failed:
             await self._room.wait()
+        if wait_s := engine.heads_wait_s():
+            await trio.sleep(min(wait_s, _PAUSE_SECONDS_MAX))
 
     def _interrupt(self) -> None:
         """Take up an event of the engine although nothing was read: shared memory ran out."""
@@ -271,14 +290,25 @@ class Connection(CallingHalf):
         route = serving.routes.get(head.path, UNKNOWN_ROUTE)
         call = Call(self, stream_id, head, route.method, self._now)
         self._calls[stream_id] = call
+        self._account.calls += 1
         serving.begin(call)
-        refusal = head.refusal or serving.refusal(call)
+        refusal = head.refusal or self._refusal(call)
         if refusal is not None:
             self._finish(call, refusal)
         elif route.method.streams_requests:
             self._start(call)
         else:
             self._unstarted.append(call)
+
+    def _refusal(self, call: Call) -> Status | None:
+        """Return why the call must not reach its handler, or None."""
+        if self._account.calls > self._account.calls_max:
+            return _CALLS_TAKEN
+        refusal = self._serving.refusal(call)
+        if refusal is None and not self.proven and not self._serving.is_open(call):
+            self.proven = True
+            self.prove()
+        return refusal
 
     def _request_ended(self, call: Call) -> None:
         if not call.method.streams_requests and not call.messages_waiting:
@@ -317,6 +347,10 @@ class Connection(CallingHalf):
                 await self._output.wait()
         nursery.cancel_scope.deadline = trio.current_time() + self._limits.flush_seconds
         await transport.send_eof()
+
+
+def _nobody() -> None:
+    pass
 
 
 def _note(event: str, peer: str, reason: str = "") -> None:

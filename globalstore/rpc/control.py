@@ -16,9 +16,10 @@ from globalstore.rpc.events import (
 )
 from globalstore.rpc.floods import Allowance
 from globalstore.rpc.frames import ConnectionFault
+from globalstore.rpc.ledger import Account
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.sending import SendingHalf
-from globalstore.rpc.streams import InboundMemory, Stream
+from globalstore.rpc.streams import Stream
 
 _KNOWN_SETTINGS = frozenset(
     (
@@ -38,10 +39,9 @@ STREAMS_PER_TOKEN = 32
 class ControlHalf(SendingHalf):
     """Frames that carry no call: each is checked, paid for and acted upon."""
 
-    def __init__(self, limits: Limits, memory: InboundMemory, now: float) -> None:
-        super().__init__()
+    def __init__(self, limits: Limits, account: Account, now: float) -> None:
+        super().__init__(account)
         self._limits = limits
-        self._memory = memory
         self._now = now
         self._peer = Settings(client=True)
         self._settings_read = False
@@ -57,7 +57,7 @@ class ControlHalf(SendingHalf):
         self._resets = Allowance(limits.resets_max, limits.resets_per_second, now)
 
     def _forget(self, stream: Stream) -> None:
-        self._memory.release(stream)
+        self._account.ledger.arrived(stream)
         super()._forget(stream)
 
     def _data(self, stream: Stream, data: bytes | memoryview) -> None:

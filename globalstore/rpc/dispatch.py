@@ -2,16 +2,19 @@
 
 import inspect
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 import attrs
-from google.protobuf.message import DecodeError
 from purerpc import Cardinality, Service, StatusCode
 
+from globalstore.rpc.admission import Admission
 from globalstore.rpc.call import Call, RequestStream
+from globalstore.rpc.fair_slots import FairSlots
+from globalstore.rpc.limits import Limits
 from globalstore.rpc.method import UNKNOWN, Method
+from globalstore.rpc.request_bounds import RequestBounds
 from globalstore.rpc.status import Abort, Status, declared, sole_cause
 from globalstore.telemetry import get_logger
 
@@ -36,8 +39,8 @@ class CallObserver(Protocol):
         """Take in that a call has ended, ``seconds`` after its head arrived."""
 
 
-# Makes the serialized answer to a serialized request, or None.
-FastPath = Callable[[bytes, Call], bytes | None]
+# Makes the serialized answer to a request, or None.
+FastPath = Callable[[Any, Call], bytes | None]
 
 
 @attrs.frozen
@@ -49,7 +52,19 @@ class Route:
 
     method: Method
     handler: Handler
+    admission: Admission | None = None
     fast_path: FastPath | None = None
+
+    @property
+    def bytes_max(self) -> int:
+        """The largest request."""
+        return 0 if self.admission is None else self.admission.bounds.bytes_max
+
+    async def serve(self, call: Call) -> None:
+        """Take the request in and run the handler."""
+        if self.admission is not None and not self.method.streams_requests and call.request is None:
+            call.request = await self.admission.next(call)
+        await self.handler(call)
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -77,44 +92,50 @@ async def _unimplemented(call: Call) -> None:
 UNKNOWN_ROUTE = Route(UNKNOWN, _unimplemented)
 
 
-def routes(services: Iterable[Service], interceptors: Sequence[Interceptor]) -> dict[str, Route]:
-    """Build the routes of ``services``.
+def routes(
+    services: Iterable[Service],
+    interceptors: Sequence[Interceptor],
+    limits: Limits | None = None,
+    bounds: Mapping[str, RequestBounds] | None = None,
+) -> dict[str, Route]:
+    """Build the routes of ``services``; ``bounds`` are those of requests, by path.
 
     Raises ValueError if two services carry one name.
     """
     table: dict[str, Route] = {}
+    large_turn = FairSlots(1)
+    bounds = bounds or {}
+    unbounded = RequestBounds(bytes_max=(limits or Limits()).message_bytes_max)
     for service in services:
         for name, bound in service.methods.items():
             path = f"/{service.name}/{name}"
             if path in table:
                 raise ValueError(f"{path}: offered twice")
             method = Method(path, service.name, name, bound.signature.cardinality)
-            handler = _handler(bound.method_fn, bound.signature)
+            admission = Admission(
+                bound.signature.request_type, bounds.get(path, unbounded), large_turn
+            )
+            handler = _handler(bound.method_fn, bound.signature, admission)
             for interceptor in reversed(interceptors):
                 handler = interceptor(method, handler)
-            table[path] = Route(method, handler, _fast_path(bound.method_fn, bound.signature))
+            table[path] = Route(method, handler, admission, _fast_path(bound.method_fn))
     return table
 
 
-def _handler(function: Any, signature: Any) -> Handler:
-    kind = signature.request_type
-    parse = _parser(kind)
-
+def _handler(function: Any, signature: Any, admission: Admission) -> Handler:
     async def unary_unary(call: Call) -> None:
-        payload = await call.receive()
-        reply = await function(parse(payload), call)
+        reply = await function(call.request, call)
         call.reply = reply.SerializeToString()
 
     async def unary_stream(call: Call) -> None:
-        payload = await call.receive()
-        await _send_all(call, function(parse(payload), call))
+        await _send_all(call, function(call.request, call))
 
     async def stream_unary(call: Call) -> None:
-        reply = await function(RequestStream(call, parse), call)
+        reply = await function(RequestStream(call, admission), call)
         call.reply = reply.SerializeToString()
 
     async def stream_stream(call: Call) -> None:
-        await _send_all(call, function(RequestStream(call, parse), call))
+        await _send_all(call, function(RequestStream(call, admission), call))
 
     return {
         Cardinality.UNARY_UNARY: unary_unary,
@@ -124,17 +145,13 @@ def _handler(function: Any, signature: Any) -> Handler:
     }[signature.cardinality]
 
 
-def _fast_path(function: Any, signature: Any) -> FastPath | None:
+def _fast_path(function: Any) -> FastPath | None:
     answer = getattr(function, "fast_path", None)
     if answer is None:
         return None
-    servicer, from_string = function.__self__, signature.request_type.FromString
+    servicer = function.__self__
 
-    def answered(payload: bytes, call: Call) -> bytes | None:
-        try:
-            message = from_string(payload)
-        except DecodeError:
-            return None
+    def answered(message: Any, call: Call) -> bytes | None:
         reply = answer(servicer, message, call)
         return None if reply is None else reply.SerializeToString()
 
@@ -153,21 +170,6 @@ async def _send_all(call: Call, messages: Any) -> None:
     async with aclosing(stream):  # type: ignore[type-var]
         async for message in stream:
             await call.send(message.SerializeToString())
-
-
-def _parser(message_type: Any) -> Callable[[bytes | None], Any]:
-    from_string = message_type.FromString
-
-    def parse(payload: bytes | None) -> Any:
-        try:
-            return from_string(payload)
-        except DecodeError:
-            raise Abort(
-                StatusCode.INVALID_ARGUMENT,
-                f"request: expected a serialized {message_type.DESCRIPTOR.full_name}",
-            ) from None
-
-    return parse
 
 
 def status_of(call: Call, error: Exception, map_error: ErrorMap | None) -> Status:

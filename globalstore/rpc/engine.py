@@ -6,6 +6,8 @@ connection; its settings, error codes and HPACK are used here, and its client si
 every byte we write in the tests.
 """
 
+from collections.abc import Callable
+
 import attrs
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
@@ -24,20 +26,24 @@ from globalstore.rpc.events import (
     RequestReceived,
 )
 from globalstore.rpc.frames import ConnectionFault
-from globalstore.rpc.headers import Malformed, RequestHead, check_fields, list_bytes, parse_head
+from globalstore.rpc.headers import (
+    Fields,
+    Malformed,
+    RequestHead,
+    check_fields,
+    list_bytes,
+    parse_head,
+)
+from globalstore.rpc.ledger import Account
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.messages import PREFIX_BYTES, MessageFault, MessageReader
-from globalstore.rpc.status import Status
-from globalstore.rpc.streams import InboundMemory, Stream
+from globalstore.rpc.status import SHARE_TAKEN, Status
+from globalstore.rpc.streams import Stream
 
 # A call that waits, in memory: its task, scope and stream, but for its head and message.
 STREAM_BYTES = 16 << 10
 
-_CROWDED = Status(
-    StatusCode.UNAVAILABLE,
-    "the calls of this connection hold as much memory as they may: let some end, or use another"
-    " connection for more",
-)
+_CROWDED = Status(StatusCode.UNAVAILABLE, SHARE_TAKEN)
 
 
 class Engine(ControlHalf):
@@ -46,9 +52,19 @@ class Engine(ControlHalf):
     ``receive`` never raises: whatever the client sends, the worst is a ConnectionFailed event.
     """
 
-    def __init__(self, limits: Limits, memory: InboundMemory, now: float) -> None:
-        """Make the engine of one connection; its listener shares ``memory``; ``now`` in seconds."""
-        super().__init__(limits, memory, now)
+    def __init__(
+        self,
+        limits: Limits,
+        account: Account,
+        now: float,
+        bytes_max: Callable[[str], int] | None = None,
+    ) -> None:
+        """Make the engine of one connection; ``account`` is that of its address.
+
+        ``now`` in seconds. ``bytes_max`` returns the largest message that a path takes.
+        """
+        super().__init__(limits, account, now)
+        self._bytes_max = bytes_max or (lambda _path: limits.message_bytes_max)
         self._decoder = BlockDecoder(limits.header_list_bytes_fatal)
         self._buffer = b""
         self._preface_left = frames.PREFACE
@@ -126,7 +142,7 @@ class Engine(ControlHalf):
         if not self._failed:
             self._failed = True
             self._buffer = b""
-            self._block.clear()
+            self._drop_block()
             self._control(frames.goaway(self.highest_stream_id, code, reason))
             for stream in list(self.streams.values()):
                 self._forget(stream)
@@ -142,13 +158,19 @@ class Engine(ControlHalf):
             self._return_window(stream)
 
     def refuse_for_memory(self, stream: Stream) -> None:
-        """End the call RESOURCE_EXHAUSTED: unfinished messages fill the memory for them."""
-        if self.streams.get(stream.id) is stream and not stream.discard:
+        """End the call, RESOURCE_EXHAUSTED if its answer has not begun; let go of its bytes."""
+        if self.streams.get(stream.id) is not stream:
+            return
+        if stream.headers_sent or stream.outgoing:
+            self._reset_for_fault(stream, ErrorCodes.ENHANCE_YOUR_CALM)
+            self.interrupt()
+        elif not stream.discard:
             self._fault(
                 stream,
                 StatusCode.RESOURCE_EXHAUSTED,
-                "message: the memory for unfinished messages is full, try again later",
+                "message: the memory for what clients send and wait for is full, try again later",
             )
+            self._release(stream)
 
     # --- frames -------------------------------------------------------------------------
 
@@ -228,11 +250,17 @@ class Engine(ControlHalf):
 
     def _read(self, stream: Stream, data: bytes) -> None:
         reader = stream.reader
-        held = reader.incomplete_bytes
+        began = reader.incomplete_bytes
         try:
             messages = reader.feed(data)
         except MessageFault as fault:
             self._fault(stream, fault.code, fault.message)
+            return
+        rest = reader.incomplete_bytes
+        self._hold(stream, rest - began + sum(len(payload) for payload, _ in messages))
+        if self._account.is_full and not stream.discard:
+            self._fault(stream, StatusCode.RESOURCE_EXHAUSTED, f"message: {SHARE_TAKEN}")
+        if stream.discard:
             return
         for payload, compressed in messages:
             if compressed and not stream.head.gzip:
@@ -243,15 +271,11 @@ class Engine(ControlHalf):
                 )
                 return
             stream.unconsumed += PREFIX_BYTES + len(payload)
-            self._hold(stream, len(payload))
-            if self.held_bytes > self._limits.held_bytes_max:
-                self._fault(stream, StatusCode.UNAVAILABLE, _CROWDED.message)
-                return
             self._events.append(MessageReceived(stream.id, payload, compressed))
-        if rest := reader.incomplete_bytes:
-            self._memory.hold(stream, rest)
-        elif held:
-            self._memory.release(stream)
+        if rest:
+            self._account.ledger.arriving(stream, rest)
+        elif began:
+            self._account.ledger.arrived(stream)
 
     def _request_ended(self, stream: Stream) -> None:
         if self.streams.get(stream.id) is not stream:
@@ -296,12 +320,14 @@ class Engine(ControlHalf):
             self._block_flags = flags
             self._block_frames = 0
             self._block += payload
+            self._account.hold(len(payload))
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
         if not self._block_stream_id:
             raise ConnectionFault(ErrorCodes.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
         self._block_frames += 1
         self._block += payload
+        self._account.hold(len(payload))
         if (
             self._block_frames > self._limits.continuations_max
             or len(self._block) > self._limits.header_list_bytes_fatal
@@ -309,9 +335,13 @@ class Engine(ControlHalf):
             raise ConnectionFault(ErrorCodes.ENHANCE_YOUR_CALM, "header block over its bounds")
         if flags & frames.END_HEADERS:
             block = bytes(self._block)
-            self._block.clear()
+            self._drop_block()
             self._block_stream_id = 0
             self._header_block(stream_id, self._block_flags, block)
+
+    def _drop_block(self) -> None:
+        self._account.hold(-len(self._block))
+        self._block.clear()
 
     def _header_block(self, stream_id: int, flags: int, block: bytes) -> None:
         ended = bool(flags & frames.END_STREAM)
@@ -319,7 +349,7 @@ class Engine(ControlHalf):
             self.highest_stream_id = stream_id
             self._open(stream_id, block, ended=ended)
             return
-        fields, _ = self._decoder.decode(block)  # always: both tables must stay the same
+        fields, _ = self._decode(block)  # always: both tables must stay the same
         stream = self.streams.get(stream_id)
         if stream is None:
             self._spend()
@@ -341,7 +371,7 @@ class Engine(ControlHalf):
         head = self._decoder.recall(block)
         head_bytes = 0  # what is remembered is shared
         if head is None:
-            fields, steady = self._decoder.decode(block)
+            fields, steady = self._decode(block)
             head_bytes = list_bytes(fields)
             if head_bytes > self._limits.header_list_bytes_max:
                 # Decoding it took long, and the more so the larger it is.
@@ -352,7 +382,7 @@ class Engine(ControlHalf):
                 head = parse_head(fields, self._limits.header_list_bytes_max)
             except Malformed as fault:
                 return self._refuse_stream(stream_id, ErrorCodes.PROTOCOL_ERROR, str(fault))
-            if steady and self._decoder.remember(block, head):
+            if steady and self._decoder.remember(block, head, head_bytes):
                 head_bytes = 0
         if stream_id > self._last_accepted_id:
             return self._refuse_stream(stream_id, ErrorCodes.REFUSED_STREAM, "going away")
@@ -363,7 +393,7 @@ class Engine(ControlHalf):
             self,
             stream_id,
             head,
-            reader=MessageReader(self._limits.message_bytes_max),
+            reader=MessageReader(self._bytes_max(head.path)),
             receive_window=self._limits.stream_window_bytes,
             send_window=self._peer.initial_window_size,
             opened_at=self._now,
@@ -372,7 +402,7 @@ class Engine(ControlHalf):
         self._hold(stream, STREAM_BYTES + head_bytes)
         if len(self.streams) * 2 > self._resets.cap:
             self._resets.raise_cap(2)  # ending all calls at once is ordinary
-        if self.held_bytes > self._limits.held_bytes_max and head.refusal is None:
+        if self._account.is_full and head.refusal is None:
             head = attrs.evolve(head, refusal=_CROWDED)
         if head.http_status is not None:
             return self._answer_http(stream, head, ended=ended)
@@ -382,6 +412,23 @@ class Engine(ControlHalf):
         if ended:
             self._request_ended(stream)
         return None
+
+    def _decode(self, block: bytes) -> tuple[Fields, bool]:
+        """Decode a block that is not remembered; its size is owed for, see ``heads_wait_s``."""
+        fields, steady = self._decoder.decode(block)
+        self._account.heads.owe(self._now, len(block) + list_bytes(fields))
+        return fields, steady
+
+    def heads_wait_s(self) -> float:
+        """Return for how long nothing should be read, since the heads cost more than they may."""
+        return self._account.heads.wait_s(self._now)
+
+    def hold(self, stream_id: int, size: int) -> bool:
+        """Take in that a call's request takes ``size`` bytes more; False if that is too much."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self._hold(stream, size)
+        return not self._account.is_full
 
     def _answer_http(self, stream: Stream, head: RequestHead, *, ended: bool) -> None:
         stream.ended = ended
@@ -413,7 +460,8 @@ class Engine(ControlHalf):
 
     def _fault(self, stream: Stream, code: StatusCode, message: str) -> None:
         stream.discard = True
-        self._memory.release(stream)
-        stream.reader = MessageReader(self._limits.message_bytes_max)
+        self._account.ledger.arrived(stream)
+        self._hold(stream, -stream.reader.incomplete_bytes)
+        stream.reader = MessageReader(0)
         self._events.append(RequestFaulted(stream.id, code.value, message))
         self.interrupt()

@@ -16,7 +16,7 @@ class MessageReceived(NamedTuple):
     """One whole message of a call; ``compressed`` as its prefix said."""
 
     stream_id: int
-    payload: bytes
+    payload: bytes | bytearray
     compressed: bool
 
 

@@ -27,6 +27,17 @@ class Allowance:
         """Begin anew with as much as can be saved up."""
         self._tokens = float(self.cap)
 
+    def owe(self, now: float, tokens: int) -> None:
+        """Take tokens that have been used already, more than are left if need be."""
+        if not self.spend(now, tokens):
+            self._tokens -= tokens
+
+    def wait_s(self, now: float) -> float:
+        """Return after how many seconds nothing is owed any more; 0 if nothing is."""
+        if self._tokens >= 0:
+            return 0.0
+        return max(0.0, self._since - now - self._tokens / self._per_second)
+
     def spend(self, now: float, tokens: int = 1) -> bool:
         """Take tokens; False if so many are not left, counting what time has brought in."""
         if self._tokens < tokens:

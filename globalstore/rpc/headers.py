@@ -27,6 +27,9 @@ ACCEPT_ENCODING: Final = ("grpc-accept-encoding", ",".join(ENCODINGS))
 # RFC 9113 §6.5.2 counts each field with this much on top.
 FIELD_OVERHEAD_BYTES: Final = 32
 
+# Values that a proxy may have joined to one; each would become an object of its own.
+_JOINED_MAX: Final = 64
+
 Fields = Sequence[tuple[bytes, bytes]]
 
 
@@ -44,11 +47,24 @@ class RequestHead:
     gzip: bool = False
     timeout_seconds: float | None = None
     content_length: int | None = None
-    metadata: Metadata = ()
+    # The client's own metadata as it came; see ``metadata``.
+    fields: Fields = ()
     # The answer, where the head alone decides that the call cannot be served.
     refusal: Status | None = None
     # An HTTP status where the request is not gRPC at all.
     http_status: int | None = None
+
+    @property
+    def metadata(self) -> Metadata:
+        """The client's own metadata; values of ``-bin`` names as bytes. Made anew each time."""
+        found: list[tuple[str, str | bytes]] = []
+        for raw_name, value in self.fields:
+            name = raw_name.decode("ascii")
+            if name.endswith("-bin"):
+                found.extend((name, _from_base64(part)) for part in value.split(b","))
+            else:
+                found.append((name, value.decode("latin-1")))
+        return tuple(found)
 
 
 def list_bytes(fields: Fields) -> int:
@@ -148,37 +164,33 @@ def _with_grpc_fields(
         if (match := _TIMEOUT(raw)) is None:
             return _invalid(head, "grpc-timeout: expected 1 to 8 digits and one of H M S m u n")
         timeout = int(match[1]) * _SECONDS[match[2]]
-    try:
-        metadata = _metadata(fields)
-    except _BadMetadata as error:
-        return _invalid(head, str(error))
-    return attrs.evolve(head, gzip=encoding == "gzip", timeout_seconds=timeout, metadata=metadata)
+    own = tuple(each for each in fields if _is_metadata(each[0]))
+    for name, value in own:
+        if name[-4:] == b"-bin" and (fault := _fault_in_binary(value)):
+            return _invalid(head, f"{name[:80].decode('ascii')}: {fault}")
+    return attrs.evolve(head, gzip=encoding == "gzip", timeout_seconds=timeout, fields=own)
 
 
 def _invalid(head: RequestHead, message: str) -> RequestHead:
     return attrs.evolve(head, refusal=Status(StatusCode.INVALID_ARGUMENT, message))
 
 
-class _BadMetadata(Exception):
-    pass
+def _is_metadata(name: bytes) -> bool:
+    return name[:1] != b":" and name not in _RESERVED and name[:5] != b"grpc-"
 
 
-def _metadata(fields: Fields) -> Metadata:
-    found: list[tuple[str, str | bytes]] = []
-    for raw_name, value in fields:
-        if raw_name[:1] == b":" or raw_name in _RESERVED or raw_name[:5] == b"grpc-":
-            continue
-        name = raw_name.decode("ascii")
-        if not name.endswith("-bin"):
-            found.append((name, value.decode("latin-1")))
-            continue
-        # A proxy may have joined repeated fields.
-        found.extend((name, _from_base64(name, part.strip())) for part in value.split(b","))
-    return tuple(found)
-
-
-def _from_base64(name: str, value: bytes) -> bytes:
+def _fault_in_binary(value: bytes) -> str | None:
+    """Return what is wrong with the value of a ``-bin`` name; a proxy may have joined several."""
+    if value.count(b",") >= _JOINED_MAX:
+        return f"expected at most {_JOINED_MAX} values"
     try:
-        return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+        for part in value.split(b","):
+            _from_base64(part)
     except binascii.Error:
-        raise _BadMetadata(f"{name[:80]}: expected base64") from None
+        return "expected base64"
+    return None
+
+
+def _from_base64(value: bytes) -> bytes:
+    value = value.strip()
+    return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)

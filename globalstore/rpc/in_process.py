@@ -1,7 +1,8 @@
 """Calls from within the process: all of a call but its connection."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 import trio
@@ -18,6 +19,7 @@ from globalstore.rpc.dispatch import (
 )
 from globalstore.rpc.headers import RequestHead
 from globalstore.rpc.limits import Limits
+from globalstore.rpc.request_bounds import RequestBounds
 from globalstore.rpc.serving import ListenerOptions, Serving
 from globalstore.rpc.status import DRAINING, OK, Status
 
@@ -35,18 +37,30 @@ class CallEnded(Exception):
         self.status = status
 
 
+def _field(name: str, value: str | bytes) -> tuple[bytes, bytes]:
+    raw = value.encode("latin-1") if isinstance(value, str) else value
+    return name.encode("ascii"), b64encode(raw) if name.endswith("-bin") else raw
+
+
 @attrs.define(eq=False)
 class Channel:
     """What a call needs of a connection. Nothing is buffered here."""
 
     draining: trio.Event
-    message_bytes_max: int
     peer: str = _PEER
+    address: str = _PEER
 
     suspect = False
 
     def consumed(self, call: Call, size: int) -> None:
         """Do nothing: there is no window to give back."""
+
+    def hold(self, call: Call, size: int) -> bool:
+        """Say that there is room: callers in the process are trusted."""
+        return True
+
+    async def answer_turn(self, call: Call) -> None:
+        """Return at once: answers are taken at once."""
 
     def park(self, calls: int) -> None:
         """Do nothing: nobody here is gone without a word."""
@@ -68,6 +82,7 @@ class InProcess:
         self,
         services: Iterable[Service],
         *,
+        bounds: Mapping[str, RequestBounds] | None = None,
         interceptors: Sequence[Interceptor] = (),
         observers: Sequence[CallObserver] = (),
         authorize: Callable[[Call], None] | None = None,
@@ -75,7 +90,7 @@ class InProcess:
     ) -> None:
         limits = Limits()
         self._serving = Serving(
-            routes=routes(services, interceptors),
+            routes=routes(services, interceptors, limits, bounds),
             limits=limits,
             options=ListenerOptions(),
             observers=observers,
@@ -83,7 +98,7 @@ class InProcess:
             map_error=map_error,
         )
         self._cut = False
-        self._channel = Channel(self._serving.draining, limits.message_bytes_max)
+        self._channel = Channel(self._serving.draining)
 
     def __repr__(self) -> str:
         state = "DRAINING" if self._serving.draining.is_set() else "OPEN"
@@ -114,7 +129,7 @@ class InProcess:
         head = RequestHead(
             path,
             timeout_seconds=None if timeout_s == math.inf else timeout_s,
-            metadata=tuple(metadata),
+            fields=tuple(_field(name, value) for name, value in metadata),
         )
         route = self._serving.routes.get(path, UNKNOWN_ROUTE)
         call = Call(self._channel, 1, head, route.method, trio.current_time())
@@ -147,11 +162,13 @@ class InProcess:
         call.end_request()
         call.started = True
         try:
-            if route.fast_path is not None:
-                call.reply = route.fast_path(request, call)
+            if route.fast_path is not None and route.admission is not None:
+                call.take()
+                call.request = route.admission.at_once(request)
+                call.reply = route.fast_path(call.request, call)
             if call.reply is None:
                 with call.scope:
-                    await route.handler(call)
+                    await route.serve(call)
         except Exception as error:  # noqa: BLE001  every failure of a handler ends its call alone
             return status_of(call, error, self._serving.map_error)
         return call.interruption or (_NO_ANSWER if call.reply is None else OK)

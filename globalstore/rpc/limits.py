@@ -41,9 +41,23 @@ class Limits:
     # Out of the way: a client that has so many calls open waits itself, its heartbeats with it.
     # The memory that calls hold ends first.
     streams_max: int = _count(65536)
-    # What the calls of a connection hold, heads and messages included: twelve thousand that only
-    # wait, or four messages of full size. More are refused, those there are go on.
-    held_bytes_max: int = _count(256 << 20)
+    # What all clients make the process hold: connections, calls, requests, answers not sent yet.
+    # Beyond it whoever holds most loses the largest calls. Thirty thousand calls that wait.
+    held_bytes_max: int = _count(512 << 20)
+    # The same for the clients of one address: four messages of full size. More is refused.
+    held_bytes_per_address_max: int = _count(256 << 20)
+    # Calls at a time, those that wait included: one for each of 30 000 daemons.
+    calls_max: int = _count(32768)
+    # A machine runs a few daemons, and each waits for a few hundred sources at most.
+    calls_per_address_max: int = _count(4096)
+    # Many command-line tools and probes at once, beside a few daemons.
+    connections_per_address_max: int = _count(1024)
+    # Heads that have to be decoded: bytes ahead of earning them, by time and by answered call.
+    # A client repeats most heads byte for byte, and these cost nothing. Half a MiB a second takes
+    # a tenth of a processor at worst; a client that sends more is read more slowly.
+    head_bytes_max: int = _count(1 << 20)
+    head_bytes_per_second: float = _bound(512 << 10)
+    head_bytes_per_call: int = _count(4 << 10)
     # What a client may send on a stream before its handler reads: covers 100 MB/s at 2 ms.
     stream_window_bytes: int = _count(256 << 10)
     # For all streams of a connection together; handed back on receipt, so that one handler
@@ -92,3 +106,8 @@ class Limits:
     unwind_seconds: float = _bound(1.0)
     # The last answers and the GOAWAY get this long to reach the client.
     flush_seconds: float = _bound(2.0)
+
+    def patience_s(self, bytes_max: int) -> float:
+        """Return how long a request of so many bytes at most may take to arrive."""
+        share = self.request_seconds * bytes_max / self.message_bytes_max
+        return max(share, self.handshake_seconds)

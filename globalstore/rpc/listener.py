@@ -3,7 +3,8 @@
 import errno
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import attrs
 import trio
@@ -11,13 +12,14 @@ from h2.errors import ErrorCodes
 from purerpc import Service, StatusCode
 
 from globalstore.rpc import frames
-from globalstore.rpc.admission import Admission
 from globalstore.rpc.call import Call
 from globalstore.rpc.connection import Connection, Transport
+from globalstore.rpc.connection_admission import ConnectionAdmission, Place
 from globalstore.rpc.dispatch import CallObserver, ErrorMap, Interceptor, routes
 from globalstore.rpc.limits import Limits
+from globalstore.rpc.request_bounds import RequestBounds
 from globalstore.rpc.serving import ListenerOptions, Serving
-from globalstore.rpc.sockets import display_address, listening_sockets
+from globalstore.rpc.sockets import address_of, display_address, listening_sockets
 from globalstore.rpc.status import DRAINING, Status
 from globalstore.rpc.tls import handshake, prepared
 from globalstore.telemetry import get_logger
@@ -61,6 +63,7 @@ class Listener:
         *,
         limits: Limits | None = None,
         options: ListenerOptions | None = None,
+        bounds: Mapping[str, RequestBounds] | None = None,
         interceptors: Sequence[Interceptor] = (),
         observers: Sequence[CallObserver] = (),
         authorize: Callable[[Call], None] | None = None,
@@ -68,6 +71,7 @@ class Listener:
     ) -> None:
         """Prepare to serve; nothing is opened yet.
 
+        ``bounds`` are those of requests, by path; others have those of ``limits`` alone.
         ``authorize`` sees every call of a known method before anything of it is kept, and
         refuses by raising. ``map_error`` names the status of an application's own error, or
         None. Raises ValueError for services that clash or a context that allows old TLS.
@@ -78,7 +82,7 @@ class Listener:
         if self._options.ssl_context is not None:
             self._ssl_context = prepared(self._options.ssl_context)
         self._serving = Serving(
-            routes=routes(services, interceptors),
+            routes=routes(services, interceptors, self._limits, bounds),
             limits=self._limits,
             options=self._options,
             observers=observers,
@@ -88,8 +92,7 @@ class Listener:
         self._sockets: list[trio.socket.SocketType] = []
         self._bound = (self._options.host, self._options.port)
         self._connections: set[Connection] = set()
-        self._open = 0
-        self._admission = Admission(self._limits.connections_max, self._options.files_reserved)
+        self._admission = self._connection_admission()
         self._accepting: trio.CancelScope | None = None
         self._drained = trio.Event()
         self._changed = trio.Event()
@@ -98,7 +101,7 @@ class Listener:
     def __repr__(self) -> str:
         state = "DRAINING" if self.draining.is_set() else "BOUND" if self._sockets else "CLOSED"
         return (
-            f"<Listener [{state}, connections: {self._open}, "
+            f"<Listener [{state}, connections: {self._admission.open}, "
             f"calls: {len(self._serving.in_flight)}]>"
         )
 
@@ -120,10 +123,10 @@ class Listener:
     def statistics(self) -> Statistics:
         """Return the connections, calls and bytes held now."""
         return Statistics(
-            connections=self._open,
+            connections=self._admission.open,
             calls_in_flight=len(self._serving.in_flight),
             buffered_bytes=sum(each.buffered_bytes for each in self._connections),
-            incomplete_message_bytes=self._serving.memory.total_bytes,
+            incomplete_message_bytes=self._serving.ledger.arriving_bytes,
         )
 
     def replace_ssl_context(self, context: ssl.SSLContext) -> None:
@@ -153,7 +156,7 @@ class Listener:
         """
         if not self._sockets:
             await self.bind()
-        self._admission = Admission(self._limits.connections_max, self._options.files_reserved)
+        self._admission = self._connection_admission()
         try:
             async with self._serving.undoing(), trio.open_nursery() as calls:
                 self._serving.calls = calls
@@ -206,6 +209,9 @@ class Listener:
             self._drained.set()
         return self._report
 
+    def _connection_admission(self) -> ConnectionAdmission:
+        return ConnectionAdmission(self._limits.connections_max, self._options.files_reserved)
+
     async def _connections_gone(self) -> None:
         while self._connections:
             self._changed = trio.Event()
@@ -241,11 +247,12 @@ class Listener:
                     raise
                 continue
             peer = display_address(address)
-            if not admission.admits(self._open, accepted.fileno()):
+            account = self._serving.ledger.account(address_of(peer))
+            place = Place(account, peer)
+            if not admission.admits(place, accepted.fileno()):
                 self._turn_away(accepted, peer)
                 continue
-            self._open += 1
-            nursery.start_soon(self._serve_connection, accepted, peer)
+            nursery.start_soon(self._serve_connection, accepted, place)
 
     def _turn_away(self, sock: trio.socket.SocketType, peer: str) -> None:
         log.debug("connection refused", peer=peer)
@@ -256,29 +263,37 @@ class Listener:
                 log.debug("client did not wait for its refusal", peer=peer)
         sock.close()
 
-    async def _serve_connection(self, sock: trio.socket.SocketType, peer: str) -> None:
+    async def _serve_connection(self, sock: trio.socket.SocketType, place: Place) -> None:
+        peer = place.peer
         try:
-            stream = trio.SocketStream(sock)
-            # trio has set it by now, asked for or not.
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self._options.tcp_nodelay)
-            transport: Transport | None = stream
-            if self._ssl_context is not None:
-                transport = await handshake(
-                    stream, self._ssl_context, self._limits.handshake_seconds, peer
-                )
-            if transport is not None:
-                connection = Connection(self._serving, transport, peer)
-                self._connections.add(connection)
-                try:
-                    await connection.run()
-                finally:
-                    self._connections.discard(connection)
-                    self._changed.set()
+            with place.scope:
+                await self._serve_client(sock, place)
         except OSError as error:
             log.debug("connection lost", peer=peer, reason=str(error))
         except Exception:
             # A fault of ours must not become the end of every other client.
             log.exception("connection failed", peer=peer)
         finally:
-            self._open -= 1
+            self._admission.leave(place)
+            self._serving.ledger.tidy(place.account)
             sock.close()
+
+    async def _serve_client(self, sock: trio.socket.SocketType, place: Place) -> None:
+        stream = trio.SocketStream(sock)
+        # trio has set it by now, asked for or not.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, self._options.tcp_nodelay)
+        transport: Transport | None = stream
+        if self._ssl_context is not None:
+            transport = await handshake(
+                stream, self._ssl_context, self._limits.handshake_seconds, place.peer
+            )
+        if transport is None:
+            return
+        connection = Connection(self._serving, transport, place.peer, place.account.address)
+        connection.prove = partial(self._admission.prove, place)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+            self._changed.set()

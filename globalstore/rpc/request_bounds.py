@@ -1,9 +1,19 @@
 """What a request of one method may have, told before any of it is read."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import attrs
+
+
+class Check(Protocol):
+    """Checks a request, or a part of one."""
+
+    def __call__(self, message: Any, before: Mapping[str, int] = ...) -> None:
+        """Raise if ``message`` breaks a bound.
+
+        ``before`` are the entries of the request's lists, by field, in the parts before this one.
+        """
 
 
 @attrs.frozen(kw_only=True)
@@ -19,6 +29,6 @@ class RequestBounds:
     # Entries of each repeated field or map, by the field's full name; of messages within it too.
     entries_max: Mapping[str, int] = attrs.field(factory=dict)
     # Checks a parsed request; raises what a handler would raise to refuse it.
-    check: Callable[[Any], None] | None = None
+    check: Check | None = None
     # A request of no more bytes than this cannot break a bound and is not checked.
     unchecked_bytes: int = 0

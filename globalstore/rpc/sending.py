@@ -12,6 +12,7 @@ from globalstore.rpc.blocks import (
     metadata_block,
     trailers_block,
 )
+from globalstore.rpc.ledger import Account
 from globalstore.rpc.status import Metadata
 from globalstore.rpc.streams import Stream
 
@@ -29,7 +30,8 @@ _TRAILERS_OK_FRAME = len(TRAILERS_OK).to_bytes(3, "big") + b"\x01\x05"
 class SendingHalf:
     """Output of one connection. Small answers become frames at once; long ones take turns."""
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account) -> None:
+        self._account = account
         self.streams: dict[int, Stream] = {}
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -41,8 +43,6 @@ class SendingHalf:
         self._reset_order: deque[int] = deque()
         # Bytes of messages that no frame carries yet.
         self.queued_bytes = 0
-        # What the calls in progress keep in memory.
-        self.held_bytes = 0
 
     @property
     def ready_bytes(self) -> int:
@@ -104,6 +104,8 @@ class SendingHalf:
             tail = trailers_block(0, "", trailing)
             self.send_headers(stream_id, initial)
             self._message(stream, payload)
+            if stream_id not in self.streams:
+                return False  # all clients together hold too much, and this call most
             self._finish(stream, tail)
             return True
         stream.send_window -= size
@@ -195,6 +197,7 @@ class SendingHalf:
             stream.outgoing.append(memoryview(payload)[first:])
         stream.outgoing_bytes += size
         self.queued_bytes += size
+        self._hold(stream, size)
 
     def _data(self, stream: Stream, data: bytes | memoryview) -> None:
         stream.send_window -= len(data)
@@ -214,6 +217,7 @@ class SendingHalf:
             self._data(stream, chunk[:size])
             stream.outgoing_bytes -= size
             self.queued_bytes -= size
+            self._hold(stream, -size)
             if size < len(chunk):
                 stream.outgoing[0] = chunk[size:]
             else:
@@ -245,7 +249,7 @@ class SendingHalf:
 
     def _forget(self, stream: Stream) -> None:
         del self.streams[stream.id]
-        self.held_bytes -= stream.held_bytes
+        self._release(stream)
         if stream.outgoing:
             self.queued_bytes -= stream.outgoing_bytes
             stream.outgoing_bytes = 0
@@ -256,7 +260,12 @@ class SendingHalf:
     def _hold(self, stream: Stream, size: int) -> None:
         """Take in that a call keeps ``size`` bytes more in memory."""
         stream.held_bytes += size
-        self.held_bytes += size
+        self._account.hold(size)
+
+    def _release(self, stream: Stream) -> None:
+        """Take in that a call keeps nothing any more, or soon will not."""
+        self._account.hold(-stream.held_bytes)
+        stream.held_bytes = 0
 
     def _remember_reset(self, stream_id: int) -> None:
         self._reset_by_us.add(stream_id)

@@ -12,13 +12,18 @@ from purerpc import StatusCode
 
 from globalstore.rpc.call import Call
 from globalstore.rpc.dispatch import UNKNOWN_ROUTE, CallObserver, ErrorMap, Route, status_of
+from globalstore.rpc.ledger import Ledger, Network
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.receipts import Undo
 from globalstore.rpc.status import Status
-from globalstore.rpc.streams import InboundMemory
 from globalstore.telemetry import get_logger
 
 log = get_logger("globalstore.rpc")
+
+_FULL = Status(
+    StatusCode.UNAVAILABLE,
+    "as many calls are open as may be (server.limits.max_calls): try again later",
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -44,6 +49,10 @@ class ListenerOptions:
     max_connection_idle: float = math.inf
     # Every connection is ended after this time, once its calls have ended.
     max_connection_age: float = math.inf
+    # Addresses of proxies: many clients come from one, so that no bounds of one address apply.
+    proxy_networks: Sequence[Network] = ()
+    # Methods, by path, that clients may call whoever they are.
+    open_paths: frozenset[str] = frozenset()
     # A number from 0 to 1, for ages that differ a little.
     random: Callable[[], float] = random.random
 
@@ -65,7 +74,7 @@ class Serving:
         self.limits = limits
         self.options = options
         self.map_error = map_error
-        self.memory = InboundMemory(limits.inbound_bytes_max)
+        self.ledger = Ledger(limits, options.proxy_networks)
         self.draining = trio.Event()
         self.in_flight: set[Call] = set()
         self.watches_connections = (
@@ -130,6 +139,10 @@ class Serving:
         """Return the route of a call; that of a made-up path refuses it."""
         return self.routes.get(call.path, UNKNOWN_ROUTE)
 
+    def bytes_max(self, path: str) -> int:
+        """Return the largest request that a path takes."""
+        return self.routes.get(path, UNKNOWN_ROUTE).bytes_max
+
     def begin(self, call: Call) -> None:
         """Take in that a call's head has arrived."""
         self.in_flight.add(call)
@@ -141,14 +154,20 @@ class Serving:
 
     def refusal(self, call: Call) -> Status | None:
         """Return why the call must not reach its handler, or None."""
+        if len(self.in_flight) > self.limits.calls_max:
+            return _FULL
         if not call.method.known:
             return Status(StatusCode.UNIMPLEMENTED, f"no method {call.path[:200]!r} on this server")
-        if self._authorize is not None:
+        if self._authorize is not None and not self.is_open(call):
             try:
                 self._authorize(call)
             except Exception as error:  # noqa: BLE001 - a refusal, or a failure of the hook
                 return status_of(call, error, self.map_error)
         return None
+
+    def is_open(self, call: Call) -> bool:
+        """Whether clients may make this call whoever they are."""
+        return call.path in self.options.open_paths
 
     def finish(self, call: Call, code: StatusCode) -> None:
         """Take in that a call has ended with ``code``."""

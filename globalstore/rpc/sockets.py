@@ -40,6 +40,11 @@ def display_address(address: tuple[object, ...]) -> str:
     return f"[{host}]:{address[1]}" if ":" in host else f"{host}:{address[1]}"
 
 
+def address_of(peer: str) -> str:
+    """Return the address of a peer as ``display_address`` shows it, without its port."""
+    return peer.rpartition(":")[0].strip("[]")
+
+
 async def listening_sockets(
     host: str, port: int, *, reuse_port: bool
 ) -> list[trio.socket.SocketType]:

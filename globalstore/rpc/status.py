@@ -24,6 +24,11 @@ class Status:
 
 OK = Status(StatusCode.OK)
 LATE = Status(StatusCode.DEADLINE_EXCEEDED, "deadline exceeded")
+# What is told to whoever asks for more than the clients of one address may hold.
+SHARE_TAKEN = (
+    "the calls from this address hold as much memory as they may"
+    " (server.limits.max_held_bytes_per_address): let some end first"
+)
 DRAINING = "the server is shutting down"
 
 

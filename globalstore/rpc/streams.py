@@ -1,4 +1,4 @@
-"""The state of one HTTP/2 stream, and the memory that unfinished messages share."""
+"""The state of one HTTP/2 stream."""
 
 from collections import deque
 from typing import Protocol
@@ -53,7 +53,7 @@ class Stream:
         self.unreturned = 0
         self.unconsumed = 0
         self.body_bytes = 0
-        # What the call keeps in memory: its state, its head, its messages.
+        # What the call keeps in memory: its state, its head, its messages, its answers.
         self.held_bytes = 0
         self.ended = False
         # After a fault the rest of the request is thrown away.
@@ -72,31 +72,4 @@ class StreamOwner(Protocol):
     """What can end a stream: its engine."""
 
     def refuse_for_memory(self, stream: Stream) -> None:
-        """End the call RESOURCE_EXHAUSTED and let go of its bytes."""
-
-
-class InboundMemory:
-    """Bytes of unfinished messages over all connections, under one bound.
-
-    Beyond the bound the call that holds most is refused: many small clients never pay for
-    one big one.
-    """
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._held: dict[Stream, int] = {}
-        self.total_bytes = 0
-
-    def hold(self, stream: Stream, size: int) -> None:
-        """Note that ``stream`` now keeps ``size`` bytes of an unfinished message."""
-        self.total_bytes += size - self._held.get(stream, 0)
-        self._held[stream] = size
-        while self.total_bytes > self._bytes_max:
-            largest = max(self._held, key=self._held.__getitem__)
-            self.release(largest)
-            largest.owner.refuse_for_memory(largest)
-
-    def release(self, stream: Stream) -> None:
-        """Note that ``stream`` keeps no unfinished message any more."""
-        if self._held:
-            self.total_bytes -= self._held.pop(stream, 0)
+        """End the call, RESOURCE_EXHAUSTED if its answer has not begun; let go of its bytes."""

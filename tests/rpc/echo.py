@@ -294,7 +294,7 @@ async def served(
     interceptors = hooks.pop("interceptors", ())
     hooks = {"observers": (), "authorize": None, "map_error": None} | hooks
     serving = Serving(
-        routes=routes([(echo or Echo()).service], interceptors),
+        routes=routes([(echo or Echo()).service], interceptors, limits, hooks.pop("bounds", None)),
         limits=limits or Limits(),
         options=options or ListenerOptions(keepalive_time=math.inf),
         **hooks,

@@ -14,8 +14,8 @@ from globalstore.rpc.events import (
     RequestReceived,
     StreamReset,
 )
+from globalstore.rpc.ledger import Ledger
 from globalstore.rpc.limits import Limits
-from globalstore.rpc.streams import InboundMemory
 
 from .wire import Pair, StrictClient, message
 
@@ -43,7 +43,7 @@ def test_a_unary_exchange_is_accepted_by_a_strict_client():
 def test_bytes_may_arrive_one_by_one():
     client = StrictClient()
     client.call(b"question")
-    engine = Engine(Limits(), InboundMemory(1 << 20), 0.0)
+    engine = Engine(Limits(), Ledger(Limits()).account("a"), 0.0)
     events = []
     for byte in client.output():
         events += engine.receive(bytes((byte,)), 0.0)
@@ -245,7 +245,7 @@ def test_a_message_larger_than_allowed_is_refused_before_it_is_kept():
     assert events[-1].message == "message: expected at most 1000 bytes, got 1001"
     pair.client.h2.send_data(stream_id, b"x" * 900, end_stream=True)
     assert pair.pump() == []
-    assert pair.memory.total_bytes == 0
+    assert pair.ledger.arriving_bytes == 0
 
 
 def test_a_message_larger_than_the_window_still_gets_through():

@@ -13,8 +13,8 @@ from globalstore.rpc.events import (
     RequestReceived,
     StreamReset,
 )
+from globalstore.rpc.ledger import Ledger
 from globalstore.rpc.limits import Limits
-from globalstore.rpc.streams import InboundMemory
 
 from .wire import Pair, head
 
@@ -191,7 +191,7 @@ FAULTS_LATER = {
 @pytest.mark.parametrize("name", CONNECTION_FAULTS)
 def test_a_client_that_does_not_speak_http2_is_told_and_dropped(name):
     data, code = CONNECTION_FAULTS[name]
-    engine = Engine(Limits(), InboundMemory(1000), 0.0)
+    engine = Engine(Limits(), Ledger(Limits()).account("a"), 0.0)
     (event,) = engine.receive(data, 0.0)
     assert isinstance(event, ConnectionFailed)
     assert event.error_code == code

@@ -5,7 +5,13 @@ import random
 import hpack
 import pytest
 
-from globalstore.rpc.blocks import MEMO_ENTRIES_MAX, BlockDecoder, literal, metadata_block
+from globalstore.rpc.blocks import (
+    MEMO_BYTES_MAX,
+    MEMO_ENTRIES_MAX,
+    BlockDecoder,
+    literal,
+    metadata_block,
+)
 from globalstore.rpc.frames import ConnectionFault
 from globalstore.rpc.headers import RequestHead, parse_head
 from globalstore.rpc.status import percent_encode
@@ -91,7 +97,7 @@ def test_a_remembered_block_is_forgotten_when_the_table_changes():
     assert decoder.decode(b"\x40\x01a\x01b") == ([(b"a", b"b")], False)
     fields, steady = decoder.decode(block)
     assert (fields, steady) == ([(b"a", b"b")], True)
-    decoder.remember(block, RequestHead(path="old"))
+    decoder.remember(block, RequestHead(path="old"), 50)
     assert decoder.recall(block) is not None
     decoder.decode(b"\x40\x01c\x01d")
     assert decoder.recall(block) is None
@@ -101,7 +107,7 @@ def test_a_remembered_block_is_forgotten_when_the_table_changes():
 def test_a_size_update_also_forgets():
     decoder = BlockDecoder(1 << 16)
     decoder.decode(b"\x40\x01a\x01b")
-    decoder.remember(b"\xbe", RequestHead(path="old"))
+    decoder.remember(b"\xbe", RequestHead(path="old"), 50)
     decoder.decode(b"\x20")
     assert decoder.recall(b"\xbe") is None
 
@@ -109,10 +115,14 @@ def test_a_size_update_also_forgets():
 def test_the_memo_is_bounded():
     decoder = BlockDecoder(1 << 16)
     for number in range(10 * MEMO_ENTRIES_MAX):
-        decoder.remember(b"%d" % number, RequestHead(path="x"))
+        decoder.remember(b"%d" % number, RequestHead(path="x"), 50)
     assert len(decoder._memo) <= MEMO_ENTRIES_MAX
-    decoder.remember(b"x" * 5000, RequestHead(path="x"))
+    decoder.remember(b"x" * 5000, RequestHead(path="x"), 50)
     assert decoder.recall(b"x" * 5000) is None
+    for number in range(10):
+        assert decoder.remember(b"%d" % number, RequestHead(path="x"), 10_000)
+    assert len(decoder._memo) <= MEMO_BYTES_MAX // 10_000
+    assert not decoder.remember(b"large", RequestHead(path="x"), 30_000)  # one byte may name it
 
 
 def test_decoding_with_a_memo_equals_decoding_without():
@@ -140,7 +150,7 @@ def test_decoding_with_a_memo_equals_decoding_without():
         got, steady = decoder.decode(block)
         assert got == expected
         if steady:
-            decoder.remember(block, RequestHead(path="x"))
+            decoder.remember(block, RequestHead(path="x"), 50)
             memo[block] = got
     assert hits > 100
 

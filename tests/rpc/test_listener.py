@@ -168,6 +168,8 @@ async def test_nodelay_is_as_asked(nodelay):
 async def test_connections_beyond_the_limit_are_refused_and_the_others_served():
     async with listening(limits=Limits(connections_max=2)) as listener:
         peers = [await dial(listener) for _ in range(2)]
+        for peer in peers:
+            await peer.answer(await peer.call("Unary"))
         third = await dial(listener)
         assert b"as many connections as it may" in third.client.goaway.additional_data
         assert not await third.read()

@@ -5,12 +5,13 @@ import random
 import zlib
 
 import pytest
+from purerpc import StatusCode
 
 from globalstore.rpc.events import MessageReceived, RequestFaulted
+from globalstore.rpc.ledger import Ledger
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.messages import MessageFault, MessageReader, inflate
 from globalstore.rpc.status import Abort
-from globalstore.rpc.streams import InboundMemory
 
 from .wire import Pair, head, message
 
@@ -49,8 +50,20 @@ def test_gzip_is_undone_in_slices():
     assert len(pieces) > 4
 
 
-def test_gzip_members_one_after_another_are_one_message():
-    assert b"".join(inflate(gzip.compress(b"a") + gzip.compress(b"b"), 10)) == b"ab"
+@pytest.mark.parametrize("rest", [gzip.compress(b"b"), gzip.compress(b""), b"\0", b"x" * 10_000])
+def test_a_message_is_one_gzip_member_and_nothing_else(rest):
+    with pytest.raises(Abort) as refused:
+        list(inflate(gzip.compress(b"a") + rest, 10))
+    assert refused.value.status.message == "message: bytes after its gzip member"
+
+
+def test_a_small_body_that_becomes_a_large_one_is_refused_by_its_ratio():
+    bomb = gzip.compress(b"\0" * 50_000_000)
+    pieces: list[bytes] = []
+    with pytest.raises(Abort, match="at most 200 times") as refused:
+        pieces.extend(inflate(bomb, 64 << 20))
+    assert sum(map(len, pieces)) <= 5 << 20
+    assert refused.value.status.code is StatusCode.RESOURCE_EXHAUSTED
 
 
 def test_a_compressed_bomb_is_refused_without_being_inflated():
@@ -96,20 +109,20 @@ def begin(pair: Pair, size: int) -> int:
 
 def test_beyond_the_shared_memory_the_largest_unfinished_message_is_refused():
     limits = Limits(inbound_bytes_max=30_000)
-    memory = InboundMemory(limits.inbound_bytes_max)
-    small, large, last = (Pair(limits, memory=memory) for _ in range(3))
+    ledger = Ledger(limits)
+    small, large, last = (Pair(limits, ledger=ledger) for _ in range(3))
     interrupted = []
     large.engine.interrupt = lambda: interrupted.append(True)
     begin(small, 5_000)
     large_id = begin(large, 15_000)
     begin(last, 9_000)
-    assert memory.total_bytes == 29_000
+    assert ledger.arriving_bytes == 29_000
     begin(last, 4_000)
     assert interrupted
     (event,) = large.engine.events()
     assert event.stream_id == large_id
     assert isinstance(event, RequestFaulted)
-    assert memory.total_bytes == 18_000
+    assert ledger.arriving_bytes == 18_000
 
 
 def test_memory_is_given_back_when_streams_end_in_any_way():
@@ -120,7 +133,7 @@ def test_memory_is_given_back_when_streams_end_in_any_way():
     pair.client.h2.reset_stream(reset)
     answered = begin(pair, 5_000)
     pair.pump()
-    assert pair.memory.total_bytes == 20_000
+    assert pair.ledger.arriving_bytes == 20_000
     pair.engine.reset(answered, 8)
     pair.engine.fail(0, "")
-    assert pair.memory.total_bytes == 0
+    assert pair.ledger.arriving_bytes == 0

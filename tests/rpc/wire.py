@@ -12,8 +12,8 @@ from h2.settings import SettingCodes
 
 from globalstore.rpc import frames
 from globalstore.rpc.engine import Engine
+from globalstore.rpc.ledger import Ledger
 from globalstore.rpc.limits import Limits
-from globalstore.rpc.streams import InboundMemory
 
 Headers = list[tuple[str, str]]
 
@@ -140,12 +140,15 @@ class Pair:
         self,
         limits: Limits | None = None,
         *,
-        memory: InboundMemory | None = None,
+        ledger: Ledger | None = None,
+        address: str = "10.0.0.1",
         settings: dict[SettingCodes, int] | None = None,
     ) -> None:
         self.limits = limits or Limits()
-        self.memory = memory or InboundMemory(self.limits.inbound_bytes_max)
-        self.engine = Engine(self.limits, self.memory, 0.0)
+        self.ledger = ledger or Ledger(self.limits)
+        self.account = self.ledger.account(address)
+        self.engine = Engine(self.limits, self.account, 0.0)
+        self.account.open(self.engine)
         self.engine.start()
         self.client = StrictClient(settings)
         self.now = 0.0

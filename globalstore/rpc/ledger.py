@@ -1,0 +1,166 @@
+"""What clients make the process hold: one account for each address, and one sum over all.
+
+Counted are connections, calls that arrive, wait or run, their requests, and answers that were not
+sent yet. An address that holds its share is refused what it asks for next. When all of them
+together hold too much, the address that holds most pays: its largest calls end first.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from globalstore.rpc.floods import Allowance
+from globalstore.rpc.limits import Limits
+from globalstore.rpc.streams import Stream
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# An idle connection: its objects, buffers and remembered heads, and those of TLS.
+CONNECTION_BYTES = 64 << 10
+
+# Who is over a bound is brought this part of it below: the next look at all that is held comes only
+# after so much has arrived anew.
+_RELIEF_SHARE = 16
+
+
+class Holder(Protocol):
+    """A connection, to the ledger."""
+
+    streams: dict[int, Stream]
+
+
+class Account:
+    """What the clients of one address hold."""
+
+    def __init__(self, ledger: "Ledger", address: str, limits: Limits, *, shared: bool) -> None:
+        self.ledger = ledger
+        self.address = address
+        # Whether many clients come from here, so that no bounds of one address apply.
+        self.shared = shared
+        self.held_bytes = 0
+        self.calls = 0
+        self.connections = 0
+        self.holders: set[Holder] = set()
+        unbounded = float("inf")
+        self.bytes_max = unbounded if shared else limits.held_bytes_per_address_max
+        self.calls_max = unbounded if shared else limits.calls_per_address_max
+        self.connections_max = unbounded if shared else limits.connections_per_address_max
+        # Bytes of heads that had to be decoded.
+        self.heads = Allowance(limits.head_bytes_max, limits.head_bytes_per_second, 0.0)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the clients of this address hold more than their share."""
+        return self.held_bytes > self.bytes_max
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether so many bytes more may be held."""
+        return self.held_bytes + size <= self.bytes_max
+
+    def hold(self, size: int) -> None:
+        """Take in that so many bytes more are held, or fewer if negative."""
+        self.held_bytes += size
+        ledger = self.ledger
+        ledger.held_bytes += size
+        if ledger.held_bytes > ledger.bytes_max and size > 0:
+            ledger.relieve()
+
+    def open(self, holder: Holder) -> None:
+        """Take in a connection from this address."""
+        self.holders.add(holder)
+        self.hold(CONNECTION_BYTES)
+
+    def close(self, holder: Holder) -> None:
+        """Take in that a connection has ended, its streams with it."""
+        self.holders.discard(holder)
+        self.hold(-CONNECTION_BYTES)
+
+
+class Ledger:
+    """The accounts of one listener's clients, and the unfinished messages of all."""
+
+    def __init__(self, limits: Limits, proxy_networks: Sequence[Network] = ()) -> None:
+        """Begin with nothing; the addresses of ``proxy_networks`` have no share of their own."""
+        self.bytes_max = limits.held_bytes_max
+        self.held_bytes = 0
+        self.arriving_bytes = 0
+        # Calls ended and refused because of what all clients held.
+        self.relieved = 0
+        self._limits = limits
+        self._networks = tuple(proxy_networks)
+        self._accounts: dict[str, Account] = {}
+        self._arriving: dict[Stream, int] = {}
+
+    def account(self, address: str) -> Account:
+        """Return the account of an address."""
+        account = self._accounts.get(address)
+        if account is None:
+            shared = self._is_shared(address)
+            account = self._accounts[address] = Account(self, address, self._limits, shared=shared)
+        return account
+
+    def tidy(self, account: Account) -> None:
+        """Forget the account of an address without connections and calls."""
+        if not account.connections and not account.calls:
+            self._accounts.pop(account.address, None)
+
+    @property
+    def largest_bytes(self) -> int:
+        """What the address holds that holds most."""
+        return max((each.held_bytes for each in self._accounts.values()), default=0)
+
+    @property
+    def addresses(self) -> int:
+        """Addresses that hold anything."""
+        return len(self._accounts)
+
+    def arriving(self, stream: Stream, size: int) -> None:
+        """Take in that ``size`` bytes of a stream's unfinished message are there.
+
+        Beyond the bound of them all the largest are refused.
+        """
+        self.arriving_bytes += size - self._arriving.get(stream, 0)
+        self._arriving[stream] = size
+        if self.arriving_bytes > self._limits.inbound_bytes_max:
+            mark = _relieved(self._limits.inbound_bytes_max)
+            for largest in sorted(self._arriving, key=self._arriving.__getitem__, reverse=True):
+                if self.arriving_bytes <= mark:
+                    break
+                self.arrived(largest)
+                self._refuse(largest)
+
+    def arrived(self, stream: Stream) -> None:
+        """Take in that a stream has no unfinished message any more."""
+        if self._arriving:
+            self.arriving_bytes -= self._arriving.pop(stream, 0)
+
+    def relieve(self) -> None:
+        """End the largest calls of whoever holds most until less is held than may be."""
+        mark = _relieved(self.bytes_max)
+        for account in _by_size(self._accounts.values()):
+            streams = [each for holder in account.holders for each in holder.streams.values()]
+            for stream in _by_size(streams):
+                if self.held_bytes <= mark:
+                    return
+                self._refuse(stream)
+
+    def _refuse(self, stream: Stream) -> None:
+        self.relieved += 1
+        stream.owner.refuse_for_memory(stream)
+
+    def _is_shared(self, address: str) -> bool:
+        if not self._networks:
+            return False
+        try:
+            ip = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(ip in network for network in self._networks)
+
+
+def _relieved(bytes_max: int) -> int:
+    return bytes_max - bytes_max // _RELIEF_SHARE
+
+
+def _by_size(each: Iterable[Any]) -> list[Any]:
+    return sorted(each, key=lambda holder: holder.held_bytes, reverse=True)
