@@ -11,7 +11,7 @@ from purerpc.grpclib.status import Status
 
 from globalstore.api.context import ServerInfo
 from globalstore.config import GlobalStoreConfig
-from globalstore.rpc import CallEnded, DrainReport, InProcess
+from globalstore.rpc import CallEnded, DrainReport, InProcess, Statistics
 from globalstore.server import grpc_listener
 from globalstore.server.components import Components
 
@@ -19,11 +19,13 @@ from globalstore.server.components import Components
 class Memory:
     """Calls that come from memory: what ``Server.serve`` needs where there are no sockets."""
 
-    connections = 0
-
     def __init__(self, components: Components) -> None:
         self._components = components
         self.in_process = InProcess(**grpc_listener.served(components))
+
+    def statistics(self) -> Statistics:
+        """Nobody holds anything."""
+        return Statistics()
 
     async def answer_probes(self, nursery: trio.Nursery) -> None:
         """Nobody asks."""

@@ -7,7 +7,7 @@ from typing import Final
 import attrs
 
 from globalstore.config.advertise import is_loopback, is_unspecified
-from globalstore.config.hosts import host_fault
+from globalstore.config.hosts import host_fault, networks
 from globalstore.config.kinds import format_duration
 from globalstore.config.paths import path_faults, shared_paths
 from globalstore.config.rendering import without_effect
@@ -104,7 +104,19 @@ def _ordered(config: GlobalStoreConfig) -> Iterator[Contradiction]:
             "server.limits.max_inbound_buffer_bytes",
             limits.max_inbound_buffer_bytes,
         ),
+        (
+            "server.limits.max_held_bytes_per_address",
+            limits.max_held_bytes_per_address,
+            "server.limits.max_held_bytes",
+            limits.max_held_bytes,
+        ),
     ]
+    if limits.max_held_bytes_per_address < 2 * limits.max_message_bytes:
+        yield Contradiction(
+            ("server.limits.max_held_bytes_per_address", "server.limits.max_message_bytes"),
+            "expected at least twice server.limits.max_message_bytes "
+            f"({limits.max_message_bytes}), found {limits.max_held_bytes_per_address}",
+        )
     for low_path, low_number, high_path, high_number in numbers:
         if low_number > high_number:
             yield Contradiction(
@@ -153,6 +165,10 @@ def _addresses(config: GlobalStoreConfig) -> Iterator[Contradiction]:
         yield Contradiction(("server.advertise.host",), fault)
     if (fault := host_fault(server.listen.host)) is not None:
         yield Contradiction(("server.listen.host",), fault)
+    try:
+        networks(server.limits.proxy_networks)
+    except ValueError as error:
+        yield Contradiction(("server.limits.proxy_networks",), str(error))
     if server.metrics_port and server.metrics_port == server.listen.port:
         yield Contradiction(
             ("server.metrics_port", "server.listen.port"),

@@ -3,12 +3,32 @@
 import ipaddress
 import re
 import socket
+from collections.abc import Iterable
 from typing import Final
 
 # What ends a name that the resolver takes for an IPv4 address, as RFC 3696 advises.
 _NUMBER: Final = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 _NAME: Final = re.compile(r"[^\s/:@\[\]?#*%\\]+")
 _NAME_CHARS_MAX: Final = 253
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def networks(names: Iterable[str]) -> tuple[Network, ...]:
+    """Return the networks of these names.
+
+    Raises ValueError, which says what was expected.
+    """
+    found = []
+    for name in names:
+        try:
+            found.append(ipaddress.ip_network(name))
+        except ValueError as error:
+            raise ValueError(
+                f"expected networks such as 10.0.3.0/24 or fd00::/64, found {name[:80]!r}: {error}"
+            ) from None
+    return tuple(found)
 
 
 def host_fault(host: str) -> str | None:

@@ -1,8 +1,10 @@
 """What an artifact is: its row, its digests and its tensor index."""
 
+import enum
 import hashlib
 import json
 from functools import cached_property
+from typing import Final
 
 import attrs
 
@@ -149,19 +151,37 @@ def readiness(tx: Snapshot, artifact_id: str) -> tuple[int | None, str]:
     return artifact_key, "" if stored else "its index is not stored"
 
 
-def index_of_key(tx: Snapshot, digest: bytes) -> TensorIndex | None:
-    """Return the index with a SHA-256, as it is stored; None when there is none."""
+class Larger(enum.Enum):
+    """Says that there is an index, and that it is larger than what was asked for."""
+
+    LARGER = enum.auto()
+
+
+LARGER: Final = Larger.LARGER
+
+
+def index_of_key(tx: Snapshot, digest: bytes, bytes_max: int) -> TensorIndex | Larger | None:
+    """Return the index with a SHA-256, as it is stored; None when there is none.
+
+    ``LARGER``, unread, if it has more than ``bytes_max``.
+    """
     row = tx.one(
-        "SELECT index_data, encoding, schema_version FROM tensor_indexes WHERE index_digest = ?",
-        (digest,),
+        "SELECT CASE WHEN length(index_data) <= :bytes_max THEN index_data END, encoding,"
+        " schema_version FROM tensor_indexes WHERE index_digest = :digest",
+        {"bytes_max": bytes_max, "digest": digest},
     )
-    return None if row is None else TensorIndex(*row)
+    if row is None:
+        return None
+    return LARGER if row[0] is None else TensorIndex(*row)
 
 
-def index_of_artifact(tx: Snapshot, artifact_id: str) -> TensorIndex | None:
+def index_of_artifact(
+    tx: Snapshot, artifact_id: str, bytes_max: int
+) -> TensorIndex | Larger | None:
     """Return the index of an artifact, with what the artifact's row says of it.
 
-    None when the artifact is unknown, has no index, or its index is not stored.
+    None when the artifact is unknown, has no index, or its index is not stored; ``LARGER`` as in
+    ``index_of_key``.
     """
     row = tx.one(
         "SELECT index_multihash, encoding, schema_version FROM artifacts"
@@ -171,9 +191,9 @@ def index_of_artifact(tx: Snapshot, artifact_id: str) -> TensorIndex | None:
     digest = None if row is None else multihash.digest_of(row[0])
     if row is None or digest is None:
         return None
-    stored = index_of_key(tx, digest)
-    if stored is None:
-        return None
+    stored = index_of_key(tx, digest, bytes_max)
+    if stored is None or stored is LARGER:
+        return stored
     return TensorIndex(stored.data, row[1] or INDEX_ENCODING, row[2] or INDEX_SCHEMA)
 
 

@@ -12,10 +12,12 @@ from purerpc import Cardinality, RpcFailedError, StatusCode
 
 from globalstore.rpc.call import Call
 from globalstore.rpc.dispatch import CallObserver, Handler, Interceptor, fast_path
+from globalstore.rpc.fair_slots import FairSlots
 from globalstore.rpc.in_process import CallEnded, InProcess
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.listener import DrainReport, Listener, Statistics
 from globalstore.rpc.method import Method
+from globalstore.rpc.request_bounds import RequestBounds
 from globalstore.rpc.serving import ListenerOptions
 from globalstore.rpc.sockets import CannotListen, PortBusy
 from globalstore.rpc.status import Abort, Status
@@ -29,6 +31,7 @@ __all__ = [
     "CannotListen",
     "Cardinality",
     "DrainReport",
+    "FairSlots",
     "Handler",
     "InProcess",
     "Interceptor",
@@ -37,6 +40,7 @@ __all__ = [
     "ListenerOptions",
     "Method",
     "PortBusy",
+    "RequestBounds",
     "RpcFailedError",
     "Statistics",
     "Status",

@@ -85,7 +85,7 @@ class Admission:
         if (self.bounds.bytes_max if compressed else size) <= _ALONE_BYTES:
             yield
             return
-        await self._large_turn.acquire(call.address)
+        await self._large_turn.acquire(call.turn)
         try:
             yield
         finally:

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
@@ -24,8 +24,6 @@ class CallChannel(Protocol):
     """What a call needs of its connection."""
 
     peer: str
-    # The address of ``peer``, whose clients share what one address may have.
-    address: str
     draining: trio.Event
 
     def write(self, call: "Call", payload: bytes) -> bool:
@@ -49,6 +47,10 @@ class CallChannel(Protocol):
     @property
     def suspect(self) -> bool:
         """Whether the client may be gone."""
+
+    @property
+    def turn(self) -> Hashable:
+        """Whose calls take turns with others'; None for those of a proxy."""
 
 
 class Call:
@@ -138,9 +140,12 @@ class Call:
         return self._channel.peer
 
     @property
-    def address(self) -> str:
-        """The client's address without its port; many clients may come from one proxy's."""
-        return self._channel.address
+    def turn(self) -> Hashable:
+        """With which calls this one shares its turns for what many want: those of its address.
+
+        Calls through a proxy may be anybody's: each has turns of its own.
+        """
+        return self._channel.turn or self
 
     @property
     def metadata(self) -> Metadata:
@@ -276,7 +281,7 @@ class Call:
     async def large_answer(self) -> None:
         """Wait for the turn to make an answer of some MiB; the turn ends with the call.
 
-        One call of a connection has it at a time, and only once the client has taken most of what
+        One call of an address has it at a time, and only once the client has taken most of what
         it asked for before.
         """
         await self._channel.answer_turn(self)

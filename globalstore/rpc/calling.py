@@ -7,7 +7,6 @@ from purerpc import StatusCode
 from globalstore.rpc.call import Call
 from globalstore.rpc.dispatch import internal, status_of
 from globalstore.rpc.engine import Engine
-from globalstore.rpc.fair_slots import FairSlots
 from globalstore.rpc.keepalive import Keepalive
 from globalstore.rpc.receipts import Receipts
 from globalstore.rpc.serving import Serving
@@ -37,16 +36,15 @@ class CallingHalf:
     def __init__(self, serving: Serving, peer: str, address: str) -> None:
         now = trio.current_time()
         self.peer = peer
-        self.address = address
         self.draining = serving.draining
         # Whether a call was made that not everybody may make.
         self.proven = False
         self._serving = serving
         self._limits = serving.limits
         self._account = serving.ledger.account(address)
+        self.turn = None if self._account.shared else address
         self._engine = Engine(serving.limits, self._account, now, serving.bytes_max)
-        self._answer_turn = FairSlots(1)
-        self._has_answer_turn: Call | None = None
+        self._in_answer_turn: set[Call] = set()
         self._keepalive = Keepalive(serving.options, now)
         self._receipts = Receipts(serving.limits.receipts_max, serving.take_back)
         self._calls: dict[int, Call] = {}
@@ -166,9 +164,9 @@ class CallingHalf:
         call.finished = True
         self._calls.pop(call.stream_id, None)
         self._account.calls -= 1
-        if self._has_answer_turn is call:
-            self._has_answer_turn = None
-            self._answer_turn.release()
+        if call in self._in_answer_turn:
+            self._in_answer_turn.remove(call)
+            self._account.answer_turn.release()
         if (
             status.code is StatusCode.OK
             and call.reply is not None
@@ -246,10 +244,10 @@ class CallingHalf:
 
     async def answer_turn(self, call: Call) -> None:
         """Wait for the turn to make a large answer; it ends with the call."""
-        if self._has_answer_turn is call:
+        if call in self._in_answer_turn:
             return
-        await self._answer_turn.acquire(self.address)
-        self._has_answer_turn = call
+        await self._account.answer_turn.acquire(self)
+        self._in_answer_turn.add(call)
         if not self._has_room(call):
             await self.writable(call)
 

@@ -66,17 +66,15 @@ class ConnectionAdmission:
                 )
                 return False
         elif self.open >= self._connections_max:
-            if not self._make_room(None):
-                self.refuse(
-                    f"as many connections as it may: {self._connections_max}"
-                    " (server.limits.max_connections)"
-                )
+            if not self._replaces(
+                f"as many connections as it may: {self._connections_max}"
+                " (server.limits.max_connections)"
+            ):
                 return False
         elif file >= self._files_max:
-            if not self._make_room(None):
-                self.refuse(
-                    f"as many open files as it may, but for those kept free: {self._files_max}"
-                )
+            if not self._replaces(
+                f"as many open files as it may, but for those kept free: {self._files_max}"
+            ):
                 return False
         elif self._reason and (
             self.open < self._connections_max - self._connections_max // _FREE_SHARE
@@ -102,9 +100,20 @@ class ConnectionAdmission:
     def refuse(self, reason: str) -> None:
         """Take in that a connection is not taken; say so if those before were."""
         self._refused += 1
+        self._note(reason, "connections refused")
+
+    def _note(self, reason: str, event: str) -> None:
         if not self._reason:
             self._reason = reason
-            log.warning("connections refused", reason=f"the server has {reason}")
+            log.warning(event, reason=f"the server has {reason}")
+
+    def _replaces(self, reason: str) -> bool:
+        """Make room for a connection beyond a bound of all; False if there is none."""
+        if self._make_room(None):
+            self._note(reason, "connections without calls end for new ones")
+            return True
+        self.refuse(reason)
+        return False
 
     def _make_room(self, account: Account | None) -> bool:
         """End the oldest unproven connection, of one address if it is given; False if none is."""

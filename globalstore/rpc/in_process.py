@@ -48,7 +48,7 @@ class Channel:
 
     draining: trio.Event
     peer: str = _PEER
-    address: str = _PEER
+    turn: str = _PEER
 
     suspect = False
 

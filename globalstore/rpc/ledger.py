@@ -9,6 +9,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from globalstore.rpc.fair_slots import FairSlots
 from globalstore.rpc.floods import Allowance
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.streams import Stream
@@ -21,6 +22,10 @@ CONNECTION_BYTES = 64 << 10
 # Who is over a bound is brought this part of it below: the next look at all that is held comes only
 # after so much has arrived anew.
 _RELIEF_SHARE = 16
+
+
+# Large answers made at a time for a proxy's many clients.
+_SHARED_TURNS = 4
 
 
 class Holder(Protocol):
@@ -45,6 +50,8 @@ class Account:
         self.bytes_max = unbounded if shared else limits.held_bytes_per_address_max
         self.calls_max = unbounded if shared else limits.calls_per_address_max
         self.connections_max = unbounded if shared else limits.connections_per_address_max
+        # One large answer at a time is made for an address, or it would ask for many at once.
+        self.answer_turn = FairSlots(_SHARED_TURNS if shared else 1)
         # Bytes of heads that had to be decoded.
         self.heads = Allowance(limits.head_bytes_max, limits.head_bytes_per_second, 0.0)
 

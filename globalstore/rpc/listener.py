@@ -38,10 +38,16 @@ _FULL = frames.settings(()) + frames.goaway(
 class Statistics:
     """What a listener holds at this moment."""
 
-    connections: int
-    calls_in_flight: int
-    buffered_bytes: int
-    incomplete_message_bytes: int
+    connections: int = 0
+    calls_in_flight: int = 0
+    buffered_bytes: int = 0
+    incomplete_message_bytes: int = 0
+    # What the clients make the process hold, and the address that holds most.
+    held_bytes: int = 0
+    largest_address_bytes: int = 0
+    # Since the start: connections that made room for others, calls ended for what all held.
+    ended_for_room: int = 0
+    ended_for_memory: int = 0
 
 
 @attrs.frozen
@@ -121,12 +127,17 @@ class Listener:
         return self._serving.draining
 
     def statistics(self) -> Statistics:
-        """Return the connections, calls and bytes held now."""
+        """Return the connections, calls and bytes held now, and what was ended so far."""
+        ledger = self._serving.ledger
         return Statistics(
             connections=self._admission.open,
             calls_in_flight=len(self._serving.in_flight),
             buffered_bytes=sum(each.buffered_bytes for each in self._connections),
-            incomplete_message_bytes=self._serving.ledger.arriving_bytes,
+            incomplete_message_bytes=ledger.arriving_bytes,
+            held_bytes=ledger.held_bytes,
+            largest_address_bytes=ledger.largest_bytes,
+            ended_for_room=self._admission.ended_for_room,
+            ended_for_memory=ledger.relieved,
         )
 
     def replace_ssl_context(self, context: ssl.SSLContext) -> None:

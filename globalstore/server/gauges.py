@@ -5,6 +5,9 @@ from globalstore.server.components import Components
 from globalstore.server.sockets import Transport
 from globalstore.telemetry import get_logger
 
+# A queue of handlers that is not empty for longer is no burst.
+SLOTS_FULL_S = 1.0
+
 _log = get_logger("globalstore.server")
 
 
@@ -24,7 +27,7 @@ class Gauges:
         metrics.server.event_loop_lag.set(lag_s)
         metrics.server.ready.set(components.health.ready)
         metrics.calls.end_peak_window()
-        metrics.server.grpc_connections.set(self._transport.connections)
+        self._look_at_clients()
         self._look_at_workers()
         self._look_at_slots()
         self._look_at_database()
@@ -32,6 +35,18 @@ class Gauges:
         if step_s:
             metrics.server.clock_step_seconds.inc(abs(step_s))
             _log.warning("wall clock was set", step_s=round(step_s, 3))
+
+    def _look_at_clients(self) -> None:
+        held = self._transport.statistics()
+        self._components.metrics.server.clients_hold(
+            connections=held.connections,
+            calls=held.calls_in_flight,
+            held_bytes=held.held_bytes,
+            largest_address_bytes=held.largest_address_bytes,
+            arriving_bytes=held.incomplete_message_bytes,
+            ended_for_room=held.ended_for_room,
+            ended_for_memory=held.ended_for_memory,
+        )
 
     def _look_at_workers(self) -> None:
         workers, metrics = self._components.workers, self._components.metrics
@@ -46,6 +61,16 @@ class Gauges:
         metrics.server.executor_busy_threads.set(slots.busy)
         metrics.server.executor_idle_threads.set(max(0, slots.limit - slots.busy))
         metrics.server.executor_queue_depth.set(slots.waiting)
+        full_s = slots.full_s()
+        metrics.server.executor_full_seconds.set(full_s)
+        degraded = self._components.health.degraded
+        degraded.clear("handler slots")
+        if full_s > SLOTS_FULL_S:
+            degraded.set(
+                "handler slots",
+                f"all {slots.limit} handler slots have been in use for {full_s:.0f} s, and"
+                f" {slots.waiting} calls wait for one (server.max_workers)",
+            )
 
     def _look_at_database(self) -> None:
         store, metrics, health = (

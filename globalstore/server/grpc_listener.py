@@ -7,10 +7,12 @@ import attrs
 
 from globalstore.api.middleware.access_log import AccessLog, log_context
 from globalstore.api.middleware.status_codes import status_of
+from globalstore.api.middleware.tokens import OPEN_PATHS
 from globalstore.api.services import all_services
 from globalstore.api.standard.health import ServingStatus
 from globalstore.api.standard.reflection import reflection_services
 from globalstore.config import GlobalStoreConfig
+from globalstore.config.hosts import networks
 from globalstore.rpc import Limits, Listener, ListenerOptions
 from globalstore.server.components import Components
 from globalstore.server.file_limit import FILES_RESERVED
@@ -50,10 +52,12 @@ def _limits(config: GlobalStoreConfig) -> Limits:
         message_bytes_max=bounds.max_message_bytes,
         inbound_bytes_max=bounds.max_inbound_buffer_bytes,
         connections_max=bounds.max_connections,
+        connections_per_address_max=bounds.max_connections_per_address,
+        calls_max=bounds.max_calls,
+        calls_per_address_max=bounds.max_calls_per_address,
+        held_bytes_max=bounds.max_held_bytes,
+        held_bytes_per_address_max=bounds.max_held_bytes_per_address,
     )
-    # Whatever a message may have: some of them have to fit.
-    held = max(limits.held_bytes_max, 2 * bounds.max_message_bytes)
-    limits = attrs.evolve(limits, held_bytes_max=held)
     streams = config.server.grpc.max_concurrent_streams
     return attrs.evolve(limits, streams_max=streams) if streams else limits
 
@@ -67,6 +71,8 @@ def _options(config: GlobalStoreConfig) -> ListenerOptions:
         tcp_nodelay=grpc.tcp_nodelay,
         so_reuseport=grpc.so_reuseport,
         files_reserved=FILES_RESERVED,
+        proxy_networks=networks(config.server.limits.proxy_networks),
+        open_paths=OPEN_PATHS,
         max_connection_idle=grpc.max_connection_idle or math.inf,
         max_connection_age=grpc.max_connection_age or math.inf,
     )

@@ -11,7 +11,7 @@ from globalstore.api.context import ServerInfo
 from globalstore.config import AddressSource, GlobalStoreConfig, advertised_address
 from globalstore.host import HostRefused, host_step
 from globalstore.http import HttpApp, serve_http
-from globalstore.rpc import DrainReport, Listener, PortBusy
+from globalstore.rpc import DrainReport, Listener, PortBusy, Statistics
 from globalstore.rpc.sockets import listening_sockets
 from globalstore.server import grpc_listener
 from globalstore.server.certificates import Certificates
@@ -55,9 +55,8 @@ class Transport(Protocol):
     def tasks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """Return what runs in the background for as long as calls are taken, by name."""
 
-    @property
-    def connections(self) -> int:
-        """Connections that are open."""
+    def statistics(self) -> Statistics:
+        """Return what the clients hold at this moment."""
 
     def reload(self, config: GlobalStoreConfig) -> None:
         """Apply what may change while running."""
@@ -79,10 +78,9 @@ class Sockets:
         self._metrics_port = 0
         self._certificates: Certificates | None = None
 
-    @property
-    def connections(self) -> int:
-        """Open gRPC connections."""
-        return self.listener.statistics().connections
+    def statistics(self) -> Statistics:
+        """Return what the clients of the gRPC port hold at this moment."""
+        return self.listener.statistics()
 
     async def answer_probes(self, nursery: trio.Nursery) -> None:
         """Open the HTTP port."""

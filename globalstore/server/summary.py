@@ -47,7 +47,7 @@ def log_components(components: Components, transport: Transport) -> None:
     database = components.store.statistics()
     _log.info(
         "components",
-        connections=transport.connections,
+        connections=transport.statistics().connections,
         handlers=components.handler_slots.busy,
         waiting_for_a_handler=components.handler_slots.waiting,
         waiting_for_a_source=len(components.queues),

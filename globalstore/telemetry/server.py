@@ -27,11 +27,43 @@ class ServerMetrics:
         self.executor_queue_depth = make.gauge(
             f"{executor}_queue_depth", "Calls waiting for a handler slot."
         )
+        self.executor_full_seconds = make.gauge(
+            f"{executor}_full_seconds",
+            "For how long calls have waited for a handler slot without a pause; 0: none waits.",
+        )
         self.ready = make.gauge("tc_ready", "1 while /ready answers 200, else 0.")
         self.event_loop_lag = make.gauge(
             "tc_event_loop_lag_seconds", "Greatest delay of a wake-up in the last second."
         )
-        self.grpc_connections = make.gauge("tc_grpc_server_connections", "Open gRPC connections.")
+        grpc = "tc_grpc_server"
+        self._connections = make.gauge(f"{grpc}_connections", "Open gRPC connections.")
+        self._calls_open = make.gauge(
+            f"{grpc}_calls_open", "Calls that arrive, wait or run (server.limits.max_calls)."
+        )
+        self._held_bytes = make.gauge(
+            f"{grpc}_held_bytes",
+            "Bytes held for clients: connections, calls, requests, answers not yet taken"
+            " (server.limits.max_held_bytes).",
+        )
+        self._largest_address_bytes = make.gauge(
+            f"{grpc}_largest_address_bytes",
+            "Of these, those of the address that holds most"
+            " (server.limits.max_held_bytes_per_address).",
+        )
+        self._arriving_bytes = make.gauge(
+            f"{grpc}_arriving_bytes",
+            "Bytes of messages that have not arrived whole"
+            " (server.limits.max_inbound_buffer_bytes).",
+        )
+        self._ended_for_room = make.counter(
+            f"{grpc}_connections_ended_for_room_total",
+            "Connections without an authorised call that ended for new ones.",
+        )
+        self._ended_for_memory = make.counter(
+            f"{grpc}_calls_ended_for_memory_total",
+            "Calls ended because all clients together held too much.",
+        )
+        self._ended = (0, 0)
         self.db_wal_bytes = make.gauge("tc_db_wal_bytes", "Size of the write-ahead log.")
         self.db_free_bytes = make.gauge(
             "tc_db_free_bytes", "Free bytes of the database's file system."
@@ -57,6 +89,27 @@ class ServerMetrics:
         self.recovery_rows = make.gauge(
             "tc_recovery_rows", "Rows that the recovery at start read.", "table"
         )
+
+    def clients_hold(
+        self,
+        *,
+        connections: int,
+        calls: int,
+        held_bytes: int,
+        largest_address_bytes: int,
+        arriving_bytes: int,
+        ended_for_room: int,
+        ended_for_memory: int,
+    ) -> None:
+        """Show what the gRPC port's clients hold; what ended is counted since the start."""
+        self._connections.set(connections)
+        self._calls_open.set(calls)
+        self._held_bytes.set(held_bytes)
+        self._largest_address_bytes.set(largest_address_bytes)
+        self._arriving_bytes.set(arriving_bytes)
+        self._ended_for_room.inc(ended_for_room - self._ended[0])
+        self._ended_for_memory.inc(ended_for_memory - self._ended[1])
+        self._ended = (ended_for_room, ended_for_memory)
 
     def built(self, version: str, schema: int) -> None:
         """Show what runs: the program's version, its database's schema, Python's version."""

@@ -37,6 +37,11 @@ POLLS = "worker_policy.group_realization"
             ("server.limits.max_inbound_buffer_bytes", 5),
             "server.limits.max_message_bytes",
         ),
+        (
+            ("server.limits.max_held_bytes_per_address", 600 << 20),
+            ("server.limits.max_held_bytes", 500 << 20),
+            "server.limits.max_held_bytes_per_address",
+        ),
     ],
 )
 def test_the_lower_bound_above_the_upper_is_an_error(tmp_path, first, second, blamed):
@@ -65,6 +70,26 @@ def test_an_unreadable_bound_causes_no_second_complaint(tmp_path):
 def test_a_heartbeat_timeout_nobody_could_meet_is_an_error(tmp_path, timeout):
     [problem] = problems_of(tmp_path, {"worker_policy": {"heartbeat_timeout": timeout}})
     assert problem.startswith("worker_policy.heartbeat_timeout: expected at least 0.1s")
+
+
+def test_the_share_of_an_address_holds_two_messages(tmp_path):
+    limits = {"max_message_bytes": 1000, "max_held_bytes_per_address": 1999}
+    [problem] = problems_of(tmp_path, {"server": {"limits": limits}})
+    assert problem.startswith(
+        "server.limits.max_held_bytes_per_address: expected at least twice"
+        " server.limits.max_message_bytes (1000), found 1999"
+    )
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1/24", "10.0.0.0/33", "proxy.local", ""])
+def test_the_networks_of_proxies_are_networks(tmp_path, text):
+    [problem] = problems_of(tmp_path, nested("server.limits.proxy_networks", [text]))
+    assert problem.startswith("server.limits.proxy_networks: expected networks such as 10.0.3.0/24")
+
+
+def test_networks_of_proxies_may_be_several_and_single_addresses(tmp_path):
+    names = ["10.0.0.7", "fd00::/64"]
+    assert problems_of(tmp_path, nested("server.limits.proxy_networks", names)) == []
 
 
 def test_a_heartbeat_timeout_of_a_tenth_of_a_second_is_accepted(tmp_path):

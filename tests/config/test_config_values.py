@@ -46,12 +46,18 @@ SOUND = {
 }
 
 
+REFUSED_BY_A_RULE = [
+    ("server.listen.host", ("", "")),
+    ("server.limits.proxy_networks", (["x", "y"], ("x", "y"))),
+]
+
+
 def cases(table: dict) -> list:
     return [
         pytest.param(row["path"], value, id=f"{row['path']}={value!r}")
         for row in DEFAULTS
         for value in table.get(row["type"], [])
-        if (row["path"], value) != ("server.listen.host", ("", ""))  # refused by a rule
+        if (row["path"], value) not in REFUSED_BY_A_RULE
     ]
 
 
@@ -59,6 +65,12 @@ def cases(table: dict) -> list:
 COMPANIONS = {
     "server.grpc.tls.enabled": {"server": {"grpc": {"tls": {"cert_file": "c", "key_file": "k"}}}},
     "server.limits.max_inbound_buffer_bytes": {"server": {"limits": {"max_message_bytes": 1}}},
+    "server.limits.max_held_bytes": {
+        "server": {"limits": {"max_message_bytes": 1, "max_held_bytes_per_address": 2}}
+    },
+    "server.limits.max_held_bytes_per_address": {
+        "server": {"limits": {"max_message_bytes": 1, "max_held_bytes": 2**64 - 1}}
+    },
     "registration.min_ttl": {"registration": {"default_ttl": "100s"}},
     "worker_policy.group_realization.max_wait_poll_interval_ms": {
         "worker_policy": {"group_realization": {"min_wait_poll_interval_ms": 1}}
@@ -258,6 +270,11 @@ ZERO_REFUSED = {
     "worker_policy.group_realization.max_wait_poll_interval_ms",
     "server.limits.max_message_bytes",
     "server.limits.max_connections",
+    "server.limits.max_connections_per_address",
+    "server.limits.max_calls",
+    "server.limits.max_calls_per_address",
+    "server.limits.max_held_bytes",
+    "server.limits.max_held_bytes_per_address",
     "server.limits.max_inbound_buffer_bytes",
 }
 ZEROS = [

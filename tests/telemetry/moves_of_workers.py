@@ -66,6 +66,7 @@ async def reconcile(store: Serving, worker_id: str, *artifacts: str, **fields: A
     "tc_control_plane_executor_busy_threads",
     "tc_control_plane_executor_idle_threads",
     "tc_control_plane_executor_queue_depth",
+    "tc_control_plane_executor_full_seconds",
     "tc_ready",
     "tc_event_loop_lag_seconds",
     "tc_db_busy_seconds_total",

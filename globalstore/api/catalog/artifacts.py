@@ -2,26 +2,33 @@
 
 import hashlib
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 import trio
 
 from globalstore.api.context import Handlers
-from globalstore.db import Lane, Transaction
+from globalstore.db import Lane, Snapshot, Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import artifacts
-from globalstore.registry.artifacts import INDEX_ENCODING, Description, TensorIndex
+from globalstore.registry.artifacts import INDEX_ENCODING, Description, Larger, TensorIndex
 from globalstore.rpc import Call
 from globalstore.rules import descriptors, multihash, tensor_index
 from globalstore.rules.artifact_ids import Scheme, described, digests_of, looked_up, scheme_of
 from globalstore.rules.refusals import FailedPrecondition, InvalidArgument
-from globalstore.rules.values import identifier, required, storable
+from globalstore.rules.values import INTEGER_MAX, identifier, required, storable
 
 # An index of this many bytes is hashed and parsed in half a millisecond; longer ones in a thread.
 _CHECKED_AT_ONCE_BYTES = 32 << 10
 
 # Longer indexes are written when no other operation waits: 1 MiB takes some milliseconds.
 _BULK_BYTES = 1 << 20
+
+# Answers up to this size are made at once; see ``Call.large_answer``.
+_READ_AT_ONCE_BYTES = 1 << 20
+
+Name = TypeVar("Name")
 
 _INDEX_KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -63,7 +70,7 @@ class ArtifactHandlers(Handlers):
         key = required("tensor_index_key", message.tensor_index_key)
         if not _INDEX_KEY.fullmatch(key):
             return wire.GetArtifactIndexResponse(status=wire.STATUS_NOT_FOUND)
-        index = await self.context.read(artifacts.index_of_key, bytes.fromhex(key))
+        index = await self._index(request, artifacts.index_of_key, bytes.fromhex(key))
         if index is None:
             return wire.GetArtifactIndexResponse(status=wire.STATUS_NOT_FOUND)
         return wire.GetArtifactIndexResponse(
@@ -78,7 +85,7 @@ class ArtifactHandlers(Handlers):
     ) -> wire.GetArtifactIndexByIdResponse:
         """Return the index of an artifact; a sealed assembly is not followed to its target."""
         artifact_id = looked_up("artifact_id", message.artifact_id)
-        index = await self.context.read(artifacts.index_of_artifact, artifact_id)
+        index = await self._index(request, artifacts.index_of_artifact, artifact_id)
         if index is None:
             return wire.GetArtifactIndexByIdResponse(status=wire.STATUS_NOT_FOUND)
         return wire.GetArtifactIndexByIdResponse(
@@ -87,6 +94,21 @@ class ArtifactHandlers(Handlers):
             encoding=index.encoding,
             schema_version=index.schema_version,
         )
+
+    async def _index(
+        self,
+        call: Call,
+        query: Callable[[Snapshot, Name, int], TensorIndex | Larger | None],
+        name: Name,
+    ) -> TensorIndex | None:
+        """Return an index; large ones are read in turns, so that unread answers do not pile up."""
+        index = await self.context.read(query, name, _READ_AT_ONCE_BYTES)
+        if isinstance(index, Larger):
+            self.context.handler_slots.release(call)
+            await call.large_answer()
+            index = await self.context.read(query, name, INTEGER_MAX)
+        assert not isinstance(index, Larger), "nothing is larger than the largest integer"
+        return index
 
 
 def _described(descriptor: common.ArtifactDescriptor, data: bytes) -> tuple[str, Description]:

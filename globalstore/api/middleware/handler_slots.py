@@ -4,7 +4,7 @@ import math
 
 import trio
 
-from globalstore.rpc import Call, Handler, Method
+from globalstore.rpc import Call, FairSlots, Handler, Method
 
 # Services whose calls are about the server itself: an overload must not look like death.
 _EXEMPT_PREFIXES = ("grpc.",)
@@ -14,12 +14,13 @@ _EXEMPT_METHODS = frozenset({"HealthCheck"})
 class HandlerSlots:
     """Slots for handlers; a call gives its slot back as soon as it only waits.
 
-    What counts as waiting: a commit, a source, a drain, a barrier. ``limit`` 0 means no bound.
+    What counts as waiting: a commit, a source, a drain, a barrier. Clients' addresses get free
+    slots in turn. ``limit`` 0 means no bound.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._limiter = trio.CapacityLimiter(limit or math.inf)
+        self._slots = FairSlots(limit or math.inf)
         self._holders: set[Call] = set()
 
     @property
@@ -30,7 +31,11 @@ class HandlerSlots:
     @property
     def waiting(self) -> int:
         """Calls that wait for a slot."""
-        return self._limiter.statistics().tasks_waiting
+        return self._slots.waiting
+
+    def full_s(self) -> float:
+        """Return for how many seconds no slot has been free for those that waited."""
+        return max(0.0, trio.current_time() - self._slots.waited_since)
 
     def interceptor(self, method: Method, handler: Handler) -> Handler:
         """Let the handlers of ordinary methods run in a slot."""
@@ -38,10 +43,8 @@ class HandlerSlots:
             return handler
 
         async def in_slot(call: Call) -> None:
-            try:
-                self._limiter.acquire_on_behalf_of_nowait(call)
-            except trio.WouldBlock:
-                await self._limiter.acquire_on_behalf_of(call)
+            if not self._slots.acquire_nowait():
+                await self._slots.acquire(call.turn)
             self._holders.add(call)
             try:
                 await handler(call)
@@ -54,4 +57,4 @@ class HandlerSlots:
         """Give a call's slot back, if it still has one."""
         if call in self._holders:
             self._holders.remove(call)
-            self._limiter.release_on_behalf_of(call)
+            self._slots.release()

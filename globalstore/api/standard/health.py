@@ -1,6 +1,7 @@
 """The standard health service, ``grpc.health.v1``: Check and Watch."""
 
 import enum
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import trio
@@ -9,6 +10,9 @@ from purerpc import Service, StatusCode
 from globalstore.gen.grpc.health.v1.health_grpc import HealthServicer
 from globalstore.gen.grpc.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from globalstore.rpc.call import Call
+
+# Watches of one connection at a time. Clients that watch at all have one for each service.
+WATCHES_MAX = 16
 
 _SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 
@@ -26,6 +30,7 @@ class HealthService(HealthServicer):
     def __init__(self) -> None:
         self._statuses: dict[str, ServingStatus] = {}
         self._changed = trio.Event()
+        self._watches: Counter[str] = Counter()
 
     @property
     def service(self) -> Service:
@@ -57,16 +62,26 @@ class HealthService(HealthServicer):
     ) -> AsyncIterator[HealthCheckResponse]:
         """Send the status now and at every change; SERVICE_UNKNOWN while there is none.
 
-        Ends UNAVAILABLE when the server drains.
+        Ends UNAVAILABLE when the server drains; RESOURCE_EXHAUSTED if its connection has
+        ``WATCHES_MAX`` already.
         """
-        sent = None
-        while True:
-            changed = self._changed
-            status = self._statuses.get(message.service)
-            value = _SERVICE_UNKNOWN if status is None else status.value
-            if value != sent:
-                sent = value
-                yield HealthCheckResponse(status=value)
-                continue  # it may have changed while the client took its time
-            with request.only_waiting():
-                await changed.wait()
+        if self._watches[request.peer] >= WATCHES_MAX:
+            request.abort(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"this connection has {WATCHES_MAX} watches open already",
+            )
+        self._watches[request.peer] += 1
+        try:
+            sent = None
+            while True:
+                changed = self._changed
+                status = self._statuses.get(message.service)
+                value = _SERVICE_UNKNOWN if status is None else status.value
+                if value != sent:
+                    sent = value
+                    yield HealthCheckResponse(status=value)
+                    continue  # it may have changed while the client took its time
+                with request.only_waiting():
+                    await changed.wait()
+        finally:
+            self._watches -= Counter((request.peer,))  # leaves none that are 0

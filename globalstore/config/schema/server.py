@@ -107,6 +107,34 @@ class ServerLimits:
     max_connections: PositiveUInt64 = setting(
         16384, "Connections open at once; one more is closed again."
     )
+    max_connections_per_address: PositiveUInt64 = setting(
+        1024,
+        "Connections of one address; proxy_networks lifts it. At either bound the oldest "
+        "connection that never made a call which needs a token is closed for the new one.",
+    )
+    max_calls: PositiveUInt64 = setting(
+        32768, "Calls open at once, those that wait included; more are refused with UNAVAILABLE."
+    )
+    max_calls_per_address: PositiveUInt64 = setting(
+        4096, "Calls of one address open at once; proxy_networks lifts it."
+    )
+    max_held_bytes: PositiveUInt64 = setting(
+        512 << 20,
+        "Bytes held for clients in all: connections, requests that arrive, wait or run, answers "
+        "not yet taken. Beyond it the largest calls of the address that holds most end with "
+        "RESOURCE_EXHAUSTED; must hold at least max_held_bytes_per_address.",
+    )
+    max_held_bytes_per_address: PositiveUInt64 = setting(
+        256 << 20,
+        "The same for one address, which is refused what it asks for beyond; proxy_networks lifts "
+        "it. Must hold at least two messages of max_message_bytes.",
+    )
+    proxy_networks: tuple[str, ...] = setting(
+        (),
+        "Networks of proxies, such as [10.0.3.0/24, 'fd00::/64']: many clients come from one address "
+        "there, so that the bounds of one address do not apply. Nobody else should be able to "
+        "connect from them.",
+    )
     max_inbound_buffer_bytes: PositiveUInt64 = setting(
         256 << 20,
         "Bytes of incomplete messages over all connections. Beyond it the largest one is refused "
