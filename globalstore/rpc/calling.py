@@ -238,6 +238,11 @@ class CallingHalf:
         finally:
             self._senders.discard(call)
 
+    def _wake_senders(self) -> None:
+        """Let calls that wait for the client to take something look again."""
+        for call in list(self._senders):
+            call.writable.set()
+
     def hold(self, call: Call, size: int) -> bool:
         """Take in that a call's request takes ``size`` bytes more; False if that is too much."""
         return self._engine.hold(call.stream_id, size)

@@ -239,6 +239,7 @@ class Connection(CallingHalf):
                     self._stop(call, GONE)
                 elif event.error_code != ErrorCodes.NO_ERROR:
                     self._receipts.refused(event.stream_id)
+                self._wake_senders()  # what was queued for it is gone
             elif isinstance(event, RequestFaulted):
                 if (call := calls.get(event.stream_id)) is not None:
                     self._stop(call, Status(StatusCode(event.code), event.message))
@@ -259,8 +260,7 @@ class Connection(CallingHalf):
                 self._stop(call, GONE)
             if calls[STOPS_PER_TURN:]:
                 self._serving.calls.start_soon(self._stop_all, calls[STOPS_PER_TURN:], GONE)
-            for call in list(self._senders):
-                call.writable.set()
+            self._wake_senders()
             self._room.set()
         elif isinstance(event, PingAcknowledged):
             if event.payload == RECEIPT:
@@ -338,9 +338,7 @@ class Connection(CallingHalf):
                 if ping:
                     self._keepalive.asked()
                 self._room.set()
-                if self._senders:
-                    for call in list(self._senders):
-                        call.writable.set()
+                self._wake_senders()
             elif engine.failed or (self._last and not engine.streams and not self._calls):
                 break
             else:

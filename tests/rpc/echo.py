@@ -23,7 +23,7 @@ C = purerpc.Cardinality
 NAMES = (
     "unary", "plain", "metadata", "count", "flood", "collect", "chat", "late_chat", "hang", "wait",
     "held", "stubborn", "immovable", "abort", "not_found", "fail", "fail_in_nursery",
-    "bad_metadata", "missing", "missing_stream", "quick", "hand_out", "hand_out_and_hang",
+    "bad_metadata", "missing", "missing_stream", "quick", "hand_out", "hand_out_and_hang", "large",
 )  # fmt: skip
 
 
@@ -64,6 +64,7 @@ class Echo:
         self.ended = trio.Event()
         self.sent = 0
         self.taken_back: list[str] = []
+        self.made = 0
 
     async def unary(self, message: Any, request: Any) -> Any:
         return StringValue(value=message.value)
@@ -168,6 +169,12 @@ class Echo:
     @fast_path(_quick_fast)
     async def quick(self, message: Any, request: Any) -> Any:
         return StringValue(value="later " + message.value)
+
+    async def large(self, message: Any, request: Any) -> Any:
+        """Waits for its turn, and answers with as many characters as asked for."""
+        await request.large_answer()
+        self.made += 1
+        return StringValue(value="y" * int(message.value))
 
     def _take_back_of(self, value: str) -> Any:
         async def take_back() -> None:
