@@ -180,7 +180,7 @@ class _Connection:
         decoded, steady = self._decoder.decode(block)
         fields = dict(decoded)
         if steady:
-            self._decoder.remember(block, fields)
+            self._decoder.remember(block, fields, len(block))
         return fields
 
 

@@ -56,7 +56,6 @@ class Admission:
             message = self._from_string(payload)
         except DecodeError:
             raise self._unparsable() from None
-        message.DiscardUnknownFields()  # nobody reads them, and a call may wait for long
         if len(payload) > self.bounds.unchecked_bytes and self.bounds.check is not None:
             self.bounds.check(message)
         return message
@@ -70,15 +69,20 @@ class Admission:
             return None
         payload, compressed = call.take()
         if not compressed and len(payload) <= SMALL_BYTES:
-            return self.at_once(payload)
+            return self._small(payload)
         async with self._alone(call, compressed, len(payload)):
             if compressed:
                 inflated = await _inflated(payload, self.bounds.bytes_max)
                 call.hold(len(inflated) - len(payload))
                 payload = inflated
             if len(payload) <= SMALL_BYTES:
-                return self.at_once(payload)
+                return self._small(payload)
             return await self._in_pieces(payload)
+
+    def _small(self, payload: bytes | bytearray) -> Any:
+        message = self.at_once(payload)
+        message.DiscardUnknownFields()  # nobody reads them, and a call may wait for long
+        return message
 
     @asynccontextmanager
     async def _alone(self, call: Call, compressed: bool, size: int) -> AsyncIterator[None]:

@@ -97,6 +97,7 @@ class CallingHalf:
             call.request = route.admission.at_once(request)
             call.reply = route.fast_path(call.request, call)
             if call.reply is None:
+                call.request.DiscardUnknownFields()
                 return False
         except Exception as error:  # noqa: BLE001 - it ends this call alone
             status = status_of(call, error, self._serving.map_error)
@@ -190,8 +191,9 @@ class CallingHalf:
         self._output.set()
         if not self._calls:
             self._keepalive.idle_since = trio.current_time()
-        if self.proven:
-            self._account.heads.earn(self._limits.head_bytes_per_call)
+        heads = self._account.heads
+        if heads.tokens < heads.cap and self.proven:
+            heads.earn(self._limits.head_bytes_per_call)
         self._serving.finish(call, status.code)
 
     def _answer(self, call: Call, status: Status) -> bool:

@@ -211,8 +211,8 @@ class Connection(CallingHalf):
             self._output.set()
         while engine.ready_bytes > self._limits.outbound_bytes_max and not engine.failed:
             await self._room.wait()
-        if wait_s := engine.heads_wait_s():
-            await trio.sleep(min(wait_s, _PAUSE_SECONDS_MAX))
+        if (heads := self._account.heads).tokens < 0:
+            await trio.sleep(min(heads.wait_s(self._now), _PAUSE_SECONDS_MAX))
 
     def _interrupt(self) -> None:
         """Take up an event of the engine although nothing was read: shared memory ran out."""
@@ -239,7 +239,8 @@ class Connection(CallingHalf):
                     self._stop(call, GONE)
                 elif event.error_code != ErrorCodes.NO_ERROR:
                     self._receipts.refused(event.stream_id)
-                self._wake_senders()  # what was queued for it is gone
+                if self._engine.queued_bytes <= self._limits.blocked_bytes_max:
+                    self._wake_senders()  # what was queued for it may have held them up
             elif isinstance(event, RequestFaulted):
                 if (call := calls.get(event.stream_id)) is not None:
                     self._stop(call, Status(StatusCode(event.code), event.message))

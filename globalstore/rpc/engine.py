@@ -6,7 +6,7 @@ connection; its settings, error codes and HPACK are used here, and its client si
 every byte we write in the tests.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import attrs
 from h2.errors import ErrorCodes
@@ -43,6 +43,9 @@ from globalstore.rpc.streams import Stream
 # A call that waits, in memory: its task, scope and stream, but for its head and message.
 STREAM_BYTES = 16 << 10
 
+# What a message costs at least, whatever its size.
+_MESSAGE_BYTES_MIN = 256
+
 _CROWDED = Status(StatusCode.UNAVAILABLE, SHARE_TAKEN)
 
 
@@ -57,14 +60,15 @@ class Engine(ControlHalf):
         limits: Limits,
         account: Account,
         now: float,
-        bytes_max: Callable[[str], int] | None = None,
+        bytes_max: Mapping[str, int] | None = None,
     ) -> None:
         """Make the engine of one connection; ``account`` is that of its address.
 
-        ``now`` in seconds. ``bytes_max`` returns the largest message that a path takes.
+        ``now`` in seconds. ``bytes_max`` are the largest messages of each path; others take none.
         """
         super().__init__(limits, account, now)
-        self._bytes_max = bytes_max or (lambda _path: limits.message_bytes_max)
+        self._bytes_max = bytes_max or {}
+        self._bytes_max_of_others = limits.message_bytes_max if bytes_max is None else 0
         self._decoder = BlockDecoder(limits.header_list_bytes_fatal)
         self._buffer = b""
         self._preface_left = frames.PREFACE
@@ -154,7 +158,7 @@ class Engine(ControlHalf):
         if stream is not None:
             stream.unconsumed -= PREFIX_BYTES + size
             if not stream.ended:  # of a stream of messages: those that were read are gone
-                self._hold(stream, -size)
+                self._hold(stream, -max(size, _MESSAGE_BYTES_MIN))
             self._return_window(stream)
 
     def refuse_for_memory(self, stream: Stream) -> None:
@@ -240,7 +244,7 @@ class Engine(ControlHalf):
         if data:
             stream.body_bytes += len(data)
             if not stream.discard:
-                self._read(stream, data)
+                self._read(stream, data, ended=bool(flags & frames.END_STREAM))
         elif not flags & frames.END_STREAM:
             self._spend()
         if flags & frames.END_STREAM:
@@ -248,7 +252,7 @@ class Engine(ControlHalf):
         else:
             self._return_window(stream)
 
-    def _read(self, stream: Stream, data: bytes) -> None:
+    def _read(self, stream: Stream, data: bytes, *, ended: bool) -> None:
         reader = stream.reader
         began = reader.incomplete_bytes
         try:
@@ -257,7 +261,9 @@ class Engine(ControlHalf):
             self._fault(stream, fault.code, fault.message)
             return
         rest = reader.incomplete_bytes
-        self._hold(stream, rest - began + sum(len(payload) for payload, _ in messages))
+        if began or not ended or len(data) > _MESSAGE_BYTES_MIN:
+            # A whole small request is part of what a call costs anyhow.
+            self._hold(stream, rest - began + sum(_cost(payload) for payload, _ in messages))
         if self._account.is_full and not stream.discard:
             self._fault(stream, StatusCode.RESOURCE_EXHAUSTED, f"message: {SHARE_TAKEN}")
         if stream.discard:
@@ -393,7 +399,7 @@ class Engine(ControlHalf):
             self,
             stream_id,
             head,
-            reader=MessageReader(self._bytes_max(head.path)),
+            reader=MessageReader(self._bytes_max.get(head.path, self._bytes_max_of_others)),
             receive_window=self._limits.stream_window_bytes,
             send_window=self._peer.initial_window_size,
             opened_at=self._now,
@@ -418,10 +424,6 @@ class Engine(ControlHalf):
         fields, steady = self._decoder.decode(block)
         self._account.heads.owe(self._now, len(block) + list_bytes(fields))
         return fields, steady
-
-    def heads_wait_s(self) -> float:
-        """Return for how long nothing should be read, since the heads cost more than they may."""
-        return self._account.heads.wait_s(self._now)
 
     def hold(self, stream_id: int, size: int) -> bool:
         """Take in that a call's request takes ``size`` bytes more; False if that is too much."""
@@ -465,3 +467,7 @@ class Engine(ControlHalf):
         stream.reader = MessageReader(0)
         self._events.append(RequestFaulted(stream.id, code.value, message))
         self.interrupt()
+
+
+def _cost(payload: bytes | bytearray) -> int:
+    return max(len(payload), _MESSAGE_BYTES_MIN)

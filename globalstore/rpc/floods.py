@@ -4,47 +4,48 @@
 class Allowance:
     """Tokens that requests and time bring in and that control frames take out."""
 
-    __slots__ = ("_per_second", "_since", "_tokens", "cap")
+    __slots__ = ("_per_second", "_since", "cap", "tokens")
 
     def __init__(self, cap: int, per_second: float, now: float) -> None:
         """Begin with ``cap`` tokens, which is also the most that can be saved up."""
         self.cap = cap
         self._per_second = per_second
-        self._tokens = float(cap)
+        # What is left; less than 0 if more was used, see ``owe``.
+        self.tokens = float(cap)
         self._since = now
 
     def earn(self, tokens: int) -> None:
         """Add tokens for work asked or done."""
-        if self._tokens < self.cap:
-            self._tokens += tokens
+        if self.tokens < self.cap:
+            self.tokens += tokens
 
     def raise_cap(self, tokens: int) -> None:
         """Let more be saved up, and add as much."""
         self.cap += tokens
-        self._tokens += tokens
+        self.tokens += tokens
 
     def refill(self) -> None:
         """Begin anew with as much as can be saved up."""
-        self._tokens = float(self.cap)
+        self.tokens = float(self.cap)
 
     def owe(self, now: float, tokens: int) -> None:
         """Take tokens that have been used already, more than are left if need be."""
         if not self.spend(now, tokens):
-            self._tokens -= tokens
+            self.tokens -= tokens
 
     def wait_s(self, now: float) -> float:
         """Return after how many seconds nothing is owed any more; 0 if nothing is."""
-        if self._tokens >= 0:
+        if self.tokens >= 0:
             return 0.0
-        return max(0.0, self._since - now - self._tokens / self._per_second)
+        return max(0.0, self._since - now - self.tokens / self._per_second)
 
     def spend(self, now: float, tokens: int = 1) -> bool:
         """Take tokens; False if so many are not left, counting what time has brought in."""
-        if self._tokens < tokens:
+        if self.tokens < tokens:
             earned = (now - self._since) * self._per_second
-            self._tokens = min(self.cap, self._tokens + earned)
+            self.tokens = min(self.cap, self.tokens + earned)
             self._since = now
-            if self._tokens < tokens:
+            if self.tokens < tokens:
                 return False
-        self._tokens -= tokens
+        self.tokens -= tokens
         return True

@@ -260,7 +260,12 @@ class SendingHalf:
     def _hold(self, stream: Stream, size: int) -> None:
         """Take in that a call keeps ``size`` bytes more in memory."""
         stream.held_bytes += size
-        self._account.hold(size)
+        account = self._account  # as ``Account.hold``: every call comes here
+        account.held_bytes += size
+        ledger = account.ledger
+        ledger.held_bytes += size
+        if ledger.held_bytes > ledger.bytes_max and size > 0:
+            ledger.relieve()
 
     def _release(self, stream: Stream) -> None:
         """Take in that a call keeps nothing any more, or soon will not."""

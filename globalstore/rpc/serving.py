@@ -74,6 +74,8 @@ class Serving:
         self.limits = limits
         self.options = options
         self.map_error = map_error
+        # The largest request of each path.
+        self.bytes_max = {path: route.bytes_max for path, route in routes.items()}
         self.ledger = Ledger(limits, options.proxy_networks)
         self.draining = trio.Event()
         self.in_flight: set[Call] = set()
@@ -138,10 +140,6 @@ class Serving:
     def route(self, call: Call) -> Route:
         """Return the route of a call; that of a made-up path refuses it."""
         return self.routes.get(call.path, UNKNOWN_ROUTE)
-
-    def bytes_max(self, path: str) -> int:
-        """Return the largest request that a path takes."""
-        return self.routes.get(path, UNKNOWN_ROUTE).bytes_max
 
     def begin(self, call: Call) -> None:
         """Take in that a call's head has arrived."""

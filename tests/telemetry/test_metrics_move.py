@@ -14,8 +14,11 @@ import moves_of_workers  # noqa: F401
 import pytest
 import trio
 import trio.testing
+from moves_of_workers import RUNTIME
 from moving import SCENARIOS, fresh, values_of
 from rpc.certificates import issue
+from rpc.echo import Peer
+from rpc.wire import head
 from servers import configuration, pass_time, serving, wall_of_trio
 
 import globalstore
@@ -43,7 +46,7 @@ def built() -> dict[str, float]:
 
 def covered() -> set[str]:
     moved = {name for scenario in SCENARIOS.values() for name in scenario.expected}
-    return moved | set(SOCKETS) | of_the_process()
+    return moved | {*SOCKETS, *CLIENTS} | of_the_process()
 
 
 @pytest.mark.parametrize("name", [n for n, each in SCENARIOS.items() if not each.is_timed])
@@ -75,6 +78,10 @@ def test_the_process_and_what_runs_have_values_and_time_at_work_grows() -> None:
 
 
 SOCKETS = ("tc_grpc_server_connections", "tc_tls_cert_expiry_timestamp_seconds")
+CLIENTS = tuple(f"tc_grpc_server_{name}" for name in (
+    "calls_open", "held_bytes", "largest_address_bytes", "arriving_bytes",
+    "connections_ended_for_room_total", "calls_ended_for_memory_total",
+))  # fmt: skip
 
 
 async def test_connections_and_certificates_move_their_series(
@@ -87,7 +94,7 @@ async def test_connections_and_certificates_move_their_series(
         info = await nursery.start(server.run)
         async with await trio.open_tcp_stream("127.0.0.1", info.listen_port):
             await pass_time(mock_clock, 1.25)
-            while server.transport is None or not server.transport.connections:
+            while server.transport is None or not server.transport.statistics().connections:
                 await trio.lowlevel.checkpoint()
             await pass_time(mock_clock, 1.25)
             url = f"http://127.0.0.1:{info.metrics_port}/metrics"
@@ -97,6 +104,40 @@ async def test_connections_and_certificates_move_their_series(
     connections, expiry = [values[name] for name in SOCKETS]
     assert connections == 1
     assert expiry > time.time()
+
+
+async def test_what_clients_hold_moves_its_series(mock_clock: trio.testing.MockClock) -> None:
+    limits = {
+        "max_message_bytes": 100_000,
+        "max_held_bytes": 400_000,
+        "max_held_bytes_per_address": 400_000,
+        "max_connections": 2,
+    }
+    server = Server(configuration(server={"limits": limits}), wall_of_trio())
+    async with trio.open_nursery() as nursery:
+        info = await nursery.start(server.run)
+        peer = Peer(await trio.open_tcp_stream("127.0.0.1", info.listen_port), None, None)
+        await peer.flush()
+        await peer.read()
+        for _ in range(4):
+            stream = peer.client.start(head(f"{RUNTIME}/RegisterReplica"))
+            for piece in (b"\0\0\1\x80\0", *[b"x" * 15_000] * 6):
+                peer.client.h2.send_data(stream, piece)
+                await peer.flush()
+        silent = [await trio.open_tcp_stream("127.0.0.1", info.listen_port) for _ in range(2)]
+        while server.transport is None or not server.transport.statistics().ended_for_room:
+            await trio.lowlevel.checkpoint()
+        while not server.transport.statistics().ended_for_memory:
+            await trio.lowlevel.checkpoint()
+        await pass_time(mock_clock, 1.25)
+        url = f"http://127.0.0.1:{info.metrics_port}/metrics"
+        scrape = await trio.to_thread.run_sync(lambda: urllib.request.urlopen(url).read())
+        for stream in silent:
+            await stream.aclose()
+        server.stop()
+    values = values_of(scrape.decode())
+    assert all(values[name] > 0 for name in CLIENTS)
+    assert values["tc_grpc_server_held_bytes"] <= 400_000
 
 
 def test_every_metric_is_moved_by_some_scenario() -> None:

@@ -132,8 +132,8 @@ class ServerLimits:
     proxy_networks: tuple[str, ...] = setting(
         (),
         "Networks of proxies, such as [10.0.3.0/24, 'fd00::/64']: many clients come from one "
-        "address there, so that the bounds of one address do not apply. Nobody else should be able to "
-        "connect from them.",
+        "address there, so that the bounds of one address do not apply. Nobody else should be "
+        "able to connect from them.",
     )
     max_inbound_buffer_bytes: PositiveUInt64 = setting(
         256 << 20,
