@@ -124,10 +124,10 @@ async def test_what_clients_hold_moves_its_series(mock_clock: trio.testing.MockC
             for piece in (b"\0\0\1\x80\0", *[b"x" * 15_000] * 6):
                 peer.client.h2.send_data(stream, piece)
                 await peer.flush()
-        silent = [await trio.open_tcp_stream("127.0.0.1", info.listen_port) for _ in range(2)]
-        while server.transport is None or not server.transport.statistics().ended_for_room:
+        while server.transport is None or not server.transport.statistics().ended_for_memory:
             await trio.lowlevel.checkpoint()
-        while not server.transport.statistics().ended_for_memory:
+        silent = [await trio.open_tcp_stream("127.0.0.1", info.listen_port) for _ in range(2)]
+        while not server.transport.statistics().ended_for_room:
             await trio.lowlevel.checkpoint()
         await pass_time(mock_clock, 1.25)
         url = f"http://127.0.0.1:{info.metrics_port}/metrics"
