@@ -132,7 +132,7 @@ async def test_what_clients_hold_moves_its_series(mock_clock: trio.testing.MockC
         await pass_time(mock_clock, 1.25)
         url = f"http://127.0.0.1:{info.metrics_port}/metrics"
         scrape = await trio.to_thread.run_sync(lambda: urllib.request.urlopen(url).read())
-        for stream in silent:
+        for stream in (*silent, peer.stream):
             await stream.aclose()
         server.stop()
     values = values_of(scrape.decode())
