@@ -96,7 +96,9 @@ class Components:
         )
         token_file = config.server.auth.token_file
         self.metrics.server.built(globalstore.__version__, len(MIGRATIONS))
-        self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
+        self.tokens = (
+            Tokens(Path(token_file).expanduser(), self._count_refusal) if token_file else None
+        )
         self.token_renewal = (
             Renewal("token file", lambda: [token_file], self.tokens.reload) if self.tokens else None
         )
@@ -254,6 +256,9 @@ class Components:
 
     def _worker_unroutable(self) -> None:
         self.queues.worker_unroutable()
+
+    def _count_refusal(self, reason: str) -> None:
+        self.metrics.server.auth_refusals.labels(reason).inc()
 
     def _count_dispatch(self, event: str) -> None:
         self.metrics.transports.dispatch_events.labels(event).inc()

@@ -32,7 +32,7 @@ def served(components: Components) -> dict[str, Any]:
     return {
         "services": offered,
         "interceptors": [log_context, context.handler_slots.interceptor],
-        "observers": [context.metrics.calls, AccessLog()],
+        "observers": [context.metrics.calls, AccessLog(), *([tokens] if tokens else [])],
         "authorize": tokens.authorize if tokens else None,
         "map_error": status_of,
     }
