@@ -12,6 +12,7 @@ from globalstore.cli.importing import importing
 from globalstore.host import HostRefused, host_step
 from globalstore.server import process_signals
 from globalstore.server.exit_codes import HELP, OK, Refusal
+from globalstore.server.versions import check_versions
 
 if TYPE_CHECKING:
     from globalstore.config import GlobalStoreConfig
@@ -50,6 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     _open_standard_files()
     if not arguments.check_config:
         process_signals.take_early()
+    try:
+        check_versions()
+    except HostRefused as error:
+        return _refuse(Refusal(error.word, str(error)))
     with importing():
         from globalstore import config as configuration
         from globalstore.config import ConfigError

@@ -3,12 +3,10 @@
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
-import attrs
 
-
-@attrs.frozen
-class Access:
+class Access(NamedTuple):
     """What users other than this process's and root may do with a file or directory."""
 
     mode: str
