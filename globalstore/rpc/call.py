@@ -25,6 +25,8 @@ class CallChannel(Protocol):
     """What a call needs of its connection."""
 
     peer: str
+    # What the client's certificate names it, if it had to show one.
+    peer_names: frozenset[str]
     message_bytes_max: int
     draining: trio.Event
 
@@ -127,6 +129,11 @@ class Call:
     def peer(self) -> str:
         """The client's address, ``10.1.0.7:40312`` or ``[fd00::7]:40312``."""
         return self._channel.peer
+
+    @property
+    def peer_names(self) -> frozenset[str]:
+        """The names in the client's certificate: CN and alternative names; none without one."""
+        return self._channel.peer_names
 
     @property
     def metadata(self) -> Metadata:

@@ -30,6 +30,7 @@ class CallingHalf:
     def __init__(self, serving: Serving, peer: str) -> None:
         now = trio.current_time()
         self.peer = peer
+        self.peer_names: frozenset[str] = frozenset()
         self.draining = serving.draining
         self.message_bytes_max = serving.limits.message_bytes_max
         self._serving = serving

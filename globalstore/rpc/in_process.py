@@ -42,6 +42,7 @@ class Channel:
     draining: trio.Event
     message_bytes_max: int
     peer: str = _PEER
+    peer_names: frozenset[str] = frozenset()
 
     suspect = False
 

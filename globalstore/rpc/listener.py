@@ -19,7 +19,7 @@ from globalstore.rpc.limits import Limits
 from globalstore.rpc.serving import ListenerOptions, Serving
 from globalstore.rpc.sockets import display_address, listening_sockets
 from globalstore.rpc.status import DRAINING, Status
-from globalstore.rpc.tls import handshake, prepared
+from globalstore.rpc.tls import TlsTransport, handshake, prepared
 from globalstore.telemetry import get_logger
 
 log = get_logger("globalstore.rpc")
@@ -268,6 +268,8 @@ class Listener:
                 )
             if transport is not None:
                 connection = Connection(self._serving, transport, peer)
+                if isinstance(transport, TlsTransport):
+                    connection.peer_names = transport.peer_names
                 self._connections.add(connection)
                 try:
                     await connection.run()

@@ -2,6 +2,8 @@
 
 import socket
 import ssl
+from collections.abc import Mapping
+from typing import Any
 
 import trio
 
@@ -47,6 +49,8 @@ class TlsTransport:
 
     def __init__(self, stream: "trio.SSLStream[trio.SocketStream]") -> None:
         self._stream = stream
+        # The names that the peer's certificate has, if it had to show one.
+        self.peer_names = _names(stream.getpeercert() or {})
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Return bytes that arrived, decrypted; empty at the end."""
@@ -59,6 +63,14 @@ class TlsTransport:
     async def send_eof(self) -> None:
         """Say goodbye and close: TLS knows no half-open connection."""
         await self._stream.aclose()
+
+
+def _names(certificate: Mapping[str, Any]) -> frozenset[str]:
+    """Return the common names of a certificate, and its alternative names that are DNS or URI."""
+    subject = [pair for part in certificate.get("subject", ()) for pair in part]
+    common = {value for name, value in subject if name == "commonName"}
+    alternative = certificate.get("subjectAltName", ())
+    return frozenset(common | {value for kind, value in alternative if kind in {"DNS", "URI"}})
 
 
 async def handshake(

@@ -10,7 +10,9 @@ from pathlib import Path
 import globalstore
 from globalstore.api.context import HandlerContext
 from globalstore.api.memory_tiers import pending_ttl_us
+from globalstore.api.middleware.callers import KnownCallers
 from globalstore.api.middleware.handler_slots import HandlerSlots
+from globalstore.api.middleware.refused_callers import RefusedCallers
 from globalstore.api.middleware.tokens import Tokens
 from globalstore.api.standard.health import HealthService
 from globalstore.caches.keys import KeyCache
@@ -96,8 +98,12 @@ class Components:
         )
         token_file = config.server.auth.token_file
         self.metrics.server.built(globalstore.__version__, len(MIGRATIONS))
-        self.tokens = (
-            Tokens(Path(token_file).expanduser(), self._count_refusal) if token_file else None
+        refused = RefusedCallers(self._count_refused)
+        self.tokens = Tokens(Path(token_file).expanduser(), refused) if token_file else None
+        self.callers = KnownCallers(
+            self.tokens,
+            refused,
+            by_certificate=config.server.grpc.tls.daemon_id_from_certificate,
         )
         self.token_renewal = (
             Renewal("token file", lambda: [token_file], self.tokens.reload) if self.tokens else None
@@ -257,7 +263,7 @@ class Components:
     def _worker_unroutable(self) -> None:
         self.queues.worker_unroutable()
 
-    def _count_refusal(self, reason: str) -> None:
+    def _count_refused(self, reason: str) -> None:
         self.metrics.server.auth_refusals.labels(reason).inc()
 
     def _count_dispatch(self, event: str) -> None:

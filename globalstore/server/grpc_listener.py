@@ -6,6 +6,7 @@ from typing import Any
 import attrs
 
 from globalstore.api.middleware.access_log import AccessLog, log_context
+from globalstore.api.middleware.acting import bind
 from globalstore.api.middleware.status_codes import status_of
 from globalstore.api.services import all_services
 from globalstore.api.standard.health import ServingStatus
@@ -24,6 +25,8 @@ def served(components: Components) -> dict[str, Any]:
     """
     context, health, tokens = components.context, components.grpc_health, components.tokens
     services = all_services(context)
+    if components.callers.are_asked:
+        bind(services, components.callers, context)
     for name in ["", *(service.name for service in services)]:
         health.set(name, ServingStatus.NOT_SERVING)
     offered = [*services, health.service]

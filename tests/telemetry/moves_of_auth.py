@@ -28,6 +28,7 @@ _write(*_LINES)
 
 @moves(
     of("tc_auth_refusals_total", "reason", "missing", "malformed", "several", "unknown", "role"),
+    of("tc_auth_refusals_total", "reason", "daemon"),
     server={"auth": {"token_file": _FILE.name}},
 )
 async def callers_are_refused(it: Moves, _: Clock) -> None:
@@ -41,6 +42,8 @@ async def callers_are_refused(it: Moves, _: Clock) -> None:
     ):
         metadata = [("authorization", value) for value in header]
         await it.fails(runtime.RegisterWorker(worker_request(), metadata=metadata))
+    bound = [("authorization", "Bearer d1")]
+    await it.fails(runtime.RegisterWorker(worker_request("d2"), metadata=bound))
     it.look()
 
 

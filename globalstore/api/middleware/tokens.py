@@ -1,16 +1,13 @@
 """Tokens, which allow calls (``server.auth.token_file``)."""
 
 import hmac
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
+from globalstore.api.middleware.refused_callers import RefusedCallers
 from globalstore.api.middleware.status_codes import reason_trailer
 from globalstore.api.middleware.token_file import Grant, Role, digest_of, read_token_file
 from globalstore.rpc import Call, Method, Status, StatusCode
-from globalstore.telemetry import get_logger
-
-_log = get_logger("globalstore.auth")
 
 # Calls that change nothing. Whatever is not listed is a mutation, new calls included.
 READS = frozenset(
@@ -67,13 +64,13 @@ _WITHDRAWN: Final = "authorization: this token was withdrawn, or allows less, si
 class Tokens:
     """The tokens of a file. ``reload`` reads it again; a bad file keeps what was read before.
 
-    As an observer of calls it knows which are in flight by which token. ``on_refused`` gets the
-    kind of each refusal.
+    As an observer of calls it knows which are in flight by which token. ``refused`` notes each
+    refusal.
     """
 
-    def __init__(self, path: Path, on_refused: Callable[[str], object]) -> None:
+    def __init__(self, path: Path, refused: RefusedCallers) -> None:
         self._path = path
-        self._on_refused = on_refused
+        self._refused = refused
         self._grants = read_token_file(path)
         self._in_flight: dict[Call, Grant] = {}
 
@@ -87,7 +84,7 @@ class Tokens:
         for call, before in list(self._in_flight.items()):
             grant = now.get(before.digest)
             if grant is None or not _allows_still(grant, before, call.method):
-                self._note(call, "withdrawn")
+                self._refused.note(call, "withdrawn")
                 call.cancel(
                     Status(StatusCode.UNAUTHENTICATED, _WITHDRAWN, (reason_trailer(_WITHDRAWN),))
                 )
@@ -118,9 +115,11 @@ class Tokens:
         self._in_flight.pop(call, None)
 
     def daemon_ids(self, call: Call) -> frozenset[str] | None:
-        """Return the daemons that a call in flight may act for, None for any."""
+        """Return the daemons that a call may act for, None for any; none once it has ended."""
         grant = self._in_flight.get(call)
-        return grant.daemon_ids if grant is not None and grant.role is Role.DAEMON else None
+        if grant is None:
+            return frozenset()
+        return grant.daemon_ids if grant.role is Role.DAEMON else None
 
     def _grant_of(self, call: Call) -> Grant:
         fields = [value for name, value in call.metadata if name == "authorization"]
@@ -150,14 +149,8 @@ class Tokens:
         reason: str,
         code: StatusCode = StatusCode.UNAUTHENTICATED,
     ) -> NoReturn:
-        self._note(call, kind)
+        self._refused.note(call, kind)
         call.abort(code, reason, [reason_trailer(reason)])
-
-    def _note(self, call: Call, kind: str) -> None:
-        """Count a refusal, and log it once a minute for each address."""
-        self._on_refused(kind)
-        address = call.peer.rpartition(":")[0] or call.peer
-        _log.limited(address, "call refused", reason=kind, peer=call.peer, method=call.method.path)
 
 
 def _is_of_daemons(method: Method) -> bool:
