@@ -22,11 +22,11 @@ _AUTHORITIES: Final = _Risk("who gets in", False)
 _TOKENS: Final = _Risk("who may call", True)
 
 
-def access_warnings(config: GlobalStoreConfig, source: str) -> Iterator[str]:
+def access_warnings(config: GlobalStoreConfig, source: str = "") -> Iterator[str]:
     """Yield a line for each file that others may read or change and should not.
 
-    ``source`` is the path of the configuration itself. Files that cannot be looked at are left
-    out: whoever opens them says so. The database has its own check, when it is opened.
+    ``source`` is the path of the configuration itself, "" to leave it out. Files that cannot be
+    looked at are left out: whoever opens them says so. The database has a check of its own.
     """
     for key, path, risk in _files(config, source):
         try:
@@ -51,7 +51,8 @@ def access_warnings(config: GlobalStoreConfig, source: str) -> Iterator[str]:
 
 def _files(config: GlobalStoreConfig, source: str) -> Iterator[tuple[str, Path, _Risk]]:
     tls = config.server.grpc.tls
-    yield "", Path(source).expanduser(), _CONFIG
+    if source:
+        yield "", Path(source).expanduser(), _CONFIG
     if config.server.auth.token_file:
         yield "server.auth.token_file", Path(config.server.auth.token_file).expanduser(), _TOKENS
     if tls.enabled:

@@ -68,7 +68,7 @@ class CallingHalf:
     def _answered_fast(self, call: Call) -> bool:
         """Answer a call here and now if its method can, and others have not waited for long."""
         answer = self._serving.route(call).fast_path
-        if answer is None or self._fast_left == 0 or call.deadline <= self._now or call.end:
+        if answer is None or self._fast_left == 0 or call.deadline <= self._now:
             return False
         request = call.whole_request
         if request is None or self._engine.queued_bytes > self._limits.blocked_bytes_max:

@@ -95,6 +95,13 @@ def test_every_request_is_classified(method: Any) -> None:
             assert name in OTHER_NAMES, f"{path} names something? see api/middleware/acting.py"
 
 
+def test_whose_calls_a_service_has_is_known() -> None:
+    """Calls of the contract are daemons' too; those of operators are not."""
+    operators = {"globalstore.admin.v1.AdminService"}
+    services = {method.containing_service.full_name for method in METHODS}
+    assert {name for name in services if not name.startswith("tensorcast.")} == operators
+
+
 def test_the_tables_name_nothing_that_is_not_there() -> None:
     names = {method.name for method in METHODS}
     assert names >= SHARED
