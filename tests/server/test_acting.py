@@ -23,7 +23,7 @@ from servers import (
     worker_request,
 )
 
-from globalstore.api.middleware.acting import EXCEPTIONS, FIELDS, acting_fields
+from globalstore.api.middleware.acting import ENDPOINTS, EXCEPTIONS, FIELDS, acting_fields
 from globalstore.api.middleware.tokens import READS
 from globalstore.gen.globalstore.admin.v1 import admin_pb2
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -111,6 +111,8 @@ def test_the_tables_name_nothing_that_is_not_there() -> None:
     assert paths >= LISTED
     fields = {path.rpartition(".")[2] for path in paths}
     assert fields >= set(FIELDS) | OTHER_NAMES
+    places = [(name, field) for name, pairs in ENDPOINTS.items() for field, _ in pairs]
+    assert paths >= {f"{name}.{field}" for name, field in places}
     inputs = {method.input_type.name for method in METHODS}
     assert {key.partition(".")[0] for key in EXCEPTIONS} <= inputs
 
@@ -202,6 +204,12 @@ FOREIGN = {
         "d1", is_recovery_registration=True, previous_worker_id=it.workers["d2"]
     ),
     "RegisterWorker at its address": lambda it: worker_request("d1", node_address="d2.example"),
+    "RegisterWorker at its other port": lambda it: worker_request(
+        "d1", node_address="d2.example", grpc_port=9
+    ),
+    "RegisterReplica at its address": lambda it: replica_request(
+        it.workers["d1"], "of-d2", mem_info=memory_info("d1", node_address="d2.example")
+    ),
     "WorkerHeartbeat": lambda it: heartbeat(it.workers["d2"]),
     "WorkerHeartbeat with its daemon": lambda it: heartbeat(it.workers["d1"], "d2"),
     "UnregisterWorker": lambda it: wire.UnregisterWorkerRequest(worker_id=it.workers["d2"]),

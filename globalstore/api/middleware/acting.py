@@ -68,6 +68,14 @@ _OWNERS: Final[Mapping[Named, Callable[[Snapshot, Any], set[str]]]] = {
 }
 
 
+# Where requests say at which address and port their worker is, or what it holds. Whoever names that
+# of another live worker takes what is there away from it.
+ENDPOINTS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "RegisterWorker": (("node_address", "grpc_port"), ("node_address", "p2p_port")),
+    "RegisterReplica": (("mem_info.node_address", "mem_info.node_port"),),
+}
+
+
 class Field(NamedTuple):
     """A field that names something; ``path`` has the names of the messages around it, by dots."""
 
@@ -129,7 +137,7 @@ class _Guard:
     def __init__(
         self, method: str, request: Descriptor, callers: Callers, context: HandlerContext
     ) -> None:
-        self._registers = method == "RegisterWorker"
+        self._endpoints = [attrgetter(*names) for names in ENDPOINTS.get(method, ())]
         self._fields = acting_fields(request)
         self._callers = callers
         self._context = context
@@ -167,10 +175,10 @@ class _Guard:
             found = await read(_OWNERS[field.named], it)
             if found and not found & daemon_ids:
                 self._refuse(call, f"{field.path} {value!r}", daemon_ids)
-        if self._registers:
-            address, port = message.node_address.strip(), message.grpc_port
-            found = await read(owners.daemons_at_endpoint, address, port)
-            if found and not found & daemon_ids:
+        for endpoint in self._endpoints:
+            address, port = endpoint(message)
+            found = await read(owners.daemons_at_endpoint, address.strip(), port)
+            if found - daemon_ids:
                 self._refuse(call, f"the endpoint {address}:{port}, still in use,", daemon_ids)
 
     def _refuse(self, call: Call, what: str, daemon_ids: frozenset[str]) -> NoReturn:

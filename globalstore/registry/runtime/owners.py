@@ -59,14 +59,14 @@ def daemons_of_tier_lease(tx: Snapshot, lease_id: str) -> set[str]:
     )
 
 
-def daemons_at_endpoint(tx: Snapshot, node_address: str, grpc_port: int) -> set[str]:
-    """Return the daemon whose active worker has an address and port."""
+def daemons_at_endpoint(tx: Snapshot, node_address: str, port: int) -> set[str]:
+    """Return the daemons whose active workers take calls or give bytes at an address and port."""
     return _daemons(
         tx,
-        "SELECT daemon_id FROM workers WHERE node_address = :it AND grpc_port = :port"
-        " AND inactive_at IS NULL",
+        "SELECT daemon_id FROM workers WHERE node_address = :it"
+        " AND :port IN (grpc_port, p2p_port) AND inactive_at IS NULL",
         node_address,
-        port=grpc_port,
+        port=port,
     )
 
 
