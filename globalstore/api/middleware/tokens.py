@@ -160,7 +160,11 @@ class Tokens:
 
     def _why_unknown(self, token: str) -> str:
         """Return what to tell a caller whose token has no line in the file."""
-        if any(grant.digest.hex() == token.lower() for grant in self._grants.values()):
+        try:
+            is_listed = bytes.fromhex(token) in self._grants
+        except ValueError:
+            is_listed = False
+        if is_listed:
             return (
                 "authorization: the token file has this very text, where the SHA-256 of the token"
                 " belongs"
