@@ -37,13 +37,13 @@ def access_warnings(config: GlobalStoreConfig, source: str = "") -> Iterator[str
         name = f"{key} {path}".strip()
         if access.others_write:
             yield (
-                f"{name}: its mode {access.mode} or its owner lets others decide {risk.written};"
-                f" chown it to the user of this process and chmod it to 0600"
+                f"{name}: its mode {access.mode} lets others decide {risk.written};"
+                " chmod it to 0600"
             )
         elif around.others_write:
             yield (
-                f"{name}: the mode {around.mode} or the owner of its directory lets others replace"
-                f" it and so decide {risk.written}; chmod the directory to 0755 or less"
+                f"{name}: the mode {around.mode} of its directory lets others replace it and so"
+                f" decide {risk.written}; chmod the directory to 0755 or less"
             )
         if risk.is_secret and access.others_read:
             yield f"{name}: its mode {access.mode} lets others read it; chmod it to 0600"

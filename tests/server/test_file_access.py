@@ -77,7 +77,7 @@ def test_a_directory_in_which_others_may_replace_a_file_is_named(
     lines = told(config)
     tmp_path.chmod(0o700)
     assert len(lines) == (5 if is_told else 0)
-    assert all("directory lets others replace it" in line for line in lines)
+    assert all("of its directory lets others replace it" in line for line in lines)
 
 
 def test_the_start_warns_of_the_same(tmp_path: Path) -> None:

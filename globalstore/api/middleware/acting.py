@@ -67,7 +67,6 @@ _OWNERS: Final[Mapping[Named, Callable[[Snapshot, Any], set[str]]]] = {
     Named.TIER_LEASE: owners.daemons_of_tier_lease,
 }
 
-
 # Where requests say at which address and port their worker is, or what it holds. Whoever names that
 # of another live worker takes what is there away from it.
 ENDPOINTS: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
@@ -156,7 +155,9 @@ class _Guard:
 
             def fast(servicer: Any, message: Any, call: Call) -> Any:
                 daemon_ids = self._callers.daemon_ids(call)
-                if daemon_ids is not None and self._doubtful(message, daemon_ids):
+                if daemon_ids is not None and (
+                    self._endpoints or self._doubtful(message, daemon_ids)
+                ):
                     return None
                 return answer(servicer, message, call)
 

@@ -18,7 +18,7 @@ from globalstore.host import HostRefused, access_by_others, host_step, read_boun
 
 _SETTING: Final = "server.auth.token_file"
 
-# A line has some 70 bytes: room for ten thousand tokens, each of which every call is compared with.
+# A line has some 70 bytes: room for ten thousand tokens.
 _FILE_BYTES_MAX: Final = 1 << 20
 
 # What is hashed instead of a token when a variable is unset or a file empty, by the ways in which
@@ -68,8 +68,8 @@ def read_token_file(path: Path) -> list[Grant]:
         others = access_by_others(path)
     if others.others_write:
         raise TokenFileUnusable(
-            f"{_SETTING} {path}: its mode {others.mode} or its owner lets others write tokens of"
-            " their own into it; chown it to the user of this process and chmod it to 0600"
+            f"{_SETTING} {path}: its mode {others.mode} lets others write tokens of their own"
+            " into it; chmod it to 0600"
         )
     if len(content) > _FILE_BYTES_MAX:
         raise TokenFileUnusable(

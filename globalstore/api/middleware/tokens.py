@@ -86,13 +86,17 @@ class Tokens:
 
         Raises TokenFileUnusable; then nothing changes.
         """
-        self._grants = _by_digest(self._path)
+        former, self._grants = self._grants, _by_digest(self._path)
+        changed = {digest for digest in former if self._grants.get(digest) != former[digest]}
+        if not changed:
+            return
         for call, before in self._in_flight.items():
-            grant = self._grants.get(before.digest)
-            if grant is None or not _allows_still(grant, before, call.method):
-                self._withdrawn.append(call)
-            else:
-                self._in_flight[call] = grant
+            if before.digest in changed:
+                grant = self._grants.get(before.digest)
+                if grant is not None and _allows_still(grant, before, call.method):
+                    self._in_flight[call] = grant
+                else:
+                    self._withdrawn.append(call)
         self._some_withdrawn.set()
 
     async def end_withdrawn(self) -> None:
@@ -106,7 +110,7 @@ class Tokens:
                 await trio.lowlevel.checkpoint()
 
     def _end(self, call: Call) -> None:
-        if call in self._in_flight:
+        if call in self._in_flight and call.end is None:
             self._refused.note(call, "withdrawn")
             reason = (reason_trailer(_WITHDRAWN),)
             call.cancel(Status(StatusCode.UNAUTHENTICATED, _WITHDRAWN, reason))
