@@ -386,7 +386,7 @@ async def silent_connections(target: Target, nursery: trio.Nursery) -> None:
             await trio.sleep(0.1)
             continue
         streams.append(stream)
-        if len(streams) > 3000:
+        if len(streams) > 2000:
             await streams.pop(0).aclose()
 
 

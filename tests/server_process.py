@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class Process:
         config: Path,
         environment: dict[str, str] | None = None,
         files_max: tuple[int, int] | None = None,
+        flags: Sequence[str] = (),
     ) -> None:
         """Start it; ``files_max`` is its soft and hard limit of open files."""
 
@@ -43,7 +44,7 @@ class Process:
                 resource.setrlimit(resource.RLIMIT_NOFILE, files_max)
 
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "globalstore", f"--config={config}"],
+            [sys.executable, "-m", "globalstore", f"--config={config}", *flags],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

@@ -12,6 +12,7 @@ from globalstore.cli.importing import importing
 from globalstore.host import HostRefused, host_step
 from globalstore.server import process_signals
 from globalstore.server.exit_codes import HELP, OK, Refusal
+from globalstore.server.versions import check_versions
 
 if TYPE_CHECKING:
     from globalstore.config import GlobalStoreConfig
@@ -50,6 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     _open_standard_files()
     if not arguments.check_config:
         process_signals.take_early()
+    try:
+        check_versions()
+    except HostRefused as error:
+        return _refuse(Refusal(error.word, str(error)))
     with importing():
         from globalstore import config as configuration
         from globalstore.config import ConfigError
@@ -62,9 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     if unbuilt := configuration.not_built(config):
         return _refuse_all("config", arguments.config, "\n".join(unbuilt), len(unbuilt))
     if arguments.check_config:
-        for line in _warnings(config):
-            output.complain(f"warning: {line}")
-        return _say(f"{arguments.config}: valid")
+        return _check(config, arguments.config)
     os.umask(0o077)
     with importing():
         from globalstore import telemetry
@@ -120,11 +123,27 @@ def _refuse_all(word: str, path: str, problems: str, count: int) -> int:
     return _refuse(Refusal(word, f"{path}: {count} problems above; correct them and start again"))
 
 
-def _warnings(config: "GlobalStoreConfig") -> list[str]:
+def _warnings(config: "GlobalStoreConfig", path: str) -> list[str]:
     """Return what the start and the check warn of."""
     from globalstore import config as configuration
 
-    return configuration.environment_warnings(os.environ) + configuration.warnings(config)
+    found = configuration.environment_warnings(os.environ) + configuration.warnings(config)
+    return found + list(configuration.access_warnings(config, path))
+
+
+def _check(config: "GlobalStoreConfig", path: str) -> int:
+    """Check the files that a configuration names; the last line is what a start would say."""
+    from globalstore.server.checking import refusals_of_files
+
+    for line in _warnings(config, path):
+        output.complain(f"warning: {line}")
+    refusals = refusals_of_files(config)
+    if not refusals:
+        return _say(f"{path}: valid")
+    first, *others = refusals
+    for refusal in reversed(others):
+        _refuse(refusal)
+    return _refuse(first)
 
 
 def _start(config: "GlobalStoreConfig", path: str, writer: "LogWriter") -> Refusal | None:
@@ -133,7 +152,7 @@ def _start(config: "GlobalStoreConfig", path: str, writer: "LogWriter") -> Refus
     from globalstore import telemetry
 
     log = telemetry.get_logger("globalstore.server")
-    for line in _warnings(config):
+    for line in _warnings(config, path):
         log.warning(line)
     differing = {key: _unquoted(text) for key, text in configuration.chosen(config).items()}
     log.info("starting", version=globalstore.__version__, config=path, **differing)

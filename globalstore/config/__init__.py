@@ -10,6 +10,7 @@ from globalstore.config.advertise import (
     host_port,
 )
 from globalstore.config.checks import environment_warnings, warnings
+from globalstore.config.file_access import access_warnings
 from globalstore.config.kinds import (
     Duration,
     GroupPublishAuthorityMode,
@@ -34,6 +35,7 @@ __all__ = [
     "OTelProtocol",
     "Problem",
     "TransportSchedulerMode",
+    "access_warnings",
     "advertised_address",
     "chosen",
     "effective",

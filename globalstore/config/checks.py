@@ -61,6 +61,12 @@ def contradictions(config: GlobalStoreConfig, source: str) -> Iterator[Contradic
                 (f"server.grpc.tls.{name}", "server.grpc.tls.enabled"),
                 "required when server.grpc.tls.enabled is true",
             )
+    if tls.daemon_id_from_certificate and not (tls.enabled and tls.client_ca_file):
+        yield Contradiction(
+            ("server.grpc.tls.daemon_id_from_certificate", "server.grpc.tls.client_ca_file"),
+            "needs server.grpc.tls.enabled and server.grpc.tls.client_ca_file, or clients show no "
+            "certificate",
+        )
 
 
 def _ordered(config: GlobalStoreConfig) -> Iterator[Contradiction]:

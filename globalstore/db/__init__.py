@@ -25,7 +25,7 @@ from globalstore.db.errors import (
 )
 from globalstore.db.health import Observers, Statistics
 from globalstore.db.migrations import Migration
-from globalstore.db.opening import Examination
+from globalstore.db.opening import Examination, check_place
 from globalstore.db.options import Lane, Runner, StoreOptions
 from globalstore.db.sites import Site, fail_at
 from globalstore.db.slices import Ready, Slice, repeat_in_slices, write_in_slices
@@ -64,6 +64,7 @@ __all__ = [
     "Store",
     "StoreOptions",
     "Transaction",
+    "check_place",
     "fail_at",
     "repeat_in_slices",
     "start_refusal",

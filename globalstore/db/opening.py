@@ -27,7 +27,7 @@ from globalstore.db.migrations import Migration, migrate
 from globalstore.db.options import StoreOptions
 from globalstore.db.sites import Observer, Site
 from globalstore.db.wal import Log
-from globalstore.host import host_step, sync_directory
+from globalstore.host import check_file_to_write, host_step, sync_directory
 
 _MAGIC: Final = b"SQLite format 3\0"
 _HEADER_BYTES: Final = 100
@@ -108,6 +108,16 @@ def _border(path: Path) -> Iterator[None]:
             if refusal is None:
                 raise
             raise refusal from error
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path that no database can be at, as far as that is told without opening it.
+
+    Nothing is made. Raises DatabaseFilesystem.
+    """
+    with _border(path):
+        real = place.examined(path)
+        check_file_to_write(real)
 
 
 def _locked_and_examined(path: Path, newest: int) -> tuple[Path, FileLock, bool]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from globalstore.db.errors import DatabaseFilesystem, Full
-from globalstore.host import make_directories, reason
+from globalstore.host import check_directories, make_directories, reason
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.db")
@@ -38,6 +38,21 @@ def prepare(path: Path) -> Path:
     Expands ``~``, follows links, creates missing directories with mode 0700 whatever the umask.
     Raises OSError, and DatabaseFilesystem for a place that cannot carry a database.
     """
+    real = _real(path)
+    make_directories(real.parent)
+    _check(real)
+    return real
+
+
+def examined(path: Path) -> Path:
+    """Return what ``prepare`` would, and raise what it would, but create nothing."""
+    real = _real(path)
+    check_directories(real.parent)
+    _check(real)
+    return real
+
+
+def _real(path: Path) -> Path:
     real = Path(os.path.realpath(path.expanduser()))
     if real.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -46,7 +61,10 @@ def prepare(path: Path) -> Path:
         raise OSError(
             errno.ENAMETOOLONG, f"SQLite takes no path of more than {_PATH_BYTES_MAX} bytes"
         )
-    make_directories(real.parent)
+    return real
+
+
+def _check(real: Path) -> None:
     kind = filesystem(real if real.exists() else real.parent)
     if kind is not None and (kind in _NETWORK or kind.startswith("fuse.")):
         raise DatabaseFilesystem(
@@ -57,7 +75,6 @@ def prepare(path: Path) -> Path:
         raise DatabaseFilesystem(
             f"{real} is not a regular file; set database.db_file to the path of a file"
         )
-    return real
 
 
 def make_private(path: Path) -> None:

@@ -38,6 +38,39 @@ def make_directories(path: Path) -> None:
         sync_directory(directory.parent)
 
 
+def check_directories(path: Path) -> None:
+    """Raise OSError where ``make_directories`` would for lack of rights; nothing is made."""
+    for directory in (*reversed(path.parents), path):
+        if directory.is_dir():
+            continue
+        if directory.exists():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+        _check_writable(directory.parent, os.W_OK | os.X_OK)
+        return
+
+
+def check_file_to_write(path: Path) -> None:
+    """Raise OSError if a file could not be opened for writing, or made; nothing is opened."""
+    try:
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        above = Path(os.path.realpath(path)).parent
+        check_directories(above)
+        if above.is_dir():
+            _check_writable(above, os.W_OK | os.X_OK)
+        return
+    if is_directory:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    _check_writable(path, os.W_OK)
+
+
+def _check_writable(path: Path, rights: int) -> None:
+    if not os.access(path, rights, effective_ids=True):
+        is_read_only = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+        number = errno.EROFS if is_read_only else errno.EACCES
+        raise OSError(number, os.strerror(number), str(path))
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory durable. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 from prometheus_client import CollectorRegistry
 
 from globalstore.http.exposition import Exposition, form_of
+from globalstore.http.heads import REFUSAL
 from globalstore.http.health import HealthState, Verdict, health, liveness, readiness
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -21,13 +22,20 @@ _PROBES: Final[dict[str, Callable[[HealthState], Verdict]]] = {
 }
 _JSON: Final = b"application/json"
 
+_WITH_BODY: Final = Verdict(413, "body refused", "no request has a body")
+_REFUSED_HEADS: Final = {
+    400: Verdict(400, "bad request", "expected HTTP/1.1"),
+    431: Verdict(431, "head too large", "request line and headers are too large"),
+    505: Verdict(505, "version not supported", "expected HTTP/1.1"),
+}
+
 
 class HttpApp:
     """An ASGI application with four paths; it never touches the database.
 
     ``GET`` and ``HEAD`` of ``/metrics``, ``/health``, ``/ready`` and ``/livez``. Any other path is
-    404, any other method 405. Probes answer one JSON object with ``status`` and, unless all is
-    well, ``reason``.
+    404, any other method 405, a body 413, a head that is too large 431, one of another protocol
+    505. Probes answer one JSON object with ``status`` and, unless all is well, ``reason``.
     """
 
     def __init__(self, registry: CollectorRegistry, state: HealthState) -> None:
@@ -40,16 +48,18 @@ class HttpApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as the ASGI server calls for."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
-        elif scope["type"] == "http":
+        if scope["type"] == "http":
             await self._answer(scope, send)
 
     async def _answer(self, scope: Scope, send: Send) -> None:
         method, path = scope["method"], _path(scope["path"])
-        if method not in {"GET", "HEAD"}:
+        if code := _header(scope, REFUSAL):
+            await _respond(send, int(code), _body(_REFUSED_HEADS[int(code)]), _JSON)
+        elif method not in {"GET", "HEAD"}:
             refusal = Verdict(405, "method not allowed", "only GET and HEAD are answered")
             await _respond(send, refusal.code, _body(refusal), _JSON, [(b"allow", b"GET, HEAD")])
+        elif _header(scope, b"transfer-encoding") or _header(scope, b"content-length").strip("0"):
+            await _respond(send, _WITH_BODY.code, _body(_WITH_BODY), _JSON)
         elif path == "/metrics":
             form = form_of(_header(scope, b"accept"), _header(scope, b"accept-encoding"))
             encoding = [(b"content-encoding", b"gzip")] if form.is_compressed else []

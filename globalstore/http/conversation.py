@@ -1,10 +1,12 @@
-"""What hypercorn does for us: HTTP/1 and HTTP/2 on one connection.
+"""What hypercorn does for us: HTTP/1.1 on one connection.
+
+It would speak HTTP/2 too, and websockets, to whoever asks; ``heads`` lets nobody ask.
 
 It is loaded by ``serving`` when the first connection needs it, or a little after the start.
 """
 
 import logging
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
@@ -14,9 +16,6 @@ from hypercorn.utils import wrap_app
 
 from globalstore.http.app import HttpApp
 from globalstore.telemetry import get_logger
-
-# HTTP/2 requests at once on one connection; nobody needs more than one.
-_STREAMS_MAX: Final = 8
 
 _log = get_logger("globalstore.http")
 
@@ -55,8 +54,6 @@ def _config(head_seconds_max: float, head_bytes_max: int) -> Config:
     config.include_server_header = False
     config.keep_alive_timeout = head_seconds_max
     config.h11_max_incomplete_size = head_bytes_max
-    config.h2_max_header_list_size = head_bytes_max
-    config.h2_max_concurrent_streams = _STREAMS_MAX
     return config
 
 

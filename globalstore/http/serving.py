@@ -16,6 +16,7 @@ import trio
 
 from globalstore.host import is_host_error, reason
 from globalstore.http.app import HttpApp
+from globalstore.http.heads import Heads
 from globalstore.telemetry import get_logger
 
 # From the connection, or the last answer, to the end of the next request's head. Scrapers and
@@ -28,8 +29,9 @@ WRITE_SECONDS_MAX: Final = 10.0
 # A connection ends after this long whatever it does; the next request opens another.
 CONNECTION_SECONDS_MAX: Final = 300.0
 
-# Request line and headers together; a scraper needs a few hundred bytes.
-HEAD_BYTES_MAX: Final = 8192
+# Request line and headers together; a scraper needs a few hundred bytes, and a proxy before it may
+# add cookies and tokens of its own.
+HEAD_BYTES_MAX: Final = 16 << 10
 
 # A handful of scrapers and probes, and room for those that do not behave. When all are taken the
 # oldest connection makes room, so that many silent clients cannot shut out a probe.
@@ -60,16 +62,21 @@ class _PatientStream:
     """A connection that waits for its client only so long.
 
     Hypercorn sends under a shield without a deadline and may keep waiting after it has closed;
-    here a send has its deadline, and closing ends everything that goes on for the connection.
+    here a send has its deadline, and closing ends everything that goes on for the connection. It
+    sees whole heads of HTTP/1 only, and no bodies.
     """
 
     def __init__(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
         self.socket = stream.socket
+        self._heads = Heads(HEAD_BYTES_MAX)
         self._stream = stream
         self._scope = scope
 
     async def receive_some(self, max_bytes: int) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
+        while data := await self._stream.receive_some(max_bytes):
+            if passed := self._heads.take(data):
+                return passed
+        return self._heads.rest()
 
     async def send_all(self, data: bytes) -> None:
         # Hypercorn sends no reason with a status, which the first line of HTTP/1.1 has room for.

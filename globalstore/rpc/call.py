@@ -24,6 +24,8 @@ class CallChannel(Protocol):
     """What a call needs of its connection."""
 
     peer: str
+    # What the client's certificate names it, if it had to show one.
+    peer_names: frozenset[str]
     draining: trio.Event
 
     def write(self, call: "Call", payload: bytes) -> bool:
@@ -148,6 +150,11 @@ class Call:
         return self._channel.turn or self
 
     @property
+    def peer_names(self) -> frozenset[str]:
+        """The names in the client's certificate: CN and alternative names; none without one."""
+        return self._channel.peer_names
+
+    @property
     def metadata(self) -> Metadata:
         """The client's own metadata; values of ``-bin`` names as bytes."""
         return self.head.metadata
@@ -185,12 +192,10 @@ class Call:
         """Seconds until the deadline, never below 0; infinite if there is none."""
         return max(0.0, self.deadline - trio.current_time())
 
-    def metadata_value(self, name: str) -> str | bytes | None:
-        """Return the first value under ``name``, or None."""
-        for key, value in self.head.metadata:
-            if key == name:
-                return value
-        return None
+    def metadata_values(self, name: str) -> list[str]:
+        """Return the values under ``name``, which is none of a ``-bin`` value."""
+        raw_name = name.encode()
+        return [raw.decode("latin-1") for key, raw in self.head.fields if key == raw_name]
 
     def abort(
         self,

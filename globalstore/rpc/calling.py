@@ -36,6 +36,7 @@ class CallingHalf:
     def __init__(self, serving: Serving, peer: str, address: str) -> None:
         now = trio.current_time()
         self.peer = peer
+        self.peer_names: frozenset[str] = frozenset()
         self.draining = serving.draining
         # Whether a call was made that not everybody may make.
         self.proven = False
@@ -255,6 +256,13 @@ class CallingHalf:
             return
         await self._account.answer_turn.acquire(self)
         self._in_answer_turn.add(call)
+        account = self._account
+        account.waiting_for_readers.add(call.writable.set)
+        try:
+            while account.unread_bytes > self._limits.unread_bytes_per_address_max:
+                await call.writable.wait()
+        finally:
+            account.waiting_for_readers.discard(call.writable.set)
         if not self._has_room(call):
             await self.writable(call)
 

@@ -40,6 +40,9 @@ READ_BYTES = 2 << 10
 READ_BYTES_BULK = 64 << 10
 FRAMES_BULK_MAX = 16
 
+# Bytes ready to be written that are part of what every connection costs.
+_READY_BYTES_FREE = 32 << 10
+
 # A client whose heads cost too much is not read for so long at a time; what it sends meanwhile
 # waits in the system's buffers.
 _PAUSE_SECONDS_MAX = 1.0
@@ -87,6 +90,7 @@ class Connection(CallingHalf):
         self._last = False
         self._silent = False
         self._receiving = False
+        self._ready_held = 0
         self._nursery: trio.Nursery | None = None
         # Called when the client has made a call that not everybody may make.
         self.prove: Callable[[], None] = _nobody
@@ -134,6 +138,7 @@ class Connection(CallingHalf):
             self._engine.fail(ErrorCodes.NO_ERROR, "")
             self._handle(self._engine.events())
             self._receipts.end(silent=self._silent)
+            self._account.hold(-self._ready_held)
             self._account.close(self._engine)
 
     def begin_drain(self) -> None:
@@ -209,10 +214,25 @@ class Connection(CallingHalf):
             self._handle(events)
         if engine.ready_bytes or engine.queued_bytes or engine.failed:
             self._output.set()
-        while engine.ready_bytes > self._limits.outbound_bytes_max and not engine.failed:
-            await self._room.wait()
+        if engine.ready_bytes > _READY_BYTES_FREE:
+            await self._room_to_write()
         if (heads := self._account.heads).tokens < 0:
             await trio.sleep(min(heads.wait_s(self._now), _PAUSE_SECONDS_MAX))
+
+    async def _room_to_write(self) -> None:
+        """Read nothing more while too much waits to be written."""
+        engine, account = self._engine, self._account
+        while engine.ready_bytes > _READY_BYTES_FREE and not engine.failed:
+            self._hold_ready()
+            if engine.ready_bytes <= self._limits.outbound_bytes_max and not account.is_full:
+                return
+            await self._room.wait()
+
+    def _hold_ready(self) -> None:
+        """Let bytes that wait to be written count, but for what any connection has."""
+        ready = max(0, self._engine.ready_bytes - _READY_BYTES_FREE)
+        self._account.hold(ready - self._ready_held)
+        self._ready_held = ready
 
     def _interrupt(self) -> None:
         """Take up an event of the engine although nothing was read: shared memory ran out."""
@@ -325,6 +345,8 @@ class Connection(CallingHalf):
         engine, transport, receipts = self._engine, self._transport, self._receipts
         while True:
             data = engine.take()
+            if self._ready_held:
+                self._hold_ready()
             # What a connection that has failed still had queued is gone, and did not leave.
             ping = b"" if receipts.idle or engine.failed else receipts.leaving(engine.streams)
             data += ping

@@ -49,6 +49,7 @@ class Channel:
     draining: trio.Event
     peer: str = _PEER
     turn: str = _PEER
+    peer_names: frozenset[str] = frozenset()
 
     suspect = False
 
@@ -86,6 +87,7 @@ class InProcess:
         interceptors: Sequence[Interceptor] = (),
         observers: Sequence[CallObserver] = (),
         authorize: Callable[[Call], None] | None = None,
+        open_paths: frozenset[str] = frozenset(),
         map_error: ErrorMap | None = None,
     ) -> None:
         limits = Limits()
@@ -96,6 +98,7 @@ class InProcess:
             observers=observers,
             authorize=authorize,
             map_error=map_error,
+            open_paths=open_paths,
         )
         self._cut = False
         self._channel = Channel(self._serving.draining)

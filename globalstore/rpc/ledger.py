@@ -6,7 +6,7 @@ together hold too much, the address that holds most pays: its largest calls end 
 """
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from globalstore.rpc.fair_slots import FairSlots
@@ -46,6 +46,9 @@ class Account:
         self.calls = 0
         self.connections = 0
         self.holders: set[Holder] = set()
+        # Bytes of answers that wait for clients to take them, and what wakes who waits for that.
+        self.unread_bytes = 0
+        self.waiting_for_readers: set[Callable[[], None]] = set()
         unbounded = float("inf")
         self.bytes_max = unbounded if shared else limits.held_bytes_per_address_max
         self.calls_max = unbounded if shared else limits.calls_per_address_max
@@ -71,6 +74,13 @@ class Account:
         ledger.held_bytes += size
         if ledger.held_bytes > ledger.bytes_max and size > 0:
             ledger.relieve()
+
+    def unread(self, size: int) -> None:
+        """Take in that so many bytes more wait for a client to take them, or fewer if negative."""
+        self.unread_bytes += size
+        if size < 0:
+            for wake in self.waiting_for_readers:
+                wake()
 
     def open(self, holder: Holder) -> None:
         """Take in a connection from this address."""

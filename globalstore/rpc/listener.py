@@ -21,7 +21,7 @@ from globalstore.rpc.request_bounds import RequestBounds
 from globalstore.rpc.serving import ListenerOptions, Serving
 from globalstore.rpc.sockets import address_of, display_address, listening_sockets
 from globalstore.rpc.status import DRAINING, Status
-from globalstore.rpc.tls import handshake, prepared
+from globalstore.rpc.tls import TlsTransport, handshake, prepared
 from globalstore.telemetry import get_logger
 
 log = get_logger("globalstore.rpc")
@@ -73,14 +73,16 @@ class Listener:
         interceptors: Sequence[Interceptor] = (),
         observers: Sequence[CallObserver] = (),
         authorize: Callable[[Call], None] | None = None,
+        open_paths: frozenset[str] = frozenset(),
         map_error: ErrorMap | None = None,
     ) -> None:
         """Prepare to serve; nothing is opened yet.
 
         ``bounds`` are those of requests, by path; others have those of ``limits`` alone.
-        ``authorize`` sees every call of a known method before anything of it is kept, and
-        refuses by raising. ``map_error`` names the status of an application's own error, or
-        None. Raises ValueError for services that clash or a context that allows old TLS.
+        ``authorize`` sees every call of a known method before anything of it is kept, but for
+        those of ``open_paths``, which anybody may make; it refuses by raising. ``map_error`` names
+        the status of an application's own error, or None. Raises ValueError for services that
+        clash or a context that allows old TLS.
         """
         self._options = options or ListenerOptions()
         self._limits = limits or Limits()
@@ -94,6 +96,7 @@ class Listener:
             observers=observers,
             authorize=authorize,
             map_error=map_error,
+            open_paths=open_paths,
         )
         self._sockets: list[trio.socket.SocketType] = []
         self._bound = (self._options.host, self._options.port)
@@ -302,6 +305,8 @@ class Listener:
             return
         connection = Connection(self._serving, transport, place.peer, place.account.address)
         connection.prove = partial(self._admission.prove, place)
+        if isinstance(transport, TlsTransport):
+            connection.peer_names = transport.peer_names
         self._connections.add(connection)
         try:
             await connection.run()

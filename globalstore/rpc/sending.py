@@ -197,6 +197,7 @@ class SendingHalf:
             stream.outgoing.append(memoryview(payload)[first:])
         stream.outgoing_bytes += size
         self.queued_bytes += size
+        self._account.unread(size)
         self._hold(stream, size)
 
     def _data(self, stream: Stream, data: bytes | memoryview) -> None:
@@ -217,6 +218,7 @@ class SendingHalf:
             self._data(stream, chunk[:size])
             stream.outgoing_bytes -= size
             self.queued_bytes -= size
+            self._account.unread(-size)
             self._hold(stream, -size)
             if size < len(chunk):
                 stream.outgoing[0] = chunk[size:]
@@ -252,6 +254,7 @@ class SendingHalf:
         self._release(stream)
         if stream.outgoing:
             self.queued_bytes -= stream.outgoing_bytes
+            self._account.unread(-stream.outgoing_bytes)
             stream.outgoing_bytes = 0
             stream.outgoing.clear()
             if not stream.parked:

@@ -51,8 +51,6 @@ class ListenerOptions:
     max_connection_age: float = math.inf
     # Addresses of proxies: many clients come from one, so that no bounds of one address apply.
     proxy_networks: Sequence[Network] = ()
-    # Methods, by path, that clients may call whoever they are.
-    open_paths: frozenset[str] = frozenset()
     # A number from 0 to 1, for ages that differ a little.
     random: Callable[[], float] = random.random
 
@@ -69,6 +67,7 @@ class Serving:
         observers: Sequence[CallObserver],
         authorize: Callable[[Call], None] | None,
         map_error: ErrorMap | None,
+        open_paths: frozenset[str] = frozenset(),
     ) -> None:
         self.routes = routes
         self.limits = limits
@@ -85,6 +84,7 @@ class Serving:
         )
         self._observers = tuple(observers)
         self._authorize = authorize
+        self._open_paths = open_paths
         self._calls: trio.Nursery | None = None
         # In which answers that did not arrive are undone.
         self._undos: trio.Nursery | None = None
@@ -165,7 +165,7 @@ class Serving:
 
     def is_open(self, call: Call) -> bool:
         """Whether clients may make this call whoever they are."""
-        return call.path in self.options.open_paths
+        return call.path in self._open_paths
 
     def finish(self, call: Call, code: StatusCode) -> None:
         """Take in that a call has ended with ``code``."""

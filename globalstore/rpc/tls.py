@@ -2,12 +2,18 @@
 
 import socket
 import ssl
+from collections.abc import Mapping
+from typing import Any
 
 import trio
 
 from globalstore.telemetry import get_logger
 
 log = get_logger("globalstore.rpc")
+
+# Forward secrecy and authenticated encryption only, which HTTP/2 asks for too (RFC 9113, 9.2.2).
+# TLS 1.3 has no others and is not concerned.
+_TLS_1_2_SUITES = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
 def server_context(
@@ -33,6 +39,7 @@ def prepared(context: ssl.SSLContext) -> ssl.SSLContext:
     """Set what gRPC needs on a context made elsewhere; ValueError if it allows old TLS."""
     if context.minimum_version < ssl.TLSVersion.TLSv1_2:
         raise ValueError("ssl_context: expected a minimum version of TLS 1.2 or later")
+    context.set_ciphers(_TLS_1_2_SUITES)
     context.set_alpn_protocols(["h2"])
     return context
 
@@ -42,6 +49,8 @@ class TlsTransport:
 
     def __init__(self, stream: "trio.SSLStream[trio.SocketStream]") -> None:
         self._stream = stream
+        # The names that the peer's certificate has, if it had to show one.
+        self.peer_names = _names(stream.getpeercert() or {})
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """Return bytes that arrived, decrypted; empty at the end."""
@@ -54,6 +63,14 @@ class TlsTransport:
     async def send_eof(self) -> None:
         """Say goodbye and close: TLS knows no half-open connection."""
         await self._stream.aclose()
+
+
+def _names(certificate: Mapping[str, Any]) -> frozenset[str]:
+    """Return the common names of a certificate, and its alternative names that are DNS or URI."""
+    subject = [pair for part in certificate.get("subject", ()) for pair in part]
+    common = {value for name, value in subject if name == "commonName"}
+    alternative = certificate.get("subjectAltName", ())
+    return frozenset(common | {value for kind, value in alternative if kind in {"DNS", "URI"}})
 
 
 async def handshake(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from globalstore.config import GlobalStoreConfig
 from globalstore.rpc import Listener
-from globalstore.server.renewals import Renewal
+from globalstore.server.renewals import Renewal, warn_of_access
 from globalstore.server.tls_files import certificate_expiry, tls_context
 
 
@@ -46,6 +46,7 @@ class Certificates:
         context = tls_context(self._config)
         assert context is not None
         self._listener.replace_ssl_context(context)
+        warn_of_access(self._config)
         self._show_expiry()
 
     def _show_expiry(self) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import globalstore
 from globalstore.api.context import HandlerContext
 from globalstore.api.memory_tiers import pending_ttl_us
+from globalstore.api.middleware.callers import KnownCallers
 from globalstore.api.middleware.handler_slots import HandlerSlots
+from globalstore.api.middleware.refused_callers import RefusedCallers
 from globalstore.api.middleware.tokens import Tokens
 from globalstore.api.standard.health import HealthService
 from globalstore.caches.keys import KeyCache
@@ -41,7 +43,7 @@ from globalstore.scheduling.transports import SourceQueues
 from globalstore.server.commit_counts import CommitCounts
 from globalstore.server.followers import follow, followers_of
 from globalstore.server.policies import queue_policy
-from globalstore.server.renewals import Renewal
+from globalstore.server.renewals import Renewal, warn_of_access
 from globalstore.telemetry.capabilities import (
     INSTANCE_CAPABILITIES,
     WORKER_CAPABILITIES,
@@ -96,9 +98,17 @@ class Components:
         )
         token_file = config.server.auth.token_file
         self.metrics.server.built(globalstore.__version__, len(MIGRATIONS))
-        self.tokens = Tokens(Path(token_file).expanduser()) if token_file else None
+        refused = RefusedCallers(self._count_refused)
+        self.tokens = Tokens(Path(token_file).expanduser(), refused) if token_file else None
+        self.callers = KnownCallers(
+            self.tokens,
+            refused,
+            by_certificate=config.server.grpc.tls.daemon_id_from_certificate,
+        )
         self.token_renewal = (
-            Renewal("token file", lambda: [token_file], self.tokens.reload) if self.tokens else None
+            Renewal("token file", lambda: [token_file], self._reload_tokens)
+            if self.tokens
+            else None
         )
         self.handler_slots = HandlerSlots(config.server.max_workers)
         self.context = HandlerContext(
@@ -230,8 +240,7 @@ class Components:
 
     def tasks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
         """Return what runs in the background for as long as the server serves, by name."""
-        renewal = self.token_renewal
-        return ({} if renewal is None else {"tokens": renewal.run}) | {
+        return self._token_tasks() | {
             "stalls": self.stalls.run,
             "heartbeat reaper": self.reaper.run,
             "heartbeat writer": self.heartbeats.run,
@@ -248,12 +257,25 @@ class Components:
             "database watch": self.store.watch,
         }
 
+    def _token_tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        if self.tokens is None or self.token_renewal is None:
+            return {}
+        return {"tokens": self.token_renewal.run, "withdrawn tokens": self.tokens.end_withdrawn}
+
     def _worker_routable(self) -> None:
         self.sources.worker_routable()
         self.queues.worker_routable()
 
     def _worker_unroutable(self) -> None:
         self.queues.worker_unroutable()
+
+    def _reload_tokens(self) -> None:
+        assert self.tokens is not None
+        self.tokens.reload()
+        warn_of_access(self.config)
+
+    def _count_refused(self, reason: str) -> None:
+        self.metrics.server.auth_refusals.labels(reason).inc()
 
     def _count_dispatch(self, event: str) -> None:
         self.metrics.transports.dispatch_events.labels(event).inc()

@@ -42,7 +42,7 @@ exit codes, and the word that the last line on stderr begins with:
      address        the address is not of this machine, or not yet
      tls            certificate, key, authorities or token file cannot be used
      log-file       a log file cannot be written
-     host           open files, threads or memory cannot be had"""
+     host           open files, threads, memory or new enough libraries cannot be had"""
 
 
 class Refusal(NamedTuple):

@@ -6,6 +6,7 @@ from typing import Any
 import attrs
 
 from globalstore.api.middleware.access_log import AccessLog, log_context
+from globalstore.api.middleware.acting import bind
 from globalstore.api.middleware.status_codes import status_of
 from globalstore.api.middleware.tokens import OPEN_PATHS
 from globalstore.api.services import all_services
@@ -26,6 +27,8 @@ def served(components: Components) -> dict[str, Any]:
     """
     context, health, tokens = components.context, components.grpc_health, components.tokens
     services = all_services(context)
+    if components.callers.are_asked:
+        bind(services, components.callers, context)
     for name in ["", *(service.name for service in services)]:
         health.set(name, ServingStatus.NOT_SERVING)
     offered = [*services, health.service]
@@ -34,7 +37,8 @@ def served(components: Components) -> dict[str, Any]:
     return {
         "services": offered,
         "interceptors": [log_context, context.handler_slots.interceptor],
-        "observers": [context.metrics.calls, AccessLog()],
+        "observers": [context.metrics.calls, AccessLog(), *([tokens] if tokens else [])],
+        "open_paths": OPEN_PATHS,
         "authorize": tokens.authorize if tokens else None,
         "map_error": status_of,
     }
@@ -72,7 +76,6 @@ def _options(config: GlobalStoreConfig) -> ListenerOptions:
         so_reuseport=grpc.so_reuseport,
         files_reserved=FILES_RESERVED,
         proxy_networks=networks(config.server.limits.proxy_networks),
-        open_paths=OPEN_PATHS,
         max_connection_idle=grpc.max_connection_idle or math.inf,
         max_connection_age=grpc.max_connection_age or math.inf,
     )

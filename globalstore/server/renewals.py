@@ -6,6 +6,7 @@ from typing import Final
 
 import trio
 
+from globalstore.config import GlobalStoreConfig, access_warnings
 from globalstore.host import HostRefused, identity_of
 from globalstore.telemetry import get_logger
 
@@ -16,6 +17,12 @@ _log = get_logger("globalstore.server")
 # agree on it, well within a minute: a tool that renews a pair writes one file after the other, and
 # half of a new pair is no reason for an alarm.
 LOOK_S: Final = 20.0
+
+
+def warn_of_access(config: GlobalStoreConfig) -> None:
+    """Log which of the files that ``config`` names others may read or change, once a minute."""
+    for line in access_warnings(config):
+        _log.limited(line, line)
 
 
 class Renewal:

@@ -21,7 +21,7 @@ from typing import Final, Self, TypeAlias
 
 import attrs
 
-from globalstore.host import HostRefused, host_step, make_directories
+from globalstore.host import HostRefused, check_file_to_write, host_step, make_directories
 from globalstore.telemetry import text
 
 # Some ten thousand lines: seconds of a busy server at DEBUG, and little beside its other memory.
@@ -176,6 +176,13 @@ class LogFileUnusable(HostRefused):
     """A log file cannot be opened for appending."""
 
     word = "log-file"
+
+
+def check_log_file(setting: str, path: str) -> None:
+    """Refuse a log file that could not be opened; nothing is made. Raises LogFileUnusable."""
+    place = Path(path).expanduser()
+    with host_step(f"observability.logging.{setting}", place, LogFileUnusable):
+        check_file_to_write(place)
 
 
 class Outputs(logging.Handler):

@@ -5,6 +5,10 @@ from typing import Final
 
 from globalstore.telemetry.instruments import Instruments
 
+# Why a call is refused for who makes it: no token, one that is unreadable, several, one that nobody
+# knows, that allows other calls, that allows other daemons, that was withdrawn meanwhile.
+AUTH_REFUSALS: Final = ("missing", "malformed", "several", "unknown", "role", "daemon", "withdrawn")
+
 _CHECKPOINT_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
@@ -80,6 +84,11 @@ class ServerMetrics:
         self.tls_cert_expiry = make.gauge(
             "tc_tls_cert_expiry_timestamp_seconds", "When the certificate in use expires."
         )
+        self.auth_refusals = make.counter(
+            "tc_auth_refusals_total", "Calls refused for who makes them.", "reason"
+        )
+        for reason in AUTH_REFUSALS:
+            self.auth_refusals.labels(reason)
         self.gc_rows_deleted = make.counter(
             "tc_gc_rows_deleted_total", "Rows deleted because their time was up.", "table"
         )

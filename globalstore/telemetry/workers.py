@@ -41,6 +41,9 @@ class WorkerMetrics:
         self.evicted = make.counter(
             "tc_worker_evicted_total", "Workers whose endpoint was taken over."
         )
+        self.moved = make.counter(
+            "tc_worker_moved_total", "Live workers whose address was changed by a registration."
+        )
         heartbeats = make.counter("tc_worker_heartbeat_total", "Heartbeats.", "result")
         # By result, since looking a series up would cost each heartbeat a microsecond.
         self.heartbeats = {

@@ -242,6 +242,13 @@ def test_plaintext_beyond_this_machine_earns_a_warning(tmp_path):
     assert warnings_of(load_document(tmp_path, document)) == []
 
 
+@pytest.mark.parametrize("files", [{}, {"client_ca_file": "a"}, {"enabled": True}])
+def test_names_of_certificates_need_certificates(tmp_path, files):
+    pair = {"cert_file": "c", "key_file": "k", "daemon_id_from_certificate": True}
+    (problem,) = problems_of(tmp_path, {"server": {"grpc": {"tls": pair | files}}})
+    assert problem.startswith("server.grpc.tls.daemon_id_from_certificate: needs ")
+
+
 def test_client_certificates_without_tls_earn_a_warning(tmp_path):
     document = {
         "database": {"db_file": "x.db"},

@@ -62,8 +62,12 @@ def cases(table: dict) -> list:
 
 
 # What else a file must say so that a sound value of these settings meets the rules between them.
+PAIR = {"cert_file": "c", "key_file": "k"}
 COMPANIONS = {
-    "server.grpc.tls.enabled": {"server": {"grpc": {"tls": {"cert_file": "c", "key_file": "k"}}}},
+    "server.grpc.tls.enabled": {"server": {"grpc": {"tls": PAIR}}},
+    "server.grpc.tls.daemon_id_from_certificate": {
+        "server": {"grpc": {"tls": PAIR | {"enabled": True, "client_ca_file": "a"}}}
+    },
     "server.limits.max_inbound_buffer_bytes": {"server": {"limits": {"max_message_bytes": 1}}},
     "server.limits.max_held_bytes": {
         "server": {"limits": {"max_message_bytes": 1, "max_held_bytes_per_address": 2}}

@@ -1,6 +1,7 @@
 """Certificates made for a test."""
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -20,7 +21,13 @@ class KeyPair:
     key_file: str
 
 
-def issue(directory: Path, name: str, issuer: KeyPair | None = None, days: int = 1) -> KeyPair:
+def issue(
+    directory: Path,
+    name: str,
+    issuer: KeyPair | None = None,
+    days: int = 1,
+    alternatives: Sequence[x509.GeneralName] = (x509.DNSName("localhost"),),
+) -> KeyPair:
     """Make a certificate for ``name``, self-signed as a CA without ``issuer``.
 
     Valid for ``days``; a negative number makes one that has expired.
@@ -37,7 +44,7 @@ def issue(directory: Path, name: str, issuer: KeyPair | None = None, days: int =
         .not_valid_before(now - datetime.timedelta(days=2))
         .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     )
     certificate = builder.sign(issuer.key if issuer else key, hashes.SHA256())
     cert_file, key_file = directory / f"{name}.crt", directory / f"{name}.key"

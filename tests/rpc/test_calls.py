@@ -251,7 +251,7 @@ async def test_observers_see_every_call_also_those_refused_before_a_handler():
     seen = Recorder()
 
     def authorize(call):
-        if call.metadata_value("token") != "right":
+        if call.metadata_values("token") != ["right"]:
             raise Abort(StatusCode.UNAUTHENTICATED, "no")
 
     token = ("token", "right")

@@ -4,7 +4,7 @@ import purerpc
 import pytest
 import trio
 
-from globalstore.api.standard.health import HealthService, ServingStatus
+from globalstore.api.standard.health import WATCHES_MAX, HealthService, ServingStatus
 from globalstore.gen.grpc.health.v1.health_grpc import HealthStub
 from globalstore.gen.grpc.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
@@ -63,3 +63,35 @@ async def test_a_watch_does_not_hold_up_a_drain():
         nursery.start_soon(listener.drain, 600)
         assert (await peer.answer(watch)).status == "14"
         await peer.stream.aclose()
+
+
+async def test_a_connection_has_few_watches_and_another_one_has_its_own():
+    health = HealthService()
+    health.set("", ServingStatus.SERVING)
+    async with listening(health.service) as listener:
+        peer, other = await dial(listener), await dial(listener)
+
+        async def watch(client) -> int:
+            path = head("/grpc.health.v1.Health/Watch")
+            stream = client.client.call(HealthCheckRequest().SerializeToString(), path)
+            await client.flush()
+            while (
+                not client.client.answers[stream].data and not client.client.answers[stream].ended
+            ):
+                await client.read()
+            return stream
+
+        streams = [await watch(peer) for _ in range(WATCHES_MAX)]
+        refused = peer.client.answers[await watch(peer)]
+        assert refused.status == "8"
+        assert refused.status_message == "this connection has 16 watches open already"
+        assert not other.client.answers[await watch(other)].ended
+        await peer.cancel(streams[0])
+        while health._watches[peer_of(health)] == WATCHES_MAX:
+            await trio.lowlevel.checkpoint()
+        assert not peer.client.answers[await watch(peer)].ended
+
+
+def peer_of(health: HealthService) -> str:
+    """The client with most watches."""
+    return health._watches.most_common(1)[0][0]

@@ -55,6 +55,21 @@ async def test_answers_that_a_client_does_not_read_do_not_pile_up():
         assert echo.made == 20
 
 
+async def test_answers_that_other_connections_of_an_address_do_not_read_count_too():
+    limits = Limits(unread_bytes_per_address_max=500_000)
+    echo = Echo()
+    async with listening(echo.service, limits=limits) as listener:
+        first, second = [await dial(listener) for _ in range(2)]
+        await first.call("Large", "1000000")
+        while not echo.made:
+            await trio.lowlevel.checkpoint()
+        waiting = await second.call("Large", "1000")
+        assert (await second.answer(await second.call("Unary"))).status == "0"
+        assert echo.made == 1
+        await first.stream.aclose()
+        assert (await second.answer(waiting)).status == "0"
+
+
 async def test_a_call_that_leaves_gives_its_turn_away():
     echo = Echo()
     async with served(echo, limits=Limits(blocked_bytes_max=500_000)) as peer:
@@ -81,8 +96,9 @@ async def test_an_answer_beyond_the_share_of_its_address_is_told_not_made():
 
 @pytest.mark.parametrize("open_call", [False, True])
 async def test_silent_connections_make_room_for_those_that_call(open_call):
-    options = ListenerOptions(open_paths=frozenset({"/test.Echo/Plain"}))
-    async with listening(limits=Limits(connections_max=3), options=options) as listener:
+    open_paths = frozenset({"/test.Echo/Plain"})
+    limits = Limits(connections_max=3)
+    async with listening(limits=limits, open_paths=open_paths) as listener:
         first = await dial(listener)
         await first.answer(await first.call("Plain" if open_call else "Unary"))
         silent = [await trio.open_tcp_stream("127.0.0.1", listener.port) for _ in range(2)]
@@ -113,6 +129,22 @@ async def test_one_address_may_not_take_all_connections():
             data += bytes(more)
         assert b"as many connections as it may" in data
         assert listener.statistics().connections == 2
+
+
+async def test_small_answers_that_are_not_read_count_for_their_address(autojump_clock):
+    limits = Limits(held_bytes_per_address_max=CONNECTION_BYTES + 200_000)
+    pair = trio.testing.lockstep_stream_pair()
+    async with served(pair=pair, limits=limits) as peer:
+        peer.client.h2.remote_settings.max_concurrent_streams = 1000
+        peer.client.h2.remote_settings.acknowledge()
+        peer.client.h2.increment_flow_control_window(10 << 20)
+        with trio.move_on_after(10):
+            for _ in range(900):
+                await peer.call("Unary", "y" * 1000)
+        account = peer.connection._account
+        assert 150_000 < peer.connection._engine.ready_bytes < 400_000
+        assert account.held_bytes > limits.held_bytes_per_address_max - 20_000
+    assert account.held_bytes == 0
 
 
 async def test_idle_time_of_a_paused_reader_is_bounded(autojump_clock):

@@ -121,6 +121,36 @@ async def test_tls_older_than_1_2_is_refused(ca, server):
             await dial(listener, context)
 
 
+SUITES = {
+    "ECDHE-ECDSA-AES128-GCM-SHA256": True,
+    "ECDHE-ECDSA-AES256-GCM-SHA384": True,
+    "ECDHE-ECDSA-CHACHA20-POLY1305": True,
+    "ECDHE-ECDSA-AES128-SHA256": False,
+    "ECDHE-ECDSA-AES256-SHA": False,
+    "ECDHE-ECDSA-AES128-CCM": False,
+}
+
+
+@pytest.mark.parametrize(("suite", "taken"), SUITES.items())
+async def test_tls_1_2_is_spoken_with_authenticated_suites_only(ca, server, suite, taken):
+    async with secured(server) as listener:
+        context = client_context(ca)
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(suite)
+        if taken:
+            assert await works(listener, context)
+            return
+        with pytest.raises(trio.BrokenResourceError):
+            await dial(listener, context)
+
+
+def test_no_suite_is_without_forward_secrecy(server):
+    context = server_context(server.cert_file, server.key_file)
+    suites = [each for each in context.get_ciphers() if each["protocol"] == "TLSv1.2"]
+    assert suites
+    assert all(each["aead"] and each["kea"] == "kx-ecdhe" for each in suites), suites
+
+
 def test_a_context_that_allows_old_tls_is_refused():
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED

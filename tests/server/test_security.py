@@ -1,6 +1,7 @@
 """TLS, client certificates and tokens of the running server."""
 
 import hashlib
+import queue
 import signal
 import urllib.request
 from collections.abc import Iterator
@@ -158,6 +159,31 @@ def test_tokens_say_who_may_read_and_who_may_write(
         assert code("ListActiveWorkers", wire.ListActiveWorkersRequest()) == read
         assert code("RegisterWorker", worker_request()) == mutation
         assert health_code(secured.port, None) is grpc.StatusCode.OK
+
+
+def test_a_stream_ends_when_the_token_it_was_opened_with_is_withdrawn(tmp_path: Path) -> None:
+    path = token_file(tmp_path)
+    with running(tmp_path, server={"auth": {"token_file": str(path)}}) as process:
+        with Client(process.port) as client:
+            listing = client.channel.stream_stream(
+                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                request_serializer=bytes,
+                response_deserializer=bytes,
+            )
+            asked: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+            stream = listing(
+                iter(asked.get, None), metadata=[("authorization", f"Bearer {READ}")], timeout=60
+            )
+            asked.put(b"\x3a\x00")  # which services there are
+            assert next(stream)
+            path.write_text(f"full {hashlib.sha256(FULL.encode()).hexdigest()}\n")
+            process.signal(signal.SIGHUP)
+            with pytest.raises(grpc.RpcError) as ended:
+                next(stream)
+            assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert "withdrawn" in ended.value.details()
+            asked.put(None)
+        assert process.stop() == 0
 
 
 @pytest.mark.parametrize("text", [None, "", "full nothex", "admin " + "0" * 64, "full"])

@@ -157,6 +157,7 @@ async def a_server_takes_a_file_over(it: Moves, _: Clock) -> None:
     "tc_active_workers",
     "tc_worker_expired_total",
     "tc_worker_evicted_total",
+    "tc_worker_moved_total",
     "tc_worker_heartbeat_buffer_pending",
     "tc_worker_heartbeat_flush_batch_size_count",
     of("tc_worker_heartbeat_flush_updates_total", "result", "batched"),
@@ -190,6 +191,7 @@ async def workers_come_and_go(it: Moves, clock: Clock) -> None:
     await unregister(store, worker.worker_id, graceful=False)
     for graceful in (True, False):
         await unregister(store, LOST, graceful)
+    await store.register("d3", grpc_port=9)
     await store.register("d3")
     await store.register("d4", node_address="d3.example")
     await pass_time(clock, 32)

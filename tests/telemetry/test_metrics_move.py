@@ -9,7 +9,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-import moves_of_data  # noqa: F401  its scenarios
+import moves_of_auth  # noqa: F401  its scenarios
+import moves_of_data  # noqa: F401
 import moves_of_workers  # noqa: F401
 import pytest
 import trio

@@ -1,9 +1,11 @@
 """RegisterWorker: checks, outcomes, recovery, eviction."""
 
+import logging
 import re
 
 import pytest
 import trio
+from log_lines import told
 from purerpc import StatusCode
 from servers import configuration, pass_time, refused, serving
 
@@ -186,6 +188,30 @@ async def test_moving_onto_another_workers_endpoint_evicts_it() -> None:
         moved = await store.register("d2", node_id="node-d1", node_address="d1.example")
         assert (moved.worker_id, moved.reconcile_generation) == (second.worker_id, 2)
         assert (await store.beat(first.worker_id)).status == wire.STATUS_NOT_FOUND
+
+
+async def test_a_live_worker_that_moves_is_told_with_both_addresses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as store:
+        moved = store.components.metrics.workers.moved
+        worker = await store.register("d1")
+        await store.register("d1")
+        assert moved._value.get() == 0
+        for number in range(100):
+            await store.register("d1", node_address=f"d1-{number}.example")
+        assert moved._value.get() == 100
+        (line,) = [x for x in told(caplog, logging.WARNING) if "address of a live worker" in x]
+        assert "daemon_id=d1" in line
+        assert "old_address=d1.example:50052" in line
+        assert "address=d1-0.example:50052" in line
+        assert "peer=in-process" in line
+        # One that has unregistered comes back wherever it likes.
+        await store.runtime.UnregisterWorker(
+            wire.UnregisterWorkerRequest(worker_id=worker.worker_id)
+        )
+        await store.register("d1", grpc_port=9)
+        assert moved._value.get() == 100
 
 
 async def test_a_returning_worker_goes_on_counting_and_its_replicas_wait() -> None:

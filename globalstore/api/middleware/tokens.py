@@ -1,39 +1,18 @@
-"""Tokens, which allow calls (``server.auth.token_file``).
+"""Tokens, which allow calls (``server.auth.token_file``)."""
 
-The file has lines ``role sha256-of-token``; role is ``full`` or ``read``. Only digests are kept and
-compared, so neither the file nor a dump of the process shows a token.
-"""
-
-import enum
-import hashlib
-import hmac
-import string
+from collections import deque
 from pathlib import Path
 from typing import Final, NoReturn
 
+import trio
+
+from globalstore.api.middleware.refused_callers import RefusedCallers
 from globalstore.api.middleware.status_codes import reason_trailer
-from globalstore.host import HostRefused, host_step, read_bounded
-from globalstore.rpc import Call, StatusCode
-
-# A line has some 70 bytes: room for ten thousand tokens, each of which every call is compared with.
-_FILE_BYTES_MAX: Final = 1 << 20
-
-
-class Role(enum.Enum):
-    """What a token allows."""
-
-    FULL = "full"
-    READ = "read"
-
-
-class TokenFileUnusable(HostRefused):
-    """The token file cannot be read, or a line of it is malformed."""
-
-    word = "tls"
-
+from globalstore.api.middleware.token_file import Grant, Role, digest_of, read_token_file
+from globalstore.rpc import Call, Method, Status, StatusCode
 
 # Calls that change nothing. Whatever is not listed is a mutation, new calls included.
-_READS = frozenset(
+READS = frozenset(
     {
         "BatchGetReplicaCounts",
         "BatchGetShardHomeLeases",
@@ -82,78 +61,163 @@ OPEN_PATHS: Final = frozenset(
     }
 )
 
-_BEARER = "bearer "
+# The calls that daemons make are those of the contract with them.
+_OF_DAEMONS: Final = "tensorcast."
+
+# Calls ended before others get a turn: each takes some ten microseconds.
+_ENDS_PER_TURN: Final = 32
+
+_BEARER: Final = "bearer "
+
+_WITHDRAWN: Final = "authorization: this token was withdrawn, or allows less, since the call began"
 
 
 class Tokens:
-    """The tokens of a file. ``reload`` reads it again; a bad file keeps what was read before."""
+    """The tokens of a file. ``reload`` reads it again; a bad file keeps what was read before.
 
-    def __init__(self, path: Path) -> None:
+    As an observer of calls it knows which are in flight by which token. ``refused`` notes each
+    refusal.
+    """
+
+    def __init__(self, path: Path, refused: RefusedCallers) -> None:
         self._path = path
-        self._roles = _read(path)
+        self._refused = refused
+        self._grants = _by_digest(path)
+        self._in_flight: dict[Call, Grant] = {}
+        self._withdrawn: deque[Call] = deque()
+        self._some_withdrawn = trio.Event()
 
     def reload(self) -> None:
-        """Read the file again. Raises TokenFileUnusable."""
-        self._roles = _read(self._path)
+        """Read the file again; calls that it allows no longer are ended by ``end_withdrawn``.
+
+        Raises TokenFileUnusable; then nothing changes.
+        """
+        former, self._grants = self._grants, _by_digest(self._path)
+        changed = {digest for digest in former if self._grants.get(digest) != former[digest]}
+        if not changed:
+            return
+        for call, before in self._in_flight.items():
+            if before.digest in changed:
+                grant = self._grants.get(before.digest)
+                if grant is not None and _allows_still(grant, before, call.method):
+                    self._in_flight[call] = grant
+                else:
+                    self._withdrawn.append(call)
+        self._some_withdrawn.set()
+
+    async def end_withdrawn(self) -> None:
+        """End calls whose token was withdrawn, until cancelled; however many, in turns."""
+        while True:
+            await self._some_withdrawn.wait()
+            self._some_withdrawn = trio.Event()
+            while self._withdrawn:
+                for _ in range(min(_ENDS_PER_TURN, len(self._withdrawn))):
+                    self._end(self._withdrawn.popleft())
+                await trio.lowlevel.checkpoint()
+
+    def _end(self, call: Call) -> None:
+        if call in self._in_flight and call.end is None:
+            self._refused.note(call, "withdrawn")
+            reason = (reason_trailer(_WITHDRAWN),)
+            call.cancel(Status(StatusCode.UNAUTHENTICATED, _WITHDRAWN, reason))
 
     def authorize(self, call: Call) -> None:
         """Abort a call that its token does not allow; those of ``OPEN_PATHS`` need none."""
-        role = self._role(call.metadata_value("authorization"))
-        if role is None:
-            _refuse(
+        grant = self._grant_of(call)
+        if not _allows(grant, call.method):
+            needed = "full or daemon" if _is_of_daemons(call.method) else "full"
+            self._refuse(
                 call,
-                StatusCode.UNAUTHENTICATED,
-                "authorization: expected a known Bearer token",
+                "role",
+                f"{call.method.name} needs a token of role {needed}, this one has role"
+                f" {grant.role.value}",
+                StatusCode.PERMISSION_DENIED,
             )
-        if role is Role.READ and call.method.name not in _READS:
-            _refuse(
-                call, StatusCode.PERMISSION_DENIED, f"{call.method.name} needs a token of role full"
+        self._in_flight[call] = grant
+
+    def started(self, call: Call) -> None:
+        """Do nothing: ``authorize`` takes the call in."""
+
+    def finished(self, call: Call, code: StatusCode, seconds: float) -> None:
+        """Forget a call that has ended."""
+        self._in_flight.pop(call, None)
+
+    def daemon_ids(self, call: Call) -> frozenset[str] | None:
+        """Return the daemons that a call may act for, None for any; none once it has ended."""
+        grant = self._in_flight.get(call)
+        if grant is None:
+            return frozenset()
+        return grant.daemon_ids if grant.role is Role.DAEMON else None
+
+    def _grant_of(self, call: Call) -> Grant:
+        fields = call.metadata_values("authorization")
+        if not fields:
+            self._refuse(call, "missing", "authorization: none sent, expected 'Bearer TOKEN'")
+        if len(fields) > 1:
+            self._refuse(call, "several", "authorization: sent more than once, expected one")
+        (header,) = fields
+        if not header.lower().startswith(_BEARER):
+            self._refuse(call, "malformed", "authorization: expected 'Bearer TOKEN'")
+        token = header[len(_BEARER) :].strip()
+        if not token:
+            self._refuse(call, "malformed", "authorization: the token is blank")
+        grant = self._grants.get(digest_of(token))
+        if grant is None:
+            self._refuse(call, "unknown", self._why_unknown(token))
+        return grant
+
+    def _why_unknown(self, token: str) -> str:
+        """Return what to tell a caller whose token has no line in the file."""
+        try:
+            is_listed = bytes.fromhex(token) in self._grants
+        except ValueError:
+            is_listed = False
+        if is_listed:
+            return (
+                "authorization: the token file has this very text, where the SHA-256 of the token"
+                " belongs"
             )
+        return "authorization: expected a known Bearer token"
 
-    def _role(self, header: str | bytes | None) -> Role | None:
-        if not isinstance(header, str) or not header.lower().startswith(_BEARER):
-            return None
-        given = hashlib.sha256(header[len(_BEARER) :].strip().encode()).digest()
-        found = None
-        # Every entry is compared in full, so that time tells nothing about where a match is.
-        for digest, role in self._roles:
-            if hmac.compare_digest(digest, given):
-                found = role
-        return found
-
-
-def _refuse(call: Call, code: StatusCode, reason: str) -> NoReturn:
-    call.abort(code, reason, [reason_trailer(reason)])
+    def _refuse(
+        self,
+        call: Call,
+        kind: str,
+        reason: str,
+        code: StatusCode = StatusCode.UNAUTHENTICATED,
+    ) -> NoReturn:
+        self._refused.note(call, kind)
+        call.abort(code, reason, [reason_trailer(reason)])
 
 
-def _read(path: Path) -> list[tuple[bytes, Role]]:
-    with host_step("server.auth.token_file", path, TokenFileUnusable):
-        content = read_bounded(path, _FILE_BYTES_MAX)
-        lines = content.decode().splitlines()
-    if len(content) > _FILE_BYTES_MAX:
-        raise TokenFileUnusable(
-            f"server.auth.token_file {path}: larger than {_FILE_BYTES_MAX} bytes; leave only tokens"
-            " in use in it"
-        )
-    roles = []
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        if (
-            len(words) != 2
-            or words[0] not in {role.value for role in Role}
-            or len(words[1]) != 64
-            or not set(words[1].lower()) <= set(string.hexdigits)
-        ):
-            raise TokenFileUnusable(
-                f"server.auth.token_file {path}, line {number}: expected 'full' or 'read' and the"
-                " SHA-256 of a token in hex; correct that line"
-            )
-        roles.append((bytes.fromhex(words[1]), Role(words[0])))
-    if not roles:
-        raise TokenFileUnusable(
-            f"server.auth.token_file {path} has no tokens; write at least one, or unset the"
-            "key to take calls without tokens"
-        )
-    return roles
+def _by_digest(path: Path) -> dict[bytes, Grant]:
+    """Read a token file. Raises TokenFileUnusable.
+
+    Looking a digest up takes as long for a wrong token as for any other: the table compares keyed
+    hashes first, which nobody outside can choose, and only then the digests.
+    """
+    return {grant.digest: grant for grant in read_token_file(path)}
+
+
+def _is_of_daemons(method: Method) -> bool:
+    return method.service.startswith(_OF_DAEMONS)
+
+
+def _allows(grant: Grant, method: Method) -> bool:
+    match grant.role:
+        case Role.FULL:
+            return True
+        case Role.DAEMON:
+            return _is_of_daemons(method) or method.name in READS
+        case Role.READ:
+            return method.name in READS
+
+
+def _allows_still(grant: Grant, before: Grant, method: Method) -> bool:
+    """Tell whether a call that began under another grant of its token may go on."""
+    if method.name in READS:
+        return True
+    if grant.role is Role.DAEMON:
+        # Whom the call acts for was checked when it began.
+        return before.role is Role.DAEMON and before.daemon_ids <= grant.daemon_ids
+    return _allows(grant, method)

@@ -62,7 +62,7 @@ class WorkerHandlers(Handlers):
                 )
             )
             return wire.RegisterWorkerResponse(status=wire.STATUS_ERROR)
-        self._log_registered(registration, outcome)
+        self._log_registered(registration, outcome, request)
         worker = outcome.worker
         return wire.RegisterWorkerResponse(
             status=wire.STATUS_OK,
@@ -95,7 +95,7 @@ class WorkerHandlers(Handlers):
         self.context.metrics.workers.registrations.labels(kind, "rejected").inc()
 
     def _log_registered(
-        self, registration: workers.WorkerRegistration, outcome: Registered
+        self, registration: workers.WorkerRegistration, outcome: Registered, call: Call
     ) -> None:
         self.context.metrics.workers.registrations.labels(outcome.kind, "ok").inc()
         worker = outcome.worker
@@ -110,6 +110,15 @@ class WorkerHandlers(Handlers):
                 by_worker_id=worker.worker_id,
                 by_daemon_id=worker.daemon_id,
                 by_node_id=worker.node_id,
+            )
+        if outcome.moved_from is not None:
+            self.context.metrics.workers.moved.inc()
+            # Whoever may register may register as any daemon: a move may be somebody else's doing.
+            _log.bind(**worker.log_fields()).limited(
+                f"move of {worker.daemon_id}",
+                "address of a live worker changed",
+                old_address="{}:{}".format(*outcome.moved_from),
+                peer=call.peer,
             )
         _log.info(
             "worker registered",

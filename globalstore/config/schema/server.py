@@ -45,6 +45,12 @@ class Tls:
     client_ca_file: str = setting(
         "", "PEM authorities. When given, every client must show a certificate one of them signed."
     )
+    daemon_id_from_certificate: bool = setting(
+        False,
+        "Let a client act only for daemons whose id its certificate has as common name (CN) or as "
+        "alternative name (DNS or URI), and for what belongs to them. Needs client_ca_file. A full "
+        "token is not bound by it.",
+    )
 
 
 @attrs.frozen
@@ -92,8 +98,9 @@ class Auth:
 
     token_file: str = setting(
         "",
-        "File of lines 'role sha256-of-token', role full or read; callers then need an "
-        "'authorization: Bearer' header. Empty: no tokens.",
+        "File of lines 'full DIGEST', 'read DIGEST' or 'daemon DIGEST ID[,ID...]', where DIGEST is "
+        "the SHA-256 of a token; callers then need an 'authorization: Bearer' header. A full token "
+        "is the whole cluster; one of a daemon acts for these daemon ids only. Empty: no tokens.",
     )
 
 

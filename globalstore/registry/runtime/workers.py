@@ -37,13 +37,15 @@ class WorkerRegistration:
 class Registered:
     """A registration that succeeded. ``kind`` is new, renew, reactivate or recovery.
 
-    ``evicted`` is the worker of another daemon that lost its endpoint to this one.
+    ``evicted`` is the worker of another daemon that lost its endpoint to this one. ``moved_from``
+    is the address and port that the daemon's own active worker had until now, if others.
     """
 
     worker: WorkerState
     kind: str
     state_sync_required: bool
     evicted: WorkerState | None
+    moved_from: tuple[str, int] | None = None
 
 
 @attrs.frozen
@@ -100,7 +102,11 @@ def register_worker(
     worker = row.state
     tx.emit(WorkerRegistered(worker))
     sync = registration.is_recovery or worker.needs_reconcile
-    return Registered(worker, kind, sync, evicted)
+    moved_from = None
+    if own is not None and own.inactive_at is None:
+        before = own.node_address, own.grpc_port
+        moved_from = before if before != (worker.node_address, worker.grpc_port) else None
+    return Registered(worker, kind, sync, evicted, moved_from)
 
 
 def _insert(tx: Transaction, registration: WorkerRegistration, worker_id: str, now_us: int) -> int:
