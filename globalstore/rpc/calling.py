@@ -165,15 +165,18 @@ class CallingHalf:
             return
         call.finished = True
         self._calls.pop(call.stream_id, None)
-        self._account.calls -= 1
+        account = self._account
+        account.calls -= 1
+        if not account.connections:
+            account.ledger.tidy(account)
         if call in self._in_answer_turn:
             self._in_answer_turn.remove(call)
-            self._account.answer_turn.release()
+            account.answer_turn.release()
         if (
             status.code is StatusCode.OK
             and call.reply is not None
             and len(call.reply) > _LARGE_ANSWER_BYTES
-            and not self._account.has_room(len(call.reply))
+            and not account.has_room(len(call.reply))
         ):
             status = _UNREAD
         try:
@@ -192,7 +195,7 @@ class CallingHalf:
         self._output.set()
         if not self._calls:
             self._keepalive.idle_since = trio.current_time()
-        heads = self._account.heads
+        heads = account.heads
         if heads.tokens < heads.cap and self.proven:
             heads.earn(self._limits.head_bytes_per_call)
         self._serving.finish(call, status.code)

@@ -135,12 +135,9 @@ async def test_a_reload_of_a_file_that_is_refused_keeps_the_tokens_and_is_an_err
         (["one"], "expected 'Bearer TOKEN'"),
         (["Bearer one, Bearer one"], "expected a known"),
         ([f"Bearer {digest('one').upper()}"], "the token file has this very text"),
-        ([b"Bearer one"], "expected 'Bearer TOKEN'"),
     ],
 )
-async def test_a_refusal_of_a_token_says_why(
-    tmp_path: Path, fields: list[str | bytes], said: str
-) -> None:
+async def test_a_refusal_of_a_token_says_why(tmp_path: Path, fields: list[str], said: str) -> None:
     async with secured(write(tmp_path, f"full {digest('one')}")) as store:
         metadata = [("authorization", field) for field in fields]
         async with refused(StatusCode.UNAUTHENTICATED, said):
