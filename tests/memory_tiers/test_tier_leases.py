@@ -25,7 +25,7 @@ from tier_calls import (
     wish,
 )
 
-from globalstore.api.memory_tiers import CHUNK_IDS_MAX
+from globalstore.api.bounds.fields import CHUNK_IDS_MAX
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
 from globalstore.registry import memory_tiers
 

@@ -6,6 +6,7 @@ from itertools import groupby
 
 import attrs
 
+from globalstore.api.bounds.fields import INDICES_MAX, UPDATES_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -16,15 +17,9 @@ from globalstore.rules.chunk_states import BLOCK_CHUNKS, ChunkState, Patches
 from globalstore.rules.refusals import InvalidArgument, Refusal, ResourceExhausted
 from globalstore.rules.values import identifier, required
 
-# Entries of one report, as the contract has it.
-UPDATES_MAX = 100_000
-
 # Locations in one answer, some 20 MB: an artifact of 20 000 chunks on a dozen nodes. For more, the
 # caller asks for some chunks at a time.
 LOCATIONS_MAX = 250_000
-
-# Indices in one question: as many as there can be locations.
-INDICES_MAX = 250_000
 
 # Entries that are looked at before other calls get a turn: about a millisecond each time.
 _ENTRIES_PER_TURN = 250

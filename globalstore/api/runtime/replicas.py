@@ -7,6 +7,7 @@ import struct
 
 import trio
 
+from globalstore.api.bounds.fields import COUNTED_IDS_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import token
 from globalstore.api.runtime import memory_info
@@ -24,10 +25,6 @@ from globalstore.rules import descriptors
 from globalstore.rules.artifact_ids import looked_up, stored
 from globalstore.rules.refusals import InvalidArgument, Refusal
 from globalstore.rules.values import identifier, positive, required, storable, uuid_bytes, uuid_text
-
-# Ids of one count request: what a scheduler of a large cluster asks for at once, and at 100 bytes
-# each still a small message.
-_COUNTED_IDS_MAX = 10_000
 
 _PAGE_SIZE = 100
 # A page of this many replicas is about 300 kB, well below what common clients accept.
@@ -122,9 +119,9 @@ class ReplicaHandlers(Handlers):
         """Count replicas, and the available ones of them, for many artifacts."""
         stripped = (artifact_id.strip() for artifact_id in message.artifact_ids)
         ids = [artifact_id for artifact_id in dict.fromkeys(stripped) if artifact_id]
-        if len(ids) > _COUNTED_IDS_MAX:
+        if len(ids) > COUNTED_IDS_MAX:
             raise InvalidArgument(
-                f"artifact_ids has {len(ids)} ids, expected at most {_COUNTED_IDS_MAX}"
+                f"artifact_ids has {len(ids)} ids, expected at most {COUNTED_IDS_MAX}"
             )
         counts = await self.context.read(replica_lists.counts, ids) if ids else []
         return wire.BatchGetReplicaCountsResponse(
