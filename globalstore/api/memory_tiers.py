@@ -145,8 +145,12 @@ class MemoryTierHandlers(Handlers):
                 )
         states = {TierLeaseState(state) for state in message.states} or OUTSTANDING
         response = wire.ListOutstandingLeasesResponse()
-        for lease in await self.context.read(memory_tiers.outstanding, node_id, states):
-            response.leases.append(self._lease(lease))
+        room = self.context.list_room("name some states")
+        most = room.bytes_max
+        for lease in await self.context.read(memory_tiers.outstanding, node_id, states, most):
+            made = self._lease(lease)
+            room.take([made])
+            response.leases.append(made)
             await trio.lowlevel.checkpoint()
         return response
 

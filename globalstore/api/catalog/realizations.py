@@ -182,6 +182,9 @@ class RealizationHandlers(Handlers):
             response.members.extend(
                 _member(realization, member, reasons.get(member.part_id, "")) for member in turn
             )
+        self.context.list_room("let clients take more, or give members shorter ids").take(
+            [response]
+        )
         return response
 
 

@@ -129,12 +129,14 @@ class InstanceHandlers(Handlers):
             listed = self._list_now()
             ordered = listed.latest_first()
         parts = []
+        room = self.context.list_room("set required_capability_flags, or let clients take more")
         async for turn in in_turns(ordered, _INSTANCES_PER_TURN):
             part = wire.ListActiveInstancesResponse()
             for instance in turn:
                 if instance.state.capability_flags & flags == flags:
                     _show(part.instances.add(), instance, listed, self._status(listed, instance))
             parts.append(part.SerializeToString())
+            room.take_bytes(len(parts[-1]))
         return cast(wire.ListActiveInstancesResponse, _Serialized(parts))
 
     def _list_now(self) -> InstanceList:

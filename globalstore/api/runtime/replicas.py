@@ -5,11 +5,10 @@ import binascii
 import hashlib
 import struct
 
-import trio
-
 from globalstore.api.bounds.fields import COUNTED_IDS_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import token
+from globalstore.api.room import PAGE_BYTES_MAX, add_page
 from globalstore.api.runtime import memory_info
 from globalstore.db import Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
@@ -19,6 +18,7 @@ from globalstore.registry.idempotency import Basis
 from globalstore.registry.new_ids import new_id
 from globalstore.registry.runtime import replica_lists, replicas
 from globalstore.registry.runtime.replica_lists import Filters
+from globalstore.registry.runtime.replica_rows import Replica
 from globalstore.registry.runtime.replicas import ReplicaRegistration
 from globalstore.rpc import Call
 from globalstore.rules import descriptors
@@ -97,20 +97,12 @@ class ReplicaHandlers(Handlers):
         size = message.pagination.page_size or _PAGE_SIZE
         after = _after(message.pagination.page_token, filters)
         page = await self.context.read(
-            replica_lists.page, filters, after, min(size, _PAGE_SIZE_MAX)
+            replica_lists.page, filters, after, min(size, _PAGE_SIZE_MAX), PAGE_BYTES_MAX
         )
-        following = "" if page.is_last else _page_token(page.replicas[-1].seq, filters)
-        response = wire.ListReplicasV2Response(
-            page_info=common.PageInfo(next_page_token=following, total_size=page.total)
-        )
-        for start in range(0, len(page.replicas), _RECORDS_PER_TURN):
-            response.replicas.extend(
-                wire.ArtifactReplicaRecord(
-                    artifact_id=replica.artifact_id, memory_info=memory_info.to_message(replica)
-                )
-                for replica in page.replicas[start : start + _RECORDS_PER_TURN]
-            )
-            await trio.lowlevel.checkpoint()
+        response = wire.ListReplicasV2Response(page_info=common.PageInfo(total_size=page.total))
+        count = await add_page(response.replicas, page.replicas, _record, _RECORDS_PER_TURN)
+        if count < len(page.replicas) or not page.is_last:
+            response.page_info.next_page_token = _page_token(page.replicas[count - 1].seq, filters)
         return response
 
     async def BatchGetReplicaCounts(
@@ -133,6 +125,12 @@ class ReplicaHandlers(Handlers):
                 for artifact_id, (all_, available) in zip(ids, counts, strict=True)
             ],
         )
+
+
+def _record(replica: Replica) -> wire.ArtifactReplicaRecord:
+    return wire.ArtifactReplicaRecord(
+        artifact_id=replica.artifact_id, memory_info=memory_info.to_message(replica)
+    )
 
 
 def _effective_artifact_id(message: wire.RegisterReplicaRequest) -> str:

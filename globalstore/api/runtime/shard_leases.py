@@ -135,8 +135,11 @@ class ShardLeaseHandlers(Handlers):
         _check_count("shard_ids", len(message.shard_ids))
         response = wire.BatchGetShardHomeLeasesResponse()
         found = await self._routes(request, message.shard_ids)
+        room = self.context.list_room("name fewer shard_ids")
         async for turn in in_turns(found, _ENTRIES_PER_TURN):
-            response.leases.extend(map(self._route, turn))
+            made = list(map(self._route, turn))
+            room.take(made)
+            response.leases.extend(made)
         return response
 
     async def _routes(self, request: Call, shard_ids: Iterable[int]) -> list[ShardLease]:

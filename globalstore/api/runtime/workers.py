@@ -322,7 +322,10 @@ class WorkerHandlers(Handlers):
         found = self.context.workers.listed(
             message.required_capability_flags, message.include_unavailable
         )
-        return wire.ListActiveWorkersResponse(workers=map(_worker_info, found))
+        response = wire.ListActiveWorkersResponse(workers=map(_worker_info, found))
+        room = self.context.list_room("set required_capability_flags, or let clients take more")
+        room.take([response])
+        return response
 
 
 def _is_at_version(worker: LiveWorker, message: wire.WorkerHeartbeatRequest) -> bool:
