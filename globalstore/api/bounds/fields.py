@@ -87,6 +87,8 @@ _CAPABILITY = Bound(16 << 10, "A signed token; common ones have some kilobytes."
 _OPAQUE_RECORD = Bound(
     2 << 20, "Kept and given back whole: with its ids it fits what stock clients take."
 )
+_SNAPSHOT = Bound(1 << 20, "Given back whole with its operation, the result beside the snapshot.")
+_PROGRESS = Bound(64 << 10, "A line for people, given back whole with its operation.")
 _LABEL = Bound(LABEL_BYTES_MAX, "All names and values of an instance together have no more.")
 _PART_METADATA = Bound(
     PART_METADATA_BYTES_MAX, "What a scheduler notes of a rank is a small part of this."
@@ -119,6 +121,9 @@ SIZES: Mapping[str, Bound] = {
     f"{_STORE}GroupVersionSetPart.part_metadata_json": _PART_METADATA,
     f"{_TIERS}MemoryTierStatus.memory_tier_config_json": _TIER_CONFIG,
     f"{_STORE}GroupPublishAuthority.capability_token": _CAPABILITY,
+    f"{_OPERATION}OperationStatus.message": _PROGRESS,
+    f"{_OPERATION}OperationError.message": _PROGRESS,
+    "google.protobuf.Any.value": _SNAPSHOT,
     **dict.fromkeys(
         (
             f"{_STORE}MarkReplicaUnavailableRequest.reason",
@@ -129,8 +134,6 @@ SIZES: Mapping[str, Bound] = {
             f"{_STORE}PersistenceShardStatus.last_error",
             f"{_STORE}PersistenceShardStatus.degraded_reason",
             f"{_STORE}PlacementTarget.degraded_reason",
-            f"{_OPERATION}OperationStatus.message",
-            f"{_OPERATION}OperationError.message",
             f"{_TIERS}RevokeMemoryTierLeaseRequest.reason",
         ),
         _FREE_TEXT,
@@ -167,7 +170,6 @@ SIZES: Mapping[str, Bound] = {
         (
             f"{_STORE}AssemblyAttempt.attempt_record_proto",
             f"{_STORE}AssemblyReadinessCut.readiness_cut_proto",
-            "google.protobuf.Any.value",
         ),
         _OPAQUE_RECORD,
     ),
