@@ -264,10 +264,28 @@ def test_what_honest_users_send_passes(message: Any) -> None:
             assert len(value) <= bounds.entries_max[field.full_name]
 
 
-def test_entries_within_entries_are_bounded_over_the_whole_request() -> None:
-    entries = BOUNDS[f"{RUNTIME}ReconcileWorkerState"].entries_max
-    assert entries["tensorcast.global_store.v1.ReconcileWorkerStateRequest.inventory"] == 262_144
-    assert entries["tensorcast.common.v1.MemoryInfo.remote_memory_keys"] == 1 << 21
+def test_lists_of_messages_within_a_request_are_bounded_too() -> None:
+    assert BOUNDS[f"{RUNTIME}ReconcileWorkerState"].entries_max == {
+        "tensorcast.global_store.v1.ReconcileWorkerStateRequest.inventory": 262_144,
+        "tensorcast.common.v1.MemoryInfo.remote_memory_keys": 16_384,
+        "tensorcast.common.v1.MemoryInfo.buffer_sizes": 16_384,
+        "tensorcast.common.v1.ReplicaTransportMetadata.remote_memory_keys": 16_384,
+        "tensorcast.common.v1.ReplicaTransportMetadata.buffer_sizes": 16_384,
+    }
+
+
+def test_a_part_of_a_request_is_checked_as_it_stands_in_the_whole() -> None:
+    part = wire.BatchUpdateChunkStatesRequest(
+        updates=[wire.ChunkStateUpdate(), wire.ChunkStateUpdate(device_uuid=LONG)]
+    )
+    check = bounds_of(part).check
+    assert check is not None
+    with pytest.raises(InvalidArgument, match=r"^updates\[1001\].device_uuid: expected"):
+        check(part, {"updates": 1000})
+    part.updates.pop()
+    check(part, {"updates": 99_999})
+    with pytest.raises(InvalidArgument, match="updates has 100001 entries"):
+        check(part, {"updates": 100_000})
 
 
 def test_too_many_entries_are_refused_alike_before_and_after_parsing() -> None:

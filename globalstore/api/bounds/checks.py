@@ -4,7 +4,7 @@ What a type of message needs is made once. A part of a request that is too short
 its bounds is passed over by its size alone, as nearly every entry of a long list is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -20,8 +20,11 @@ _ENTRIES_PER_TURN = 500
 
 _TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
-# Checks one field of a message; yields when other calls should get a turn.
-_Step = Callable[[Any], Iterator[None]]
+# Checks one field of a message; yields when other calls should get a turn. The mapping has the
+# entries of lists, by the names of their fields, in parts of the request before this one.
+_Step = Callable[[Any, Mapping[str, int]], Iterator[None]]
+
+_NOTHING: Mapping[str, int] = {}
 
 
 class Unbounded(LookupError):
@@ -35,14 +38,14 @@ class Checker:
     safe_bytes: int
     _steps: list[_Step]
 
-    def in_turns(self, message: Any) -> Iterator[None]:
+    def in_turns(self, message: Any, before: Mapping[str, int] = _NOTHING) -> Iterator[None]:
         """Check a message; yield when others should get a turn, refuse by the path of a field."""
         for step in self._steps:
-            yield from step(message)
+            yield from step(message, before)
 
-    def check(self, message: Any) -> None:
-        """Check a message in one go."""
-        for _ in self.in_turns(message):
+    def check(self, message: Any, before: Mapping[str, int] = _NOTHING) -> None:
+        """Check a message, or the part of one that follows on so many entries, in one go."""
+        for _ in self.in_turns(message, before):
             pass
 
 
@@ -147,8 +150,8 @@ def _size_of(value: str | bytes, most: int) -> int:
 def _count_step(field: FieldDescriptor, bound: Bound) -> _Step:
     name, most = field.name, bound.most
 
-    def step(message: Any) -> Iterator[None]:
-        count = len(getattr(message, name))
+    def step(message: Any, before: Mapping[str, int]) -> Iterator[None]:
+        count = before.get(name, 0) + len(getattr(message, name))
         if count > most:
             raise too_many(name, count, bound)
         yield from ()
@@ -159,7 +162,7 @@ def _count_step(field: FieldDescriptor, bound: Bound) -> _Step:
 def _text_step(field: FieldDescriptor, bound: Bound) -> _Step:
     name, most = field.name, bound.most
 
-    def step(message: Any) -> Iterator[None]:
+    def step(message: Any, _: Mapping[str, int]) -> Iterator[None]:
         size = _size_of(getattr(message, name), most)
         if size > most:
             raise too_long(name, size, bound)
@@ -171,13 +174,13 @@ def _text_step(field: FieldDescriptor, bound: Bound) -> _Step:
 def _texts_step(field: FieldDescriptor, bound: Bound) -> _Step:
     name, most = field.name, bound.most
 
-    def step(message: Any) -> Iterator[None]:
-        values = getattr(message, name)
+    def step(message: Any, before: Mapping[str, int]) -> Iterator[None]:
+        values, first = getattr(message, name), before.get(name, 0)
         for start in range(0, len(values), _ENTRIES_PER_TURN):
             for index, value in enumerate(values[start : start + _ENTRIES_PER_TURN], start):
                 size = _size_of(value, most)
                 if size > most:
-                    raise too_long(f"{name}[{index}]", size, bound)
+                    raise too_long(f"{name}[{first + index}]", size, bound)
             yield
 
     return step
@@ -197,7 +200,7 @@ def _check_message(path: str, message: Any, within: Checker, whole: Bound | None
 def _message_step(field: FieldDescriptor, within: Checker, whole: Bound | None) -> _Step:
     name = field.name
 
-    def step(message: Any) -> Iterator[None]:
+    def step(message: Any, _: Mapping[str, int]) -> Iterator[None]:
         if message.HasField(name):
             yield from _check_message(name, getattr(message, name), within, whole)
 
@@ -208,12 +211,13 @@ def _messages_step(field: FieldDescriptor, within: Checker, whole: Bound | None)
     name = field.name
     safe_bytes = min(within.safe_bytes, whole.most if whole else 2**63)
 
-    def step(message: Any) -> Iterator[None]:
-        values = getattr(message, name)
+    def step(message: Any, before: Mapping[str, int]) -> Iterator[None]:
+        values, first = getattr(message, name), before.get(name, 0)
         for start in range(0, len(values), _ENTRIES_PER_TURN):
             for index, value in enumerate(values[start : start + _ENTRIES_PER_TURN], start):
                 if value.ByteSize() > safe_bytes:
-                    yield from _check_message(f"{name}[{index}]", value, within, whole)
+                    path = f"{name}[{first + index}]"
+                    yield from _check_message(path, value, within, whole)
             yield
 
     return step
@@ -233,7 +237,7 @@ class _Entry:
 def _map_step(field: FieldDescriptor, within: Checker, _: Bound | None) -> _Step:
     name = field.name
 
-    def step(message: Any) -> Iterator[None]:
+    def step(message: Any, _: Mapping[str, int]) -> Iterator[None]:
         entries = getattr(message, name)
         for number, key in enumerate(entries):
             try:

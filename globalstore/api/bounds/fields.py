@@ -47,9 +47,6 @@ HASH_BYTES_MAX = 1024
 PART_METADATA_BYTES_MAX = 64 << 10
 TIER_CONFIG_BYTES_MAX = 64 << 10
 
-# Entries, over a whole request, of a list that stands within the entries of another.
-NESTED_ENTRIES_MAX = 1 << 21
-
 TEXT = Bound(
     2 * TEXT_BYTES_MAX,
     f"An id, key, address or path of {TEXT_BYTES_MAX} bytes, and white space around it.",

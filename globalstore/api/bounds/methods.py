@@ -1,12 +1,10 @@
 """The bounds of every method, derived from those of its request's fields."""
 
-from collections import Counter
 from collections.abc import Iterator
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 
 from globalstore.api.bounds.checks import Table, is_text, too_many
-from globalstore.api.bounds.fields import NESTED_ENTRIES_MAX
 from globalstore.config import GlobalStoreConfig
 from globalstore.gen.globalstore.admin.v1 import admin_pb2
 from globalstore.gen.grpc.health.v1 import health_pb2
@@ -82,7 +80,7 @@ def _bounds(table: Table, kind: Descriptor, most: int) -> RequestBounds:
 
     return RequestBounds(
         bytes_max=bytes_max,
-        entries_max=_entries_max(table, kind),
+        entries_max={name: table.count(field).most for name, field in fields.items()},
         check=checker.check,
         check_in_turns=checker.in_turns,
         too_many=refused,
@@ -116,21 +114,3 @@ def _lists(kind: Descriptor) -> Iterator[FieldDescriptor]:
             yield field
         if field.message_type is not None:
             yield from _lists(field.message_type)
-
-
-def _entries_max(table: Table, kind: Descriptor) -> dict[str, int]:
-    """Return how many entries of each list a request may have, over the whole of it."""
-    found: Counter[str] = Counter()
-
-    def add(kind: Descriptor, times: int) -> None:
-        for field in kind.fields:
-            within = times
-            if field.is_repeated:
-                most = table.count(field).most
-                within = times * most
-                found[field.full_name] += within if times == 1 else min(within, NESTED_ENTRIES_MAX)
-            if field.message_type is not None:
-                add(field.message_type, within)
-
-    add(kind, 1)
-    return dict(found)
