@@ -260,8 +260,8 @@ COUNTS: Mapping[str, Bound] = {
 MESSAGES: Mapping[str, Bound] = {
     f"{_COMMON}MemoryInfo": Bound(
         3 << 19,
-        "A claim's answer has the memory keys twice, in both forms of the contract, and fits what"
-        " stock clients take.",
+        "A claim's answer has the memory keys twice, in both forms of the contract, and still fits"
+        " what stock clients take.",
     ),
     f"{_COMMON}ArtifactSelection": Bound(
         1 << 20, "Comes back to every member that joins; 10 000 tensors by name."
