@@ -109,8 +109,11 @@ async def test_pages_of_replicas_end_by_their_bytes() -> None:
         for number in range(3):
             await store.replica(worker.worker_id, mem_info=large_replica(number=number))
         for number in range(5):
-            info = memory_info(device_id=100 + number)
-            info.remote_memory_keys[0] = "k" * 200_000
+            info = memory_info(
+                device_id=100 + number,
+                remote_memory_keys=["k" * 50_000] * 4,
+                buffer_sizes=[25] * 4,
+            )
             await store.replica(worker.worker_id, mem_info=info)
         pages = [page async for page in walk(store, 1000)]
         assert all(page.ByteSize() < STOCK_ANSWER_BYTES_MAX for page in pages)

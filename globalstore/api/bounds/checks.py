@@ -18,6 +18,9 @@ from globalstore.rules.refusals import Refusal
 # loop.
 _ENTRIES_PER_TURN = 500
 
+# Above the size of any message: of a type that nothing is wrong with.
+_UNBOUNDED = 2**63
+
 _TEXTS = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 # Checks one field of a message; yields when other calls should get a turn. The mapping has the
@@ -110,7 +113,7 @@ class Table:
 
     def _make(self, kind: Descriptor) -> Checker:
         steps: list[_Step] = []
-        safe_bytes = 2**63
+        safe_bytes = _UNBOUNDED
         for field in kind.fields:
             if field.is_repeated:
                 bound = self.count(field)
@@ -125,8 +128,9 @@ class Table:
             elif field.message_type is not None:
                 within = self.checker(field.message_type)
                 whole = self.message(field.message_type)
-                safe_bytes = min(safe_bytes, within.safe_bytes, whole.most if whole else 2**63)
-                if within.safe_bytes < 2**63:
+                safe_within = min(within.safe_bytes, whole.most if whole else _UNBOUNDED)
+                safe_bytes = min(safe_bytes, safe_within)
+                if safe_within < _UNBOUNDED:
                     steps.append(_step_within(field)(field, within, whole))
         return Checker(safe_bytes, steps)
 
@@ -209,7 +213,7 @@ def _message_step(field: FieldDescriptor, within: Checker, whole: Bound | None) 
 
 def _messages_step(field: FieldDescriptor, within: Checker, whole: Bound | None) -> _Step:
     name = field.name
-    safe_bytes = min(within.safe_bytes, whole.most if whole else 2**63)
+    safe_bytes = min(within.safe_bytes, whole.most if whole else _UNBOUNDED)
 
     def step(message: Any, before: Mapping[str, int]) -> Iterator[None]:
         values, first = getattr(message, name), before.get(name, 0)

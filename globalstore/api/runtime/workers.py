@@ -168,7 +168,7 @@ class WorkerHandlers(Handlers):
         """Keep a worker alive and tell it whether the two views of what it holds agree."""
         if len(message.registered_artifact_ids) > REPLICAS_OF_WORKER_MAX:
             raise InvalidArgument(
-                f"registered_artifact_ids has {len(message.registered_artifact_ids)} ids,"
+                f"registered_artifact_ids has {len(message.registered_artifact_ids)} entries,"
                 f" expected at most {REPLICAS_OF_WORKER_MAX}"
             )
         if message.state_version == 0:
