@@ -8,6 +8,7 @@ import attrs
 from google.protobuf.message import Message
 
 from globalstore.api.middleware.handler_slots import HandlerSlots
+from globalstore.api.room import ListRoom
 from globalstore.caches.keys import KeyCache
 from globalstore.caches.worker_capacity import WorkerCapacity
 from globalstore.caches.worker_digests import WorkerDigests
@@ -143,6 +144,16 @@ class HandlerContext:
         Raises what ``Store.read`` raises. A cancelled caller leaves at once.
         """
         return await self.store.read(query, *args)
+
+    def list_room(self, cure: str, *, is_asked_for: bool = False) -> ListRoom:
+        """Return the room of a list without pages; ``cure`` is what a caller of a long one can do.
+
+        A long one that ``is_asked_for`` may have what a message may have.
+        """
+        limits = self.config.server.limits
+        if is_asked_for:
+            return ListRoom(limits.max_message_bytes, "server.limits.max_message_bytes", cure)
+        return ListRoom(limits.max_answer_bytes, "server.limits.max_answer_bytes", cure)
 
     def patience_s(self, call: Call, wanted_s: float) -> float:
         """Return how long a call may wait: as it wants, but not so long that no answer arrives."""

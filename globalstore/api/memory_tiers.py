@@ -9,6 +9,7 @@ from functools import partial
 
 import trio
 
+from globalstore.api.bounds.fields import CHUNK_IDS_MAX, TIER_CONFIG_BYTES_MAX
 from globalstore.api.context import Handlers
 from globalstore.db import DatabaseError, Lane
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
@@ -27,13 +28,6 @@ from globalstore.rules.values import identifier, required
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.memory_tiers")
-
-# Chunks of one lease, as many as one report of chunks may have.
-CHUNK_IDS_MAX = 100_000
-
-# The tier configuration of a daemon: some keys and numbers, with room to spare. Up to 200 samples
-# of every node carry one.
-CONFIG_BYTES_MAX = 65_536
 
 # How far the clock of a node may be ahead: more would pin its latest sample in the future.
 _AHEAD_NS_MAX = 300 * 10**9
@@ -151,8 +145,12 @@ class MemoryTierHandlers(Handlers):
                 )
         states = {TierLeaseState(state) for state in message.states} or OUTSTANDING
         response = wire.ListOutstandingLeasesResponse()
-        for lease in await self.context.read(memory_tiers.outstanding, node_id, states):
-            response.leases.append(self._lease(lease))
+        room = self.context.list_room("name some states")
+        most = room.bytes_max
+        for lease in await self.context.read(memory_tiers.outstanding, node_id, states, most):
+            made = self._lease(lease)
+            room.take([made])
+            response.leases.append(made)
             await trio.lowlevel.checkpoint()
         return response
 
@@ -204,9 +202,9 @@ def _sample(status: wire.MemoryTierStatus, now_ns: int) -> Sample:
         raise InvalidArgument(
             f"status.faults_per_sec is {status.faults_per_sec}, expected a number of 0 or more"
         )
-    if len(status.memory_tier_config_json.encode()) > CONFIG_BYTES_MAX:
+    if len(status.memory_tier_config_json.encode()) > TIER_CONFIG_BYTES_MAX:
         raise InvalidArgument(
-            f"status.memory_tier_config_json is longer than {CONFIG_BYTES_MAX} bytes"
+            f"status.memory_tier_config_json is longer than {TIER_CONFIG_BYTES_MAX} bytes"
         )
     epoch_ns = status.epoch_ns
     if epoch_ns == 0 or epoch_ns > now_ns + _AHEAD_NS_MAX:

@@ -1,7 +1,7 @@
 """What an operation sees of the database: statements in, plain tuples out."""
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -42,6 +42,27 @@ class Snapshot:
             return self._execute(sql, parameters).fetchall()
         except sqlite3.Error as error:
             raise self._failure(error) from error
+
+    def up_to(
+        self, bytes_max: int, size: Callable[[Row], int], sql: str, parameters: Parameters = ()
+    ) -> tuple[list[Row], bool]:
+        """Return rows from the first on until they have so many bytes by ``size``, one at least.
+
+        The second value tells whether these are all; those after them are not read.
+        """
+        rows: list[Row] = []
+        left = bytes_max
+        try:
+            cursor = self._execute(sql, parameters)
+            for row in cursor:
+                rows.append(row)
+                left -= size(row)
+                if left <= 0:
+                    cursor.close()
+                    return rows, False
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+        return rows, True
 
     def restore(self) -> None:
         """Make the view usable again in a new transaction."""
@@ -117,6 +138,27 @@ class Transaction(Snapshot):
     def emit(self, event: Any) -> None:
         """Hand ``event`` to the store's ``on_commit`` if, and only if, this operation commits."""
         self.events.append(event)
+
+    def up_to(
+        self, bytes_max: int, size: Callable[[Row], int], sql: str, parameters: Parameters = ()
+    ) -> tuple[list[Row], bool]:
+        """Return rows from the first on until they have so many bytes by ``size``, one at least.
+
+        The second value tells whether these are all; those after them are not read.
+        """
+        rows: list[Row] = []
+        left = bytes_max
+        try:
+            cursor = self._execute(sql, parameters)
+            for row in cursor:
+                rows.append(row)
+                left -= size(row)
+                if left <= 0:
+                    cursor.close()
+                    return rows, False
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+        return rows, True
 
     def restore(self) -> None:
         """Undo what the operation changed, and forget the events it emitted."""

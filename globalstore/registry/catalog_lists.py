@@ -165,13 +165,13 @@ def show_artifact(tx: Snapshot, artifact_id: str, lease_us: int) -> About:
         " ORDER BY m.key LIMIT :limit",
         named | {"now": lease_us},
     )
-    _, places = disk_locations.locations(tx, artifact_id, include_deleted=True)
+    _, places = disk_locations.locations(tx, artifact_id, True, ENTRIES_MAX + 1)
     return About(
         artifacts[0] if artifacts else None,
         "" if binding is None else binding.to_artifact_id,
         [each for (each,) in sealed_from],
         [key for (key,) in pointing],
-        places[: ENTRIES_MAX + 1],
+        places,
     )
 
 

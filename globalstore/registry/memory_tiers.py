@@ -25,9 +25,8 @@ class TierLeaseState(enum.IntEnum):
     EXPIRED = 4
 
 
-# Bytes that are listed at once, as packed here; as a message it is up to a quarter more, and has to
-# be below the 64 MiB that messages may have.
-LISTED_BYTES_MAX = 48 << 20
+# Bytes of a lease in a list at least: its ids, and the names of its kind and state.
+_LISTED_BYTES_MIN = 100
 
 OUTSTANDING = frozenset({TierLeaseState.PENDING, TierLeaseState.ACTIVE, TierLeaseState.REVOKING})
 
@@ -233,21 +232,25 @@ def _move(tx: Transaction, lease: TierLease, state: TierLeaseState, now_us: int)
         tx.emit(LeaseEnded(LeaseKind.MEMORY_TIER, lease.lease_key))
 
 
-def outstanding(tx: Snapshot, node_id: str, states: Iterable[TierLeaseState]) -> list[TierLease]:
+def outstanding(
+    tx: Snapshot, node_id: str, states: Iterable[TierLeaseState], bytes_max: int
+) -> list[TierLease]:
     """Return the leases of a node in some states, the latest issued first.
 
-    Refuses a list that no message would hold.
+    Refuses a list that has more than ``bytes_max`` bytes as a message, however it is encoded: a
+    chunk id, four bytes here, has one there at least.
     """
     wanted = sorted(states)
     size = tx.one(
-        "SELECT coalesce(sum(length(chunk_ids) + 200), 0) FROM memory_tier_leases"
+        f"SELECT coalesce(sum(length(chunk_ids) / 4 + {_LISTED_BYTES_MIN}), 0)"
+        " FROM memory_tier_leases"
         f" WHERE node_id = ? AND state IN ({','.join('?' * len(wanted))})",
         (node_id, *wanted),
     )
     assert size is not None
-    if size[0] > LISTED_BYTES_MAX:
+    if size[0] > bytes_max:
         raise ResourceExhausted(
-            f"the leases of {node_id!r} take more than {LISTED_BYTES_MAX} bytes: name some states"
+            f"the leases of {node_id!r} take more than {bytes_max} bytes: name some states"
         )
     rows = tx.all(
         f"{_LEASE} WHERE node_id = ? AND state IN ({','.join('?' * len(wanted))})"

@@ -26,7 +26,7 @@ from globalstore.rpc.fair_slots import FairSlots
 from globalstore.rpc.messages import inflate
 from globalstore.rpc.request_bounds import RequestBounds
 from globalstore.rpc.status import Abort
-from globalstore.rpc.wire_walk import PIECE_BYTES, Shape, TooMany, Unparsable, merge
+from globalstore.rpc.wire_walk import PIECE_BYTES, Repeated, Shape, TooMany, Unparsable, merge
 
 # Parsed at once: half a millisecond, whatever is in it.
 SMALL_BYTES: Final = 2 * PIECE_BYTES
@@ -101,10 +101,15 @@ class Admission:
             whole = await self._fill(message, self._shape, memoryview(payload), check=True)
         except (Unparsable, DecodeError):
             raise self._unparsable() from None
-        except TooMany as error:
+        except Repeated as error:
             raise Abort(StatusCode.INVALID_ARGUMENT, str(error)) from None
-        if not whole and self.bounds.check is not None:
-            self.bounds.check(message)
+        except TooMany as error:
+            if self.bounds.too_many is not None:
+                raise self.bounds.too_many(error.field.full_name, error.count) from None
+            raise Abort(StatusCode.INVALID_ARGUMENT, str(error)) from None
+        if not whole and self.bounds.check_in_turns is not None:
+            for _ in self.bounds.check_in_turns(message):
+                await trio.lowlevel.checkpoint()
         return message
 
     async def _fill(self, message: Any, shape: Shape, data: memoryview, *, check: bool) -> bool:

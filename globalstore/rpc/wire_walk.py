@@ -35,7 +35,16 @@ class Unparsable(Exception):
 
 
 class TooMany(Exception):
-    """A list has more entries than it may have, or a message is there twice."""
+    """A list has more entries than it may have."""
+
+    def __init__(self, field: FieldDescriptor, count: int, most: float) -> None:
+        super().__init__(f"{field.name} has {count} entries, expected at most {most}")
+        self.field = field
+        self.count = count
+
+
+class Repeated(Exception):
+    """A message that may be there once is there several times."""
 
 
 class Piece(NamedTuple):
@@ -85,7 +94,7 @@ class Shape:
         return self._inner[field.full_name]
 
     def pieces(self, data: memoryview) -> Iterator[Piece]:
-        """Yield all of ``data`` in order, in pieces. Raises Unparsable and TooMany."""
+        """Yield all of ``data`` in order, in pieces. Raises Unparsable, TooMany, Repeated."""
         fields, end = self._fields, len(data)
         counts: dict[str, int] = {}
         before: dict[str, int] = {}
@@ -148,13 +157,13 @@ def _number(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _count(field: _Field, counts: dict[str, int], entries: int) -> None:
-    """Count entries of a field. Raises TooMany beyond its bound."""
+    """Count entries of a field. Raises TooMany beyond its bound, Repeated if it has none."""
     name = field.descriptor.name
     count = counts[name] = counts.get(name, 0) + entries
     if count > field.entries_max:
-        raise TooMany(f"{name} has {count} entries, expected at most {field.entries_max}")
+        raise TooMany(field.descriptor, count, field.entries_max)
     if count > 1 and not field.repeated:
-        raise TooMany(f"{name} is there several times, expected once")
+        raise Repeated(f"{name} is there several times, expected once")
 
 
 def _packed_entries(field: _Field, content: memoryview) -> int:

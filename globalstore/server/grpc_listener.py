@@ -5,6 +5,7 @@ from typing import Any
 
 import attrs
 
+from globalstore.api.bounds.methods import request_bounds
 from globalstore.api.middleware.access_log import AccessLog, log_context
 from globalstore.api.middleware.acting import bind
 from globalstore.api.middleware.status_codes import status_of
@@ -38,6 +39,7 @@ def served(components: Components) -> dict[str, Any]:
         "services": offered,
         "interceptors": [log_context, context.handler_slots.interceptor],
         "observers": [context.metrics.calls, AccessLog(), *([tokens] if tokens else [])],
+        "bounds": request_bounds(components.config),
         "open_paths": OPEN_PATHS,
         "authorize": tokens.authorize if tokens else None,
         "map_error": status_of,

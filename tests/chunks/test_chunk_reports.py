@@ -7,7 +7,7 @@ from chunk_calls import COLD, COPIED_GPU, EVICTED, HOT, LOCKED_TX, entry, query,
 from purerpc import StatusCode
 from servers import refused, serving
 
-from globalstore.api.runtime.chunks import UPDATES_MAX
+from globalstore.api.bounds.fields import UPDATES_MAX
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 

@@ -273,6 +273,7 @@ def test_the_greatest_poll_interval_is_at_least_one_millisecond(tmp_path):
 ZERO_REFUSED = {
     "worker_policy.group_realization.max_wait_poll_interval_ms",
     "server.limits.max_message_bytes",
+    "server.limits.max_answer_bytes",
     "server.limits.max_connections",
     "server.limits.max_connections_per_address",
     "server.limits.max_calls",

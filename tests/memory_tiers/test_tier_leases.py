@@ -25,9 +25,8 @@ from tier_calls import (
     wish,
 )
 
-from globalstore.api.memory_tiers import CHUNK_IDS_MAX
+from globalstore.api.bounds.fields import CHUNK_IDS_MAX
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
-from globalstore.registry import memory_tiers
 
 
 async def test_a_wish_is_recorded_as_it_was_said() -> None:
@@ -393,11 +392,9 @@ async def test_nothing_that_happens_to_workers_touches_the_ledger() -> None:
         assert wish().node_id == "n1"
 
 
-async def test_a_list_that_no_message_would_hold_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(memory_tiers, "LISTED_BYTES_MAX", 1000)
-    async with serving() as store:
+async def test_a_list_that_no_message_would_hold_is_refused() -> None:
+    config = configuration(server={"limits": {"max_answer_bytes": 620}})
+    async with serving(config=config) as store:
         for _ in range(4):
             await request(store)
         assert len(await outstanding(store)) == 4

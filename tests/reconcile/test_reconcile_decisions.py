@@ -33,7 +33,7 @@ async def cursor(store: Serving) -> list[tuple[int, int, int, int]]:
     )
 
 
-@pytest.mark.parametrize("worker_id", ["", "  ", "worker_unknown", "x" * 5000])
+@pytest.mark.parametrize("worker_id", ["", "  ", "worker_unknown", "x" * 2000])
 async def test_an_unknown_worker_is_not_found(worker_id: str) -> None:
     async with serving() as store:
         async with refused(StatusCode.NOT_FOUND, "worker_id"):

@@ -3,6 +3,7 @@
 import gzip
 import random
 import zlib
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -134,7 +135,11 @@ async def test_a_large_message_within_is_checked_as_a_whole():
     def check(message: wire.BeginOrJoinGroupRealizationRequest, before: object = None) -> None:
         seen.append(len(message.version.explicit_selection.tensor_names))
 
-    bounds = RequestBounds(bytes_max=64 << 20, check=check)
+    def in_turns(message: wire.BeginOrJoinGroupRealizationRequest) -> Iterator[None]:
+        check(message)
+        yield
+
+    bounds = RequestBounds(bytes_max=64 << 20, check=check, check_in_turns=in_turns)
     assert await taken_in(type(request), request.SerializeToString(), bounds) == request
     assert seen[-1] == 5000
 

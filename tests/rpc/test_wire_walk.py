@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.message import DecodeError
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
-from globalstore.rpc.wire_walk import PIECE_BYTES, Shape, TooMany, Unparsable, merge
+from globalstore.rpc.wire_walk import PIECE_BYTES, Repeated, Shape, TooMany, Unparsable, merge
 
 INVENTORY = "tensorcast.global_store.v1.ReconcileWorkerStateRequest.inventory"
 INDICES = "tensorcast.global_store.v1.QueryChunkLocationsRequest.chunk_indices"
@@ -97,7 +97,7 @@ def test_a_message_within_that_is_there_twice_is_refused():
     one = wire.RegisterReplicaRequest()
     one.mem_info.remote_memory_keys.append("key")
     data = one.SerializeToString()
-    with pytest.raises(TooMany, match="mem_info is there several times, expected once"):
+    with pytest.raises(Repeated, match="mem_info is there several times, expected once"):
         list(Shape(one.DESCRIPTOR, {}).pieces(memoryview(data * 2)))
 
 
@@ -121,7 +121,7 @@ def test_whatever_comes_the_pieces_make_what_the_whole_makes_or_both_refuse():
             parts = put_together(kind, bytes(data))
         except (Unparsable, DecodeError):
             parts = None
-        except TooMany:  # a message twice, which the whole merges
+        except Repeated:  # a message twice, which the whole merges
             continue
         if parts is not None:
             assert parts == whole

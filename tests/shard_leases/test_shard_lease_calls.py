@@ -19,7 +19,7 @@ from shard_lease_calls import (
 )
 from simulated_host import EPOCH_US
 
-from globalstore.api.runtime.shard_leases import LEASES_MAX
+from globalstore.api.bounds.fields import LEASES_MAX
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 
 

@@ -1,13 +1,10 @@
 """ListKeys, ShowKey, ListArtifacts, ShowArtifact: the catalog as operators see it."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
-
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
-from globalstore.api.turns import in_turns
+from globalstore.api.room import PAGE_BYTES_MAX, Room, add_page
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.registry import catalog_lists
 from globalstore.registry.catalog.disk_locations import DiskLocation
@@ -27,8 +24,6 @@ _RECORDS_PER_TURN = 50
 _ID_KINDS = {1: "MI2", 2: "CGID"}
 _PLACE_KINDS = {1: "MANAGED", 2: "IMPORTED"}
 
-Entry = TypeVar("Entry")
-
 
 class CatalogListHandlers(Handlers):
     """The operators' calls about keys and artifacts."""
@@ -47,7 +42,11 @@ class CatalogListHandlers(Handlers):
             lease_us,
         )
         response = admin.ListKeysResponse(next_after=next_after)
-        await _extend(response.keys, keys, lambda key: _key(key, lease_us))
+        count = await add_page(
+            response.keys, keys, lambda key: _key(key, lease_us), _RECORDS_PER_TURN
+        )
+        if count < len(keys):
+            response.next_after = keys[count - 1].key
         return response
 
     async def ShowKey(self, message: admin.ShowKeyRequest, request: Call) -> admin.ShowKeyResponse:
@@ -58,10 +57,11 @@ class CatalogListHandlers(Handlers):
         if shown is None:
             raise NotFound(f"there never was a key {name[:80]!r}")
         key, generations = shown
-        response = admin.ShowKeyResponse(
-            key=_key(key, lease_us), is_truncated=len(generations) > ENTRIES_MAX
+        response = admin.ShowKeyResponse(key=_key(key, lease_us))
+        count = await add_page(
+            response.generations, generations[:ENTRIES_MAX], _generation, _RECORDS_PER_TURN
         )
-        await _extend(response.generations, generations[:ENTRIES_MAX], _generation)
+        response.is_truncated = count < len(generations)
         return response
 
     async def ListArtifacts(
@@ -75,7 +75,9 @@ class CatalogListHandlers(Handlers):
             _page_size(message.page_size),
         )
         response = admin.ListArtifactsResponse(next_after=next_after)
-        await _extend(response.artifacts, artifacts, _artifact)
+        count = await add_page(response.artifacts, artifacts, _artifact, _RECORDS_PER_TURN)
+        if count < len(artifacts):
+            response.next_after = artifacts[count - 1].artifact_id
         return response
 
     async def ShowArtifact(
@@ -94,24 +96,24 @@ class CatalogListHandlers(Handlers):
                 admin.ArtifactRecord(artifact_id=artifact_id) if found is None else _artifact(found)
             ),
             sealed_to=about.sealed_to,
-            sealed_from=about.sealed_from[:ENTRIES_MAX],
-            keys=about.keys[:ENTRIES_MAX],
-            is_truncated=any(
-                len(entries) > ENTRIES_MAX
-                for entries in (about.sealed_from, about.keys, about.places)
-            ),
         )
-        await _extend(response.places, about.places[:ENTRIES_MAX], _place)
+        room = Room(PAGE_BYTES_MAX)
+        response.sealed_from.extend(room.fitting(about.sealed_from[:ENTRIES_MAX]))
+        response.keys.extend(room.fitting(about.keys[:ENTRIES_MAX]))
+        await add_page(response.places, about.places[:ENTRIES_MAX], _place, _RECORDS_PER_TURN, room)
+        response.is_truncated = any(
+            len(shown) < len(known)
+            for shown, known in (
+                (response.sealed_from, about.sealed_from),
+                (response.keys, about.keys),
+                (response.places, about.places),
+            )
+        )
         return response
 
 
 def _page_size(wanted: int) -> int:
     return min(wanted or _PAGE_SIZE, _PAGE_SIZE_MAX)
-
-
-async def _extend(messages: Any, entries: Sequence[Entry], message: Callable[[Entry], Any]) -> None:
-    async for turn in in_turns(entries, _RECORDS_PER_TURN):
-        messages.extend(map(message, turn))
 
 
 def _key(key: ListedKey, lease_us: int) -> admin.KeyRecord:

@@ -1,7 +1,7 @@
 """ExplainSources: how each replica would fare in the choice of a source."""
 
 from globalstore.api.context import Handlers
-from globalstore.api.turns import in_turns
+from globalstore.api.room import add_page
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
 from globalstore.registry.runtime import source_reasons
 from globalstore.registry.runtime.source_reasons import ChoiceContext, Explained, Reason
@@ -40,12 +40,16 @@ class SourceReasonHandlers(Handlers):
         response = admin.ExplainSourcesResponse(
             mode=scoring.mode.value,
             verdict=_verdict(explained),
-            is_truncated=is_truncated,
             waiting=waiting,
             waiting_of_requester=of_requester,
         )
-        async for turn in in_turns(explained, _RECORDS_PER_TURN):
-            response.sources.extend(_message(each, by, requester) for each in turn)
+        count = await add_page(
+            response.sources,
+            explained,
+            lambda each: _message(each, by, requester),
+            _RECORDS_PER_TURN,
+        )
+        response.is_truncated = is_truncated or count < len(explained)
         return response
 
 

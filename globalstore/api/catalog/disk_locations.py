@@ -18,6 +18,9 @@ _KINDS: dict[int, wire.DiskLocationKind] = {
     wire.DISK_LOCATION_KIND_IMPORTED: wire.DISK_LOCATION_KIND_IMPORTED,
 }
 
+# Bytes of a location in a list at least: ids of the artifact and the cluster, a path, two times.
+_LOCATION_BYTES_MIN = 48
+
 # Locations that are made into messages before other calls get a turn: less than a millisecond.
 _LOCATIONS_PER_TURN = 100
 
@@ -54,14 +57,16 @@ class DiskLocationHandlers(Handlers):
     ) -> wire.ListArtifactDiskLocationsResponse:
         """List where an artifact lies; an unknown one lies nowhere."""
         artifact_id = stored("artifact_id", message.artifact_id)
+        room = self.context.list_room("delete places that are gone, and leave out the deleted ones")
+        limit = room.bytes_max // _LOCATION_BYTES_MIN + 1
         cluster_id, found = await self.context.read(
-            disk_locations.locations, artifact_id, message.include_deleted
+            disk_locations.locations, artifact_id, message.include_deleted, limit
         )
         response = wire.ListArtifactDiskLocationsResponse(status=wire.STATUS_OK)
         async for turn in in_turns(found, _LOCATIONS_PER_TURN):
-            response.locations.extend(
-                _message(artifact_id, cluster_id, location) for location in turn
-            )
+            made = [_message(artifact_id, cluster_id, location) for location in turn]
+            room.take(made)
+            response.locations.extend(made)
         return response
 
 

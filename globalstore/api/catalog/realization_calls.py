@@ -7,6 +7,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
 
+from globalstore.api.bounds.fields import HASH_BYTES_MAX
 from globalstore.api.context import HandlerContext
 from globalstore.config.kinds import GroupPublishAuthorityMode
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -23,9 +24,6 @@ _RESULTS = {
     wire.STATUS_ERROR: "failed",
 }
 
-
-# Digests that clients send: several times the longest in use.
-_HASH_BYTES_MAX = 1024
 
 STATES: dict[RealizationState, wire.GroupRealizationState] = {
     RealizationState.PREPARING: wire.GROUP_REALIZATION_STATE_PREPARING,
@@ -106,8 +104,8 @@ def fingerprint_of(transaction_id: str) -> bytes:
 
 def digest(field: str, value: bytes) -> bytes:
     """Return a digest that a client sent; refuses one that is too long."""
-    if len(value) > _HASH_BYTES_MAX:
-        raise InvalidArgument(f"{field} is longer than {_HASH_BYTES_MAX} bytes")
+    if len(value) > HASH_BYTES_MAX:
+        raise InvalidArgument(f"{field} is longer than {HASH_BYTES_MAX} bytes")
     return value
 
 

@@ -8,6 +8,7 @@ from typing import cast
 
 import trio
 
+from globalstore.api.bounds.fields import DETAIL_CHARACTERS_MAX
 from globalstore.api.catalog import version_sets
 from globalstore.api.catalog.realization_calls import (
     MEMBER_STATES,
@@ -32,9 +33,6 @@ from globalstore.rpc import Call
 from globalstore.rules.realizations import TRANSACTION_PREFIX, digest_of
 from globalstore.rules.refusals import NotFound, PermissionDenied, ResourceExhausted
 from globalstore.rules.values import identifier, required
-
-# Free text is kept as sent, up to here: the end of a long trace says little more.
-_DETAIL_CHARACTERS_MAX = 4096
 
 # Members that are made into messages before other calls get a turn: less than a millisecond.
 _MEMBERS_PER_TURN = 50
@@ -142,7 +140,7 @@ class RealizationHandlers(Handlers):
         """End a realization without publishing it."""
         fingerprint = fingerprint_of(required("transaction_id", message.transaction_id))
         code, context = identifier("failure_code", message.failure_code), self.context
-        detail = message.failure_detail[:_DETAIL_CHARACTERS_MAX]
+        detail = message.failure_detail[:DETAIL_CHARACTERS_MAX]
         realization = accepted(
             await context.write(
                 request,
@@ -184,6 +182,9 @@ class RealizationHandlers(Handlers):
             response.members.extend(
                 _member(realization, member, reasons.get(member.part_id, "")) for member in turn
             )
+        self.context.list_room("let clients take more, or give members shorter ids").take(
+            [response]
+        )
         return response
 
 

@@ -5,6 +5,7 @@ from typing import cast
 
 import trio
 
+from globalstore.api.bounds.fields import HASH_BYTES_MAX, PART_METADATA_BYTES_MAX
 from globalstore.api.catalog.realization_calls import realization_call
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import Encoded
@@ -25,12 +26,6 @@ _PARTS_AT_ONCE = 32
 
 # Larger sets are written when no other operation waits: thousands of parts take it some 50 ms.
 _BULK_PARTS = 200
-
-# Metadata of a part that is kept: what a scheduler notes of a rank is a small part of this.
-_METADATA_BYTES_MAX = 64 << 10
-
-# Hashes of selections: several times the longest digest in use.
-_HASH_BYTES_MAX = 1024
 
 _SPACES = {
     common.BYTE_SPACE_KIND_CANONICAL: rules.CANONICAL_SPACE,
@@ -89,8 +84,8 @@ def selection(field: str, message: common.ArtifactSelection) -> Selection:
     artifact_id = stored(f"{field}.artifact_id", message.artifact_id)
     view_id = identifier(f"{field}.view_id", message.view_id)
     for name in ("selection_hash", "logical_layout_hash"):
-        if len(getattr(message, name)) > _HASH_BYTES_MAX:
-            raise InvalidArgument(f"{field}.{name} is longer than {_HASH_BYTES_MAX} bytes")
+        if len(getattr(message, name)) > HASH_BYTES_MAX:
+            raise InvalidArgument(f"{field}.{name} is longer than {HASH_BYTES_MAX} bytes")
     if (artifact_id, view_id) != (message.artifact_id, message.view_id):
         kept = common.ArtifactSelection()
         kept.CopyFrom(message)
@@ -167,9 +162,9 @@ def _part(field: str, message: wire.GroupVersionSetPart) -> Part:
     part_id = required(f"{field}.part_id", message.part_id)
     chosen = selection(f"{field}.selection", message.selection)
     space = _space(f"{field}.requested_byte_space", message.requested_byte_space, chosen.view_id)
-    if len(message.part_metadata_json.encode()) > _METADATA_BYTES_MAX:
+    if len(message.part_metadata_json.encode()) > PART_METADATA_BYTES_MAX:
         raise InvalidArgument(
-            f"{field}.part_metadata_json is longer than {_METADATA_BYTES_MAX} bytes"
+            f"{field}.part_metadata_json is longer than {PART_METADATA_BYTES_MAX} bytes"
         )
     return Part(part_id, chosen, space, message.part_metadata_json)
 

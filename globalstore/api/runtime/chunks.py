@@ -6,6 +6,7 @@ from itertools import groupby
 
 import attrs
 
+from globalstore.api.bounds.fields import INDICES_MAX, UPDATES_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -16,15 +17,10 @@ from globalstore.rules.chunk_states import BLOCK_CHUNKS, ChunkState, Patches
 from globalstore.rules.refusals import InvalidArgument, Refusal, ResourceExhausted
 from globalstore.rules.values import identifier, required
 
-# Entries of one report, as the contract has it.
-UPDATES_MAX = 100_000
-
-# Locations in one answer, some 20 MB: an artifact of 20 000 chunks on a dozen nodes. For more, the
-# caller asks for some chunks at a time.
+# Locations in one answer, some 20 MB, where answers may be as long: an artifact of 20 000 chunks on
+# a dozen nodes. For more, the caller asks for some chunks at a time.
 LOCATIONS_MAX = 250_000
-
-# Indices in one question: as many as there can be locations.
-INDICES_MAX = 250_000
+_FEWER_CHUNKS = "name some of the chunks in chunk_indices"
 
 # Entries that are looked at before other calls get a turn: about a millisecond each time.
 _ENTRIES_PER_TURN = 250
@@ -94,12 +90,11 @@ class ChunkHandlers(Handlers):
             lambda: self.context.read(chunks.held, artifact_id, blocks, self.context.workers.live())
         )
         response = wire.QueryChunkLocationsResponse(status=wire.STATUS_OK)
+        room = self.context.list_room(_FEWER_CHUNKS)
         located = _located(await self._sources(held, workers), wanted)
         async for turn in in_turns(located, _LOCATIONS_PER_TURN):
             if len(response.locations) + len(turn) > LOCATIONS_MAX:
-                raise ResourceExhausted(
-                    f"more than {LOCATIONS_MAX} locations: name some of the chunks in chunk_indices"
-                )
+                raise ResourceExhausted(f"more than {LOCATIONS_MAX} locations: {_FEWER_CHUNKS}")
             for chunk_idx, state, source in turn:
                 response.locations.add(
                     chunk_idx=chunk_idx,
@@ -111,6 +106,7 @@ class ChunkHandlers(Handlers):
                     device_uuid=source.held.device_uuid,
                     replica=source.held.replica,
                 )
+            room.take(response.locations[-len(turn) :])
         return response
 
     async def _sources(self, held: list[HeldChunks], workers: list[NodeWorker]) -> list[_Source]:

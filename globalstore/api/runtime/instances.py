@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import cast
 
+from globalstore.api.bounds.fields import LABEL_BYTES_MAX, LABELS_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
 from globalstore.api.turns import in_turns
@@ -28,11 +29,6 @@ _NODE_AGENT = 1 << wire.INSTANCE_CAPABILITY_FLAG_NODE_AGENT_ENABLED
 
 # What hosts a node agent unless the instance says otherwise.
 _NODE_AGENT_HOST_KIND = "node_agent_grpc"
-
-# Labels of one instance, and the bytes of their names and values together: several times what
-# orchestrators put on a process, and little enough that a list of thousands is still a message.
-_LABELS_MAX = 64
-_LABEL_BYTES_MAX = 4096
 
 # Ended instances of one list: a day of a cluster whose every engine restarts now and then.
 _ENDED_LISTED_MAX = 10_000
@@ -133,12 +129,14 @@ class InstanceHandlers(Handlers):
             listed = self._list_now()
             ordered = listed.latest_first()
         parts = []
+        room = self.context.list_room("set required_capability_flags, or let clients take more")
         async for turn in in_turns(ordered, _INSTANCES_PER_TURN):
             part = wire.ListActiveInstancesResponse()
             for instance in turn:
                 if instance.state.capability_flags & flags == flags:
                     _show(part.instances.add(), instance, listed, self._status(listed, instance))
             parts.append(part.SerializeToString())
+            room.take_bytes(len(parts[-1]))
         return cast(wire.ListActiveInstancesResponse, _Serialized(parts))
 
     def _list_now(self) -> InstanceList:
@@ -217,11 +215,11 @@ def _host_kind(host_kind: str, flags: int) -> str:
 
 
 def _labels_json(labels: Mapping[str, str]) -> str:
-    if len(labels) > _LABELS_MAX:
-        raise InvalidArgument(f"labels has {len(labels)} entries, expected at most {_LABELS_MAX}")
+    if len(labels) > LABELS_MAX:
+        raise InvalidArgument(f"labels has {len(labels)} entries, expected at most {LABELS_MAX}")
     size = sum(len(name.encode()) + len(value.encode()) for name, value in labels.items())
-    if size > _LABEL_BYTES_MAX:
-        raise InvalidArgument(f"labels has {size} bytes, expected at most {_LABEL_BYTES_MAX}")
+    if size > LABEL_BYTES_MAX:
+        raise InvalidArgument(f"labels has {size} bytes, expected at most {LABEL_BYTES_MAX}")
     return json.dumps(dict(labels), ensure_ascii=False, sort_keys=True)
 
 

@@ -96,12 +96,37 @@ def _content_of(entry: common.ReplicaInfo) -> tuple[object, ...]:
     return *content, entry.stats.is_available, entry.stats.max_concurrency
 
 
+@attrs.frozen
+class AnswerRoom:
+    """How much the answer to an inventory may hold.
+
+    It grows with what the daemon itself lists and holds, which is far below a message's most: past
+    three quarters of that, replicas are listed without how they are read, and past all of it not
+    at all.
+    """
+
+    bytes_max: int
+
+    def writer(self) -> memory_info.InfoWriter:
+        """Return what writes replicas into one answer."""
+        return memory_info.InfoWriter(self.bytes_max // 4 * 3)
+
+    def is_full(self, writer: memory_info.InfoWriter) -> bool:
+        """Tell whether no further replicas fit."""
+        return writer.written_bytes > self.bytes_max
+
+
 async def list_changes(
-    changes: Changes, into: wire.ReconcileWorkerStateResponse, writer: memory_info.InfoWriter
+    changes: Changes,
+    into: wire.ReconcileWorkerStateResponse,
+    writer: memory_info.InfoWriter,
+    room: AnswerRoom,
 ) -> None:
-    """Add changes to an answer, a turn's worth at a time."""
+    """Add changes to an answer as far as there is room, a turn's worth at a time."""
     async for turn in in_turns(_each(changes), ENTRIES_PER_TURN):
         for kind, row, reason in turn:
+            if room.is_full(writer):
+                return
             change = into.state_changes.add(type=kind, reason=reason)
             writer.write(change.replica_info, row)
 

@@ -270,13 +270,20 @@ class InfoWriter:
 
     Most of them differ in ids and keys alone, so one message of each kind is made, copied and
     completed: a tenth of the work of making each from its parts.
+
+    When what was written has ``whole_bytes`` bytes, further rows are written without how they are
+    read: their own worker knows that better. ``written_bytes`` is what all have so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, whole_bytes: int) -> None:
+        self.written_bytes = 0
+        self._whole_bytes = whole_bytes
         self._kinds: dict[tuple[object, ...], common.ReplicaInfo] = {}
 
     def write(self, into: common.ReplicaInfo, row: HeldReplica) -> None:
         """Fill an empty message with a row."""
+        if self.written_bytes > self._whole_bytes:
+            row = row._replace(transfer_json="")
         keys, sizes, verification = json.loads(row.transfer_json or _NO_TRANSFER)
         kind = (*_kind_of(row), *sizes, verification)
         known = self._kinds.get(kind)
@@ -291,6 +298,7 @@ class InfoWriter:
         for held in (info.remote_memory_keys, info.transport.remote_memory_keys):
             for index, key in enumerate(keys):
                 held[index] = key
+        self.written_bytes += into.ByteSize()
 
 
 _NO_TRANSFER = '[[],[],""]'

@@ -6,9 +6,10 @@ import trio
 
 from globalstore import db
 from globalstore.api.context import Handlers
-from globalstore.api.runtime import memory_info, reconcile_notes
+from globalstore.api.runtime import reconcile_notes
 from globalstore.api.runtime.inventories import (
     ENTRIES_PER_TURN,
+    AnswerRoom,
     Inventory,
     inventory_of,
     list_changes,
@@ -24,7 +25,7 @@ from globalstore.registry.runtime.reconcile import Acceptance, Accepted
 from globalstore.registry.runtime.replica_rows import HeldReplica
 from globalstore.rpc import Call
 from globalstore.rules.checksums import EMPTY
-from globalstore.rules.refusals import NotFound, Refusal
+from globalstore.rules.refusals import NotFound, Refusal, ResourceExhausted
 from globalstore.rules.values import TEXT_BYTES_MAX
 from globalstore.telemetry import add_call_fields, get_logger
 
@@ -203,11 +204,23 @@ class ReconcileHandlers(Handlers):
         kind = wire.RECONCILE_RESULT_KIND_REBASE_REQUIRED
         reconcile_notes.refused(worker, message, kind, reason)
         answer = await self._answer(worker, kind)
-        writer = memory_info.InfoWriter()
+        room = self._answer_room
+        writer = room.writer()
         async for piece in self._rows(worker.key):
             for row in piece:
                 writer.write(answer.expected_replicas.add(), row)
+            # Daemons give up what a list lacks: none is better than a part.
+            if room.is_full(writer):
+                raise ResourceExhausted(
+                    f"the replicas of {worker.worker_id!r} take more than {room.bytes_max} bytes"
+                    " (server.limits.max_message_bytes): register the worker, and send its"
+                    " inventory to the new generation"
+                )
         return answer
+
+    @property
+    def _answer_room(self) -> AnswerRoom:
+        return AnswerRoom(self.context.config.server.limits.max_message_bytes)
 
     async def _is_contradicted(self, worker: LiveWorker) -> bool:
         """Tell whether the latest heartbeat affirms replicas that an empty snapshot denies."""
@@ -281,7 +294,8 @@ class ReconcileHandlers(Handlers):
             self.context.clock.wall_us(),
         )
         if accepted is not None:
-            await list_changes(accepted.changes, listed, memory_info.InfoWriter())
+            room = self._answer_room
+            await list_changes(accepted.changes, listed, room.writer(), room)
         return accepted
 
     async def _in_slices(
@@ -346,11 +360,12 @@ class ReconcileHandlers(Handlers):
         None when the worker was ended or registered again meanwhile.
         """
         changes = Changes()
-        writer = memory_info.InfoWriter()
+        room = self._answer_room
+        writer = room.writer()
 
         async def take_in(done: Changes) -> None:
             changes.extend(done)
-            await list_changes(done, listed, writer)
+            await list_changes(done, listed, writer, room)
 
         steps = inventory_writes.steps(differences, slice_, _ROWS_WRITTEN)
         is_complete = await db.write_in_slices(
@@ -362,9 +377,9 @@ class ReconcileHandlers(Handlers):
         """Yield all rows of a worker, a turn's worth at a time."""
         after = (0, 0)
         while True:
-            rows = await self.context.read(inventories.rows, worker_key, after, _ROWS_READ)
+            rows, is_last = await self.context.read(inventories.rows, worker_key, after, _ROWS_READ)
             async for turn in in_turns(rows, ENTRIES_PER_TURN):
                 yield turn
-            if len(rows) < _ROWS_READ:
+            if is_last:
                 return
             after = rows[-1].position

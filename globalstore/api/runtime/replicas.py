@@ -5,10 +5,10 @@ import binascii
 import hashlib
 import struct
 
-import trio
-
+from globalstore.api.bounds.fields import COUNTED_IDS_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import token
+from globalstore.api.room import PAGE_BYTES_MAX, add_page
 from globalstore.api.runtime import memory_info
 from globalstore.db import Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
@@ -18,16 +18,13 @@ from globalstore.registry.idempotency import Basis
 from globalstore.registry.new_ids import new_id
 from globalstore.registry.runtime import replica_lists, replicas
 from globalstore.registry.runtime.replica_lists import Filters
+from globalstore.registry.runtime.replica_rows import Replica
 from globalstore.registry.runtime.replicas import ReplicaRegistration
 from globalstore.rpc import Call
 from globalstore.rules import descriptors
 from globalstore.rules.artifact_ids import looked_up, stored
 from globalstore.rules.refusals import InvalidArgument, Refusal
 from globalstore.rules.values import identifier, positive, required, storable, uuid_bytes, uuid_text
-
-# Ids of one count request: what a scheduler of a large cluster asks for at once, and at 100 bytes
-# each still a small message.
-_COUNTED_IDS_MAX = 10_000
 
 _PAGE_SIZE = 100
 # A page of this many replicas is about 300 kB, well below what common clients accept.
@@ -100,20 +97,12 @@ class ReplicaHandlers(Handlers):
         size = message.pagination.page_size or _PAGE_SIZE
         after = _after(message.pagination.page_token, filters)
         page = await self.context.read(
-            replica_lists.page, filters, after, min(size, _PAGE_SIZE_MAX)
+            replica_lists.page, filters, after, min(size, _PAGE_SIZE_MAX), PAGE_BYTES_MAX
         )
-        following = "" if page.is_last else _page_token(page.replicas[-1].seq, filters)
-        response = wire.ListReplicasV2Response(
-            page_info=common.PageInfo(next_page_token=following, total_size=page.total)
-        )
-        for start in range(0, len(page.replicas), _RECORDS_PER_TURN):
-            response.replicas.extend(
-                wire.ArtifactReplicaRecord(
-                    artifact_id=replica.artifact_id, memory_info=memory_info.to_message(replica)
-                )
-                for replica in page.replicas[start : start + _RECORDS_PER_TURN]
-            )
-            await trio.lowlevel.checkpoint()
+        response = wire.ListReplicasV2Response(page_info=common.PageInfo(total_size=page.total))
+        count = await add_page(response.replicas, page.replicas, _record, _RECORDS_PER_TURN)
+        if count < len(page.replicas) or not page.is_last:
+            response.page_info.next_page_token = _page_token(page.replicas[count - 1].seq, filters)
         return response
 
     async def BatchGetReplicaCounts(
@@ -122,9 +111,9 @@ class ReplicaHandlers(Handlers):
         """Count replicas, and the available ones of them, for many artifacts."""
         stripped = (artifact_id.strip() for artifact_id in message.artifact_ids)
         ids = [artifact_id for artifact_id in dict.fromkeys(stripped) if artifact_id]
-        if len(ids) > _COUNTED_IDS_MAX:
+        if len(ids) > COUNTED_IDS_MAX:
             raise InvalidArgument(
-                f"artifact_ids has {len(ids)} ids, expected at most {_COUNTED_IDS_MAX}"
+                f"artifact_ids has {len(ids)} ids, expected at most {COUNTED_IDS_MAX}"
             )
         counts = await self.context.read(replica_lists.counts, ids) if ids else []
         return wire.BatchGetReplicaCountsResponse(
@@ -136,6 +125,12 @@ class ReplicaHandlers(Handlers):
                 for artifact_id, (all_, available) in zip(ids, counts, strict=True)
             ],
         )
+
+
+def _record(replica: Replica) -> wire.ArtifactReplicaRecord:
+    return wire.ArtifactReplicaRecord(
+        artifact_id=replica.artifact_id, memory_info=memory_info.to_message(replica)
+    )
 
 
 def _effective_artifact_id(message: wire.RegisterReplicaRequest) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from globalstore.api.bounds.fields import LEASES_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
 from globalstore.api.turns import in_turns
@@ -17,10 +18,6 @@ from globalstore.registry.runtime.shard_leases import Renewal, RenewalRefusal, S
 from globalstore.rpc import Call
 from globalstore.rules.refusals import InvalidArgument, NotFound
 from globalstore.rules.values import required, signed64, unsigned64
-
-# Entries of one call: what the writer can do in half of the time for which it may keep others
-# waiting. A daemon with more leases makes more calls.
-LEASES_MAX = 10_000
 
 # Entries that are looked at before other calls get a turn: about a millisecond each time.
 _ENTRIES_PER_TURN = 100
@@ -138,8 +135,11 @@ class ShardLeaseHandlers(Handlers):
         _check_count("shard_ids", len(message.shard_ids))
         response = wire.BatchGetShardHomeLeasesResponse()
         found = await self._routes(request, message.shard_ids)
+        room = self.context.list_room("name fewer shard_ids")
         async for turn in in_turns(found, _ENTRIES_PER_TURN):
-            response.leases.extend(map(self._route, turn))
+            made = list(map(self._route, turn))
+            room.take(made)
+            response.leases.extend(made)
         return response
 
     async def _routes(self, request: Call, shard_ids: Iterable[int]) -> list[ShardLease]:

@@ -50,12 +50,18 @@ class TransportWindowHandlers(Handlers):
             raise InvalidArgument("created_at_end is before created_at_start")
         left = min(message.limit or _ROWS, _ROWS_MAX)
         response = wire.QueryTransportWindowResponse(status=wire.STATUS_OK)
+        # A caller that sets a limit has asked for as many.
+        room = self.context.list_room(
+            "ask for a shorter time, or set limit", is_asked_for=message.limit > 0
+        )
         after = -(-start // 1000), b""
         while left > 0:
             size = min(left, _ROWS_PER_READ)
             rows = await self.context.read(transport_windows.window, after, end // 1000, size)
             async for turn in in_turns(rows, _ROWS_PER_TURN):
-                response.rows.extend(map(_row, turn))
+                made = list(map(_row, turn))
+                room.take(made)
+                response.rows.extend(made)
             if len(rows) < size:
                 break
             left -= size

@@ -6,6 +6,7 @@ import attrs
 import trio
 from google.protobuf.duration_pb2 import Duration
 
+from globalstore.api.bounds.fields import DETAIL_CHARACTERS_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.runtime import memory_info
 from globalstore.db import Lane
@@ -27,9 +28,6 @@ from globalstore.rules.refusals import InvalidArgument, Unavailable
 from globalstore.rules.values import identifier, required, storable, uuid_bytes, uuid_text
 from globalstore.scheduling.waiters import Withdrawn
 from globalstore.telemetry.labels import OTHER
-
-# Free text is kept as sent, up to here: the end of a long trace says little more.
-_DETAIL_CHARACTERS_MAX = 4096
 
 _STATUSES = {
     Miss.NO_REPLICA: wire.STATUS_NOT_FOUND,
@@ -95,7 +93,7 @@ class TransportHandlers(Handlers):
         """End a transport and free its slot; again changes nothing."""
         transport_id = uuid_bytes("transport_id", message.transport_id)
         outcome = transport_ends.outcome_of(message.outcome)
-        detail = message.outcome_detail.strip()[:_DETAIL_CHARACTERS_MAX]
+        detail = message.outcome_detail.strip()[:DETAIL_CHARACTERS_MAX]
         found = await self.context.write(
             request,
             transport_ends.complete,

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import secrets
 
+from globalstore.api.bounds.fields import REPLICAS_OF_WORKER_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp, token
 from globalstore.api.middleware.status_codes import reason_trailer
@@ -32,9 +33,7 @@ _log = get_logger("globalstore.workers")
 _NODE_ID_BYTES_MAX = TEXT_BYTES_MAX - 64
 
 
-# Ids that one heartbeat may name, beyond what any daemon holds, and how many of them one query
-# looks up, so that other queries get in between.
-_REGISTERED_IDS_MAX = 262_144
+# Ids of a heartbeat that one query looks up, so that other queries get in between.
 _LOOKED_UP_AT_ONCE = 1000
 
 
@@ -176,10 +175,10 @@ class WorkerHandlers(Handlers):
         self, message: wire.WorkerHeartbeatRequest, request: Call
     ) -> wire.WorkerHeartbeatResponse:
         """Keep a worker alive and tell it whether the two views of what it holds agree."""
-        if len(message.registered_artifact_ids) > _REGISTERED_IDS_MAX:
+        if len(message.registered_artifact_ids) > REPLICAS_OF_WORKER_MAX:
             raise InvalidArgument(
-                f"registered_artifact_ids has {len(message.registered_artifact_ids)} ids,"
-                f" expected at most {_REGISTERED_IDS_MAX}"
+                f"registered_artifact_ids has {len(message.registered_artifact_ids)} entries,"
+                f" expected at most {REPLICAS_OF_WORKER_MAX}"
             )
         if message.state_version == 0:
             self._count_unheeded(message, "invalid")
@@ -332,7 +331,10 @@ class WorkerHandlers(Handlers):
         found = self.context.workers.listed(
             message.required_capability_flags, message.include_unavailable
         )
-        return wire.ListActiveWorkersResponse(workers=map(_worker_info, found))
+        response = wire.ListActiveWorkersResponse(workers=map(_worker_info, found))
+        room = self.context.list_room("set required_capability_flags, or let clients take more")
+        room.take([response])
+        return response
 
 
 def _is_at_version(worker: LiveWorker, message: wire.WorkerHeartbeatRequest) -> bool:

@@ -43,7 +43,6 @@ class GlobalStoreConfig:
     registration: Registration = section(
         Registration,
         "Sessions in which a daemon announces an artifact piece by piece.",
-        has_effect=False,
     )
     backup: Backup = section(Backup, "Verified copies made while the server runs.")
     shutdown: Shutdown = section(Shutdown, "How the server leaves.")

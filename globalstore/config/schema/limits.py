@@ -74,24 +74,40 @@ class Limits:
 class Registration:
     """Sessions in which a daemon announces an artifact piece by piece."""
 
-    default_ttl: Duration = setting(60.0, "Life of a session between keepalives if none is asked.")
-    min_ttl: Duration = setting(1.0, "Shortest life a caller may ask for.")
-    max_ttl: Duration = setting(600.0, "Longest life a caller may ask for.")
-    max_pending_lifetime: Duration = setting(
-        21600.0, "Age at which an unfinished session ends whatever its keepalives say."
+    default_ttl: Duration = setting(
+        60.0, "Life of a session between keepalives if none is asked.", has_effect=False
     )
-    max_pending_per_worker: UInt64 = setting(64, "Unfinished sessions of one worker.")
-    max_pending_total: UInt64 = setting(4096, "Unfinished sessions of all workers.")
-    max_artifact_bytes: UInt64 = setting(1 << 44, "Largest artifact, in bytes.")
-    max_index_bytes: UInt64 = setting(16 << 20, "Largest index of an artifact, in bytes.")
-    max_entries_per_feed: UInt64 = setting(10000, "Chunks or segments in one feed.")
-    max_entries_per_session: UInt64 = setting(262144, "Chunks or segments in one session.")
+    min_ttl: Duration = setting(1.0, "Shortest life a caller may ask for.", has_effect=False)
+    max_ttl: Duration = setting(600.0, "Longest life a caller may ask for.", has_effect=False)
+    max_pending_lifetime: Duration = setting(
+        21600.0,
+        "Age at which an unfinished session ends whatever its keepalives say.",
+        has_effect=False,
+    )
+    max_pending_per_worker: UInt64 = setting(
+        64, "Unfinished sessions of one worker.", has_effect=False
+    )
+    max_pending_total: UInt64 = setting(
+        4096, "Unfinished sessions of all workers.", has_effect=False
+    )
+    max_artifact_bytes: UInt64 = setting(1 << 44, "Largest artifact, in bytes.", has_effect=False)
+    max_index_bytes: UInt64 = setting(
+        16 << 20, "Largest index of an artifact, in bytes, however it comes."
+    )
+    max_entries_per_feed: UInt64 = setting(
+        10000, "Chunks or segments in one feed.", has_effect=False
+    )
+    max_entries_per_session: UInt64 = setting(
+        262144, "Chunks or segments in one session.", has_effect=False
+    )
     terminal_retention: Duration = setting(
-        3600.0, "How long an ended session can still be read and its calls repeated."
+        3600.0,
+        "How long an ended session can still be read and its calls repeated.",
+        has_effect=False,
     )
     restart_grace: Duration = setting(
-        60.0, "Least time a session has left after a restart of the server."
+        60.0, "Least time a session has left after a restart of the server.", has_effect=False
     )
     sweep_interval: Duration = setting(
-        1.0, "How often ended sessions are looked for; at least 0.1s."
+        1.0, "How often ended sessions are looked for; at least 0.1s.", has_effect=False
     )

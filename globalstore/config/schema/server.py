@@ -111,6 +111,12 @@ class ServerLimits:
     max_message_bytes: PositiveUInt64 = setting(
         64 << 20, "Largest message in either direction; the largest index and inventory fit."
     )
+    max_answer_bytes: PositiveUInt64 = setting(
+        4 << 20,
+        "Largest answer of a call that lists without pages; a longer list is refused with "
+        "RESOURCE_EXHAUSTED. gRPC's own clients take 4 MiB: raise it when those that list are "
+        "told to take more.",
+    )
     max_connections: PositiveUInt64 = setting(
         16384, "Connections open at once; one more is closed again."
     )

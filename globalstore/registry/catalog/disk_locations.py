@@ -57,14 +57,17 @@ def upsert_disk_location(
 
 
 def locations(
-    tx: Snapshot, artifact_id: str, include_deleted: bool
+    tx: Snapshot, artifact_id: str, include_deleted: bool, limit: int
 ) -> tuple[str, list[DiskLocation]]:
-    """Return the cluster and where in it an artifact lies, by path in the order of its bytes."""
+    """Return the cluster and where in it an artifact lies, by path in the order of its bytes.
+
+    Places beyond the first ``limit`` are left out.
+    """
     rows = tx.all(
         "SELECT relative_path, kind, created_at, updated_at, deleted_at FROM disk_locations"
         " WHERE artifact_id = :artifact_id AND (:include_deleted OR deleted_at IS NULL)"
-        " ORDER BY relative_path",
-        {"artifact_id": artifact_id, "include_deleted": include_deleted},
+        " ORDER BY relative_path LIMIT :limit",
+        {"artifact_id": artifact_id, "include_deleted": include_deleted, "limit": limit},
     )
     return _cluster_id(tx), [DiskLocation(*row) for row in rows]
 

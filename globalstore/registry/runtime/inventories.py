@@ -83,10 +83,22 @@ ORDER BY r.artifact_key, r.seq LIMIT :limit
 """
 
 
-def rows(tx: Snapshot, worker_key: int, after: tuple[int, int], limit: int) -> list[HeldReplica]:
-    """Return up to ``limit`` rows of a worker; ``after`` is the position of the last one so far."""
+# Transfer metadata that is read at once: rows of which each has as much as it may are rare.
+READ_BYTES_MAX = 8 << 20
+
+_TRANSFER = HeldReplica._fields.index("transfer_json")
+
+
+def rows(
+    tx: Snapshot, worker_key: int, after: tuple[int, int], limit: int
+) -> tuple[list[HeldReplica], bool]:
+    """Return up to ``limit`` rows of a worker, and whether there are no more.
+
+    ``after`` is the position of the last one so far.
+    """
     where = {"worker_key": worker_key, "artifact_key": after[0], "seq": after[1], "limit": limit}
-    return list(map(HeldReplica._make, tx.all(_HELD, where)))
+    found, is_all = tx.up_to(READ_BYTES_MAX, lambda row: len(row[_TRANSFER]), _HELD, where)
+    return list(map(HeldReplica._make, found)), is_all and len(found) < limit
 
 
 class Seen(NamedTuple):

@@ -42,13 +42,15 @@ class Accepted:
 
 
 def is_small(tx: Snapshot, worker_key: int) -> bool:
-    """Tell whether a worker's rows are few enough to be compared inside a transaction."""
+    """Tell whether a worker's rows are few and short enough to be compared in one transaction."""
     row = tx.one(
-        "SELECT count(*) FROM (SELECT 1 FROM replicas WHERE worker_key = :key LIMIT :limit)",
+        "SELECT count(*), coalesce(sum(size), 0) FROM (SELECT length(transfer_json) AS size"
+        " FROM replicas WHERE worker_key = :key LIMIT :limit)",
         {"key": worker_key, "limit": WHOLE_MAX + 1},
     )
     assert row is not None
-    return bool(row[0] <= WHOLE_MAX)
+    count, size = row
+    return bool(count <= WHOLE_MAX and size < inventories.READ_BYTES_MAX)
 
 
 def whole(
@@ -70,7 +72,11 @@ def whole(
         return None
     differences = Differences(worker, taken_us)
     differences.expect(reported)
-    differences.compare(inventories.rows(tx, claim.worker_key, (0, 0), WHOLE_MAX))
+    after, is_last = (0, 0), False
+    while not is_last:
+        rows, is_last = inventories.rows(tx, claim.worker_key, after, WHOLE_MAX)
+        differences.compare(rows)
+        after = rows[-1].position if rows else after
     number = differences.confirmation()
     slice_ = Slice(claim, worker, number, live, now_us)
     changes = Changes()

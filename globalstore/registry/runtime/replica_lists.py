@@ -33,7 +33,10 @@ class Filters:
 
 @attrs.frozen
 class Page:
-    """Replicas in the order of their registration; ``total`` counts all that match now."""
+    """Replicas in the order of their registration; ``total`` counts all that match now.
+
+    After one that is last there are no others; one that is not may be followed by an empty one.
+    """
 
     replicas: list[Replica]
     total: int
@@ -51,21 +54,31 @@ _FILTERS = {
 }
 
 
-def page(tx: Snapshot, filters: Filters, after_seq: int, size: int) -> Page:
+# Where a row has what grows with its replica.
+_TRANSFER = ShownRow._fields.index("transfer_json")
+
+
+def page(
+    tx: Snapshot, filters: Filters, after_seq: int, size: int, bytes_max: int = 1 << 62
+) -> Page:
     """Return up to ``size`` replicas registered after ``after_seq``.
+
+    A page ends early when its transfer metadata have ``bytes_max`` bytes.
 
     A walk sees every replica that exists throughout exactly once: a replica keeps its seq for
     life, and later ones get higher ones.
     """
     given = attrs.asdict(filters, filter=lambda _, value: value is not None)
     where = " AND ".join(_FILTERS[name] for name in given) or "1"
-    rows = tx.all(
+    rows, is_all = tx.up_to(
+        bytes_max,
+        lambda row: len(row[_TRANSFER]),
         f"{_REPLICA} WHERE r.seq > :after AND {where} ORDER BY r.seq LIMIT :size",
         given | {"after": after_seq, "size": size + 1},
     )
     total = tx.one(f"SELECT count(*) FROM held_replicas r WHERE {where}", given)
     assert total is not None
-    return Page([_shown(row) for row in rows[:size]], total[0], len(rows) <= size)
+    return Page([_shown(row) for row in rows[:size]], total[0], is_all and len(rows) <= size)
 
 
 def by_id(tx: Snapshot, replica_id: bytes) -> Replica | None:
