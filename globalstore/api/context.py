@@ -20,7 +20,6 @@ from globalstore.liveness.workers import Workers
 from globalstore.registry import idempotency
 from globalstore.registry.idempotency import Basis, Token
 from globalstore.rpc import Call
-from globalstore.rules.refusals import Refusal
 from globalstore.rules.values import UINT32_MAX
 from globalstore.scheduling.refusal_reasons import Refusals
 from globalstore.scheduling.transports import SourceQueues
@@ -126,8 +125,6 @@ class HandlerContext:
         except idempotency.PayloadConflict:
             replays.labels(repeat.operation_kind, "payload_conflict").inc()
             raise
-        if isinstance(outcome, Refusal):
-            raise outcome
         if outcome.replayed:
             replays.labels(repeat.operation_kind, "hit").inc()
         return outcome

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import attrs
+
 import globalstore
 from globalstore.api.context import HandlerContext
 from globalstore.api.memory_tiers import pending_ttl_us
@@ -31,6 +33,7 @@ from globalstore.liveness.stalls import StallDetector
 from globalstore.liveness.worker_expiry import Reaper
 from globalstore.liveness.workers import Workers
 from globalstore.maintenance.abandoned_nodes import AbandonedNodes
+from globalstore.maintenance.full_tables import FullTables
 from globalstore.maintenance.retention import Maintenance, Schedule
 from globalstore.registry.retention import retained
 from globalstore.registry.runtime import instances, workers
@@ -70,6 +73,7 @@ class Components:
         examination: Examination | None = None,
     ) -> None:
         self.config = config
+        self.row_limits: Mapping[str, int] = attrs.asdict(config.limits.rows)
         self.clock = Clock(wall_us)
         self.metrics = Metrics()
         self.commit_counts = CommitCounts(self.metrics)
@@ -214,6 +218,7 @@ class Components:
 
     def _make_upkeep(self) -> None:
         policy = self.config.worker_policy
+        self.full_tables = FullTables(self.store, self.row_limits, self.metrics.server)
         self.maintenance = Maintenance(
             self.store,
             Schedule(
@@ -226,6 +231,7 @@ class Components:
             self.clock.wall_us,
             self.metrics,
             AbandonedNodes(self.store, self.workers, policy.chunk_stale_threshold),
+            self.full_tables,
         )
 
     def tasks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:

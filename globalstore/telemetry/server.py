@@ -36,6 +36,10 @@ class ServerMetrics:
         self.db_free_bytes = make.gauge(
             "tc_db_free_bytes", "Free bytes of the database's file system."
         )
+        self.db_rows = make.gauge("tc_db_rows", "Rows of a table.", "table")
+        self.db_rows_limit = make.gauge(
+            "tc_db_rows_limit", "Rows that a table may have (limits.rows).", "table"
+        )
         self.db_busy_seconds = make.counter(
             "tc_db_busy_seconds_total", "Time the database's writer was at work."
         )

@@ -70,6 +70,8 @@ def report_chunks(
     _check_node(tx, report)
     if _is_applying(tx, report.node_id):
         return Unapplied()
+    if not any(patched(b"", patch) for patch in patches) and not _has_reported(tx, report.node_id):
+        return None
     _apply(
         tx,
         _node_key(tx, report.node_id),
@@ -100,6 +102,10 @@ def _is_applying(tx: Snapshot, node_id: str | None = None) -> bool:
         {"node_id": node_id},
     )
     return row is not None
+
+
+def _has_reported(tx: Snapshot, node_id: str) -> bool:
+    return tx.one("SELECT 1 FROM chunk_nodes WHERE node_id = ?", (node_id,)) is not None
 
 
 def _node_key(tx: Transaction, node_id: str) -> int:
