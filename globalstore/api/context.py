@@ -7,6 +7,7 @@ from typing import TypeVar, TypeVarTuple
 import attrs
 from google.protobuf.message import Message
 
+from globalstore.api.index_checks import IndexChecks
 from globalstore.api.middleware.handler_slots import HandlerSlots
 from globalstore.caches.keys import KeyCache
 from globalstore.caches.worker_capacity import WorkerCapacity
@@ -74,6 +75,7 @@ class HandlerContext:
     keys: KeyCache
     worker_capacity: WorkerCapacity
     worker_digests: WorkerDigests
+    index_checks: IndexChecks
     info: ServerInfo | None = None
 
     @property

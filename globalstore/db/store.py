@@ -113,9 +113,9 @@ class Store:
 
         Raises what the operation raises, after undoing it alone; QueueFull and Closed before it
         ran; Full, LimitReached, Busy, IoFailed, Constraint or Damaged when it was not applied;
-        OutcomeUnknown when nobody knows. A cancelled caller takes a waiting operation back; one that
-        has begun is waited for, its result is returned, and Cancelled comes at the caller's next
-        checkpoint.
+        OutcomeUnknown when nobody knows. A cancelled caller takes a waiting operation back; one
+        that has begun is waited for, its result is returned, and Cancelled comes at the caller's
+        next checkpoint.
         """
         return await self._submit(self._writes, operation, args, lane)
 

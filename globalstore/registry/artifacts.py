@@ -1,8 +1,6 @@
 """What an artifact is: its row, its digests and its tensor index."""
 
-import hashlib
 import json
-from functools import cached_property
 
 import attrs
 
@@ -33,16 +31,12 @@ class Description:
 
 @attrs.frozen
 class TensorIndex:
-    """The bytes of a tensor index and how they are written; blank for the usual way."""
+    """The bytes of a tensor index, their SHA-256, and how they are written; blank: as usual."""
 
     data: bytes
+    digest: bytes
     encoding: str = ""
     schema_version: str = ""
-
-    @cached_property
-    def digest(self) -> bytes:
-        """SHA-256 of the bytes."""
-        return hashlib.sha256(self.data).digest()
 
 
 _KINDS = {Scheme.MI2: 1, Scheme.CGID: 2}
@@ -155,7 +149,7 @@ def index_of_key(tx: Snapshot, digest: bytes) -> TensorIndex | None:
         "SELECT index_data, encoding, schema_version FROM tensor_indexes WHERE index_digest = ?",
         (digest,),
     )
-    return None if row is None else TensorIndex(*row)
+    return None if row is None else TensorIndex(row[0], digest, row[1], row[2])
 
 
 def index_of_artifact(tx: Snapshot, artifact_id: str) -> TensorIndex | None:
@@ -174,7 +168,7 @@ def index_of_artifact(tx: Snapshot, artifact_id: str) -> TensorIndex | None:
     stored = index_of_key(tx, digest)
     if stored is None:
         return None
-    return TensorIndex(stored.data, row[1] or INDEX_ENCODING, row[2] or INDEX_SCHEMA)
+    return TensorIndex(stored.data, digest, row[1] or INDEX_ENCODING, row[2] or INDEX_SCHEMA)
 
 
 def _complete(artifact_id: str, description: Description, index: TensorIndex | None) -> Description:

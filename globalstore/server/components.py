@@ -11,6 +11,7 @@ import attrs
 
 import globalstore
 from globalstore.api.context import HandlerContext
+from globalstore.api.index_checks import IndexChecks
 from globalstore.api.memory_tiers import pending_ttl_us
 from globalstore.api.middleware.handler_slots import HandlerSlots
 from globalstore.api.middleware.tokens import Tokens
@@ -123,6 +124,7 @@ class Components:
             keys=self.keys,
             worker_capacity=WorkerCapacity(self.store, self.workers),
             worker_digests=WorkerDigests(self.store),
+            index_checks=IndexChecks(config.registration.max_index_bytes, self.handler_slots),
         )
 
     def _store(self, runner: Runner, examination: Examination | None) -> Store:
