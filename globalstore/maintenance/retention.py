@@ -53,7 +53,7 @@ class Maintenance:
             *((each.table, partial(self._purge, each)) for each in retained),
             ("artifact series", self._drop_series),
             # After what was deleted.
-            ("full tables", full_tables.look),
+            ("full tables", full_tables.make_room),
         ]
 
     async def run(self) -> None:

@@ -220,7 +220,13 @@ class Components:
 
     def _make_upkeep(self) -> None:
         policy = self.config.worker_policy
-        self.full_tables = FullTables(self.store, self.row_limits, self.metrics.server)
+        self.full_tables = FullTables(
+            self.store,
+            self.row_limits,
+            self.clock.wall_us,
+            self.clock.lease_us,
+            self.metrics.server,
+        )
         self.maintenance = Maintenance(
             self.store,
             Schedule(
