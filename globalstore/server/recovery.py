@@ -1,6 +1,7 @@
 """What memory takes over at a start from an earlier server."""
 
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,7 +60,8 @@ async def _recover(components: Components) -> Recovered:
     for sample in await store.read(memory_tier_samples.latest_of_all, NODES_MAX):
         components.commit_counts.memory_tier_sampled(MemoryTierSampled(sample))
     metrics.transports.active.set(len(components.transport_expiry))
-    await components.full_tables.look()
+    with suppress(Full):  # maintenance looks again
+        await components.full_tables.look()
     await components.clock.restore(store)
     await components.leases.restore()
     seconds = trio.current_time() - began
