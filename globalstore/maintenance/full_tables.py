@@ -30,12 +30,14 @@ class FullTables:
         self,
         store: Store,
         limits: Mapping[str, int],
+        bytes_max: int,
         wall_us: Callable[[], int],
         lease_us: LeaseNow,
         metrics: ServerMetrics,
     ) -> None:
         self._store = store
         self._limits = limits
+        self._bytes_max = bytes_max
         self._wall_us = wall_us
         self._lease_us = lease_us
         self._metrics = metrics
@@ -44,7 +46,7 @@ class FullTables:
 
     async def make_room(self) -> None:
         """Forget names that nobody uses in the tables that fill up, then look."""
-        rows = await self._rows()
+        rows = (await self._fill()).rows
         for each in FORGETTABLE:
             if rows[each.table] > self._limits[each.table] * _FORGOTTEN_PART:
                 await self._forget(each)
@@ -52,7 +54,17 @@ class FullTables:
 
     async def look(self) -> None:
         """Show how full the tables are, and warn of those that are nearly full."""
-        for table, count in (await self._rows()).items():
+        fill = await self._fill()
+        self._metrics.db_used_bytes.set(fill.used_bytes)
+        if fill.used_bytes >= self._bytes_max * _WARNED_PART:
+            _log.limited(
+                "bytes",
+                "the database fills up",
+                key="database.max_bytes",
+                used_bytes=fill.used_bytes,
+                limit=self._bytes_max,
+            )
+        for table, count in fill.rows.items():
             self._metrics.db_rows.labels(table).set(count)
             limit = self._limits[table]
             if count >= limit * _WARNED_PART:
@@ -60,8 +72,8 @@ class FullTables:
                     table, "a table fills up", key=f"limits.rows.{table}", rows=count, limit=limit
                 )
 
-    async def _rows(self) -> dict[str, int]:
-        return await self._store.write(row_limits.counted_rows, lane=Lane.CONTROL)
+    async def _fill(self) -> row_limits.Fill:
+        return await self._store.write(row_limits.fill, self._bytes_max, lane=Lane.CONTROL)
 
     async def _forget(self, forgettable: Forgettable) -> None:
         last, forgotten = None, 0

@@ -8,6 +8,8 @@ and nothing else is ever refused.
 
 from collections.abc import Mapping
 
+import attrs
+
 from globalstore.db import Transaction
 from globalstore.rules.values import INTEGER_MAX
 
@@ -30,18 +32,26 @@ def count_rows(tx: Transaction, limits: Mapping[str, int]) -> None:
 
     ``limits`` has the bound of each table by its name. To be run once, before anything else writes.
     """
+    # most is the bound, or how many there are as long as the file has reached its own bound.
     tx.run(
-        "CREATE TEMP TABLE row_counts"
-        " (table_key INTEGER PRIMARY KEY, table_name TEXT NOT NULL, rows INTEGER NOT NULL)"
+        "CREATE TEMP TABLE row_counts (table_key INTEGER PRIMARY KEY, table_name TEXT NOT NULL,"
+        " rows INTEGER NOT NULL, bound INTEGER NOT NULL, most INTEGER NOT NULL)"
     )
     for key, (table, limit) in enumerate(limits.items()):
-        tx.run(f"INSERT INTO row_counts SELECT {key}, '{table}', count(*) FROM {table}")
-        refusal = f"limits.rows.{table} is {limit}, and there are as many: delete some, or raise it"
+        bound = min(limit, INTEGER_MAX)
+        tx.run(
+            "INSERT INTO row_counts"
+            f" SELECT {key}, '{table}', count(*), {bound}, {bound} FROM {table}"
+        )
+        refusal = (
+            f"limits.rows.{table} is {limit}, and there are as many (or database.max_bytes is"
+            " used up): delete some, or raise it"
+        )
         tx.run(
             f"CREATE TEMP TRIGGER {table}_grew AFTER INSERT ON main.{table} BEGIN"
             f" UPDATE row_counts SET rows = rows + 1 WHERE table_key = {key};"
             f" SELECT RAISE(ABORT, '{refusal}') FROM row_counts"
-            f" WHERE table_key = {key} AND rows > {min(limit, INTEGER_MAX)}; END"
+            f" WHERE table_key = {key} AND rows > most; END"
         )
         tx.run(
             f"CREATE TEMP TRIGGER {table}_shrank AFTER DELETE ON main.{table} BEGIN"
@@ -49,6 +59,31 @@ def count_rows(tx: Transaction, limits: Mapping[str, int]) -> None:
         )
 
 
-def counted_rows(tx: Transaction) -> dict[str, int]:
-    """Return how many rows each counted table has; of the writer, which alone knows."""
-    return dict(tx.all("SELECT table_name, rows FROM row_counts"))
+@attrs.frozen
+class Fill:
+    """How many rows each table has, and how many bytes of the file are in use."""
+
+    rows: Mapping[str, int]
+    used_bytes: int
+
+
+def fill(tx: Transaction, bytes_max: int) -> Fill:
+    """Return how full tables and file are; to be asked of the writer, which alone has the counts.
+
+    Above ``bytes_max`` no table grows until it is asked again and less is in use.
+    """
+    used_bytes = (_number(tx, "page_count") - _number(tx, "freelist_count")) * _number(
+        tx, "page_size"
+    )
+    tx.run(
+        "UPDATE row_counts SET most = iif(:is_full, min(rows, bound), bound)",
+        {"is_full": used_bytes >= bytes_max},
+    )
+    return Fill(dict(tx.all("SELECT table_name, rows FROM row_counts")), used_bytes)
+
+
+def _number(tx: Transaction, pragma: str) -> int:
+    row = tx.one(f"PRAGMA main.{pragma}")
+    assert row is not None
+    number: int = row[0]
+    return number

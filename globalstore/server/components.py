@@ -223,6 +223,7 @@ class Components:
         self.full_tables = FullTables(
             self.store,
             self.row_limits,
+            self.config.database.max_bytes,
             self.clock.wall_us,
             self.clock.lease_us,
             self.metrics.server,

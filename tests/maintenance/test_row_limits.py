@@ -48,7 +48,7 @@ async def test_a_full_table_takes_no_more_and_gives_up_what_it_has(table: str) -
             await store.write(insert, table, 2)
         # What is there may be written over, as an upsert does.
         await store.write(insert, table, 1, "ON CONFLICT DO NOTHING")
-        counted = await store.write(row_limits.counted_rows)
+        counted = (await store.write(row_limits.fill, 2**40)).rows
         assert counted[table] == there[0]
 
 
@@ -75,7 +75,7 @@ async def test_counts_are_those_of_the_tables_whatever_is_undone_or_deleted() ->
         await store.write(lambda tx: tx.run("DELETE FROM endpoints WHERE endpoint_key > 1"))
         with pytest.raises(ValueError, match="undone"):
             await store.write(fails)
-        counted = await store.write(row_limits.counted_rows)
+        counted = (await store.write(row_limits.fill, 2**40)).rows
 
         def true_counts(tx: Transaction) -> dict[str, Any]:
             return {
@@ -95,7 +95,7 @@ async def test_a_statement_of_many_rows_is_undone_as_a_whole() -> None:
             await store.write(
                 lambda tx: tx.run_rows("INSERT INTO endpoints SELECT * FROM (VALUES …)", rows)
             )
-        assert (await store.write(row_limits.counted_rows))["endpoints"] == 0
+        assert (await store.write(row_limits.fill, 2**40)).rows["endpoints"] == 0
         assert await store.read(lambda tx: tx.one("SELECT count(*) FROM endpoints")) == (0,)
 
 
@@ -163,3 +163,26 @@ async def test_a_table_that_fills_up_is_told_of(
         value = store.components.metrics.registry.get_sample_value
         assert value("tc_db_rows", {"table": "replicas"}) == 4
         assert value("tc_db_rows_limit", {"table": "replicas"}) == 5
+
+
+async def test_a_file_that_has_all_its_bytes_takes_no_more_rows(lines: Lines) -> None:
+    async with serving(configuration(database={"max_bytes": 1})) as store:
+        warned = lines.only("the database fills up", "WARNING")
+        assert (warned["key"], warned["limit"]) == ("database.max_bytes", 1)
+        async with refused(StatusCode.RESOURCE_EXHAUSTED, "database.max_bytes"):
+            await store.register()
+    config = configuration(
+        database={"max_bytes": 4 << 20}, worker_policy={"cleanup_interval": "1000000s"}
+    )
+    async with serving(config) as store:
+        worker = await store.register()
+        kept = await store.replica(worker.worker_id, tensor_index_data=b" " * (4 << 20))
+        await store.components.maintenance.run_pass()
+        async with refused(StatusCode.RESOURCE_EXHAUSTED, "database.max_bytes"):
+            await store.replica(worker.worker_id, mem_info=memory_info(device_id=1))
+        assert (await store.replica(worker.worker_id)).replica_id == kept.replica_id
+        gone = wire.UnregisterReplicaRequest(artifact_id="model", replica_id=kept.replica_id)
+        await store.runtime.UnregisterReplica(gone)
+        await store.components.store.write(lambda tx: tx.run("DELETE FROM tensor_indexes"))
+        await store.components.maintenance.run_pass()
+        await store.replica(worker.worker_id, mem_info=memory_info(device_id=1))

@@ -341,6 +341,7 @@ async def what_has_ended_is_deleted(it: Moves, clock: Clock) -> None:
 
 
 @moves(
+    "tc_db_used_bytes",
     of("tc_db_rows", "table", *ROWS),
     of("tc_db_rows_limit", "table", *ROWS),
 )
