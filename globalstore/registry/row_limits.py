@@ -6,11 +6,12 @@ beyond the bound is refused wherever it comes from; an upsert that finds its row
 and nothing else is ever refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import attrs
 
-from globalstore.db import Transaction
+from globalstore.db import LimitReached, Snapshot, Transaction
 from globalstore.rules.values import INTEGER_MAX
 
 # Tables without a bound of their own, and what bounds them.
@@ -35,17 +36,18 @@ def count_rows(tx: Transaction, limits: Mapping[str, int]) -> None:
     # most is the bound, or how many there are as long as the file has reached its own bound.
     tx.run(
         "CREATE TEMP TABLE row_counts (table_key INTEGER PRIMARY KEY, table_name TEXT NOT NULL,"
-        " rows INTEGER NOT NULL, bound INTEGER NOT NULL, most INTEGER NOT NULL)"
+        " rows INTEGER NOT NULL, bound INTEGER NOT NULL, most INTEGER NOT NULL,"
+        " refusal TEXT NOT NULL)"
     )
     for key, (table, limit) in enumerate(limits.items()):
         bound = min(limit, INTEGER_MAX)
-        tx.run(
-            "INSERT INTO row_counts"
-            f" SELECT {key}, '{table}', count(*), {bound}, {bound} FROM {table}"
-        )
         refusal = (
             f"limits.rows.{table} is {limit}, and there are as many (or database.max_bytes is"
             " used up): delete some, or raise it"
+        )
+        tx.run(
+            "INSERT INTO row_counts"
+            f" SELECT {key}, '{table}', count(*), {bound}, {bound}, '{refusal}' FROM {table}"
         )
         tx.run(
             f"CREATE TEMP TRIGGER {table}_grew AFTER INSERT ON main.{table} BEGIN"
@@ -57,6 +59,40 @@ def count_rows(tx: Transaction, limits: Mapping[str, int]) -> None:
             f"CREATE TEMP TRIGGER {table}_shrank AFTER DELETE ON main.{table} BEGIN"
             f" UPDATE row_counts SET rows = rows - 1 WHERE table_key = {key}; END"
         )
+
+
+def check_room(tx: Snapshot, table: str, rows: int) -> None:
+    """Raise LimitReached unless a table may have so many more rows; for what is to be added later.
+
+    It is then added ``beyond_bound``, whoever else has added something meanwhile.
+    """
+    if not _is_counting(tx):
+        return
+    full = tx.one(
+        "SELECT refusal FROM row_counts WHERE table_name = ? AND rows + ? > most", (table, rows)
+    )
+    if full is not None:
+        raise LimitReached(full[0])
+
+
+@contextmanager
+def beyond_bound(tx: Transaction, table: str) -> Iterator[None]:
+    """Let a table grow although it is full, for what was accepted when there was room."""
+    row = None
+    if _is_counting(tx):
+        row = tx.one("SELECT most FROM row_counts WHERE table_name = ?", (table,))
+        _set_most(tx, table, INTEGER_MAX)
+    yield
+    if row is not None:
+        _set_most(tx, table, row[0])
+
+
+def _is_counting(tx: Snapshot) -> bool:
+    return tx.one("SELECT 1 FROM sqlite_temp_schema WHERE name = 'row_counts'") is not None
+
+
+def _set_most(tx: Transaction, table: str, most: int) -> None:
+    tx.run("UPDATE row_counts SET most = ? WHERE table_name = ?", (most, table))
 
 
 @attrs.frozen

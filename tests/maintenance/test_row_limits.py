@@ -9,7 +9,7 @@ import trio
 from filled_tables import insert, tables
 from log_lines import Lines
 from purerpc import StatusCode
-from servers import configuration, memory_info, refused, serving
+from servers import configuration, eventually, memory_info, refused, serving
 
 from globalstore.config.schema.limits import Rows
 from globalstore.db import LimitReached, Runner, Store, Transaction
@@ -145,6 +145,50 @@ async def test_a_snapshot_that_does_not_fit_is_refused_and_an_empty_one_is_not()
         assert await store.counts("model", "other") == [(1, 1), (0, 0)]
         await store.runtime.ReconcileWorkerState(request(1))
         assert await store.counts("model") == [(0, 0)]
+
+
+async def test_a_large_chunk_report_fits_as_a_whole_or_is_refused() -> None:
+    def report(artifact: str, blocks: int) -> Any:
+        return wire.BatchUpdateChunkStatesRequest(
+            node_id="n",
+            updates=[
+                wire.ChunkStateUpdate(
+                    artifact_id=artifact, chunk_idx=256 * block, state=wire.CHUNK_STATE_HOT
+                )
+                for block in range(blocks)
+            ],
+        )
+
+    async with serving(configuration(limits={"rows": {"chunk_blocks": 1600}})) as store:
+        await store.runtime.BatchUpdateChunkStates(report("a", 500))
+        async with refused(StatusCode.RESOURCE_EXHAUSTED, "limits.rows.chunk_blocks is 1600"):
+            await store.runtime.BatchUpdateChunkStates(report("b", 1101))
+        # Accepted is accepted, whatever came in meanwhile.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.runtime.BatchUpdateChunkStates, report("c", 1000))
+            await eventually(store.components.chunk_reports._busy)
+            await store.runtime.BatchUpdateChunkStates(report("d", 100))
+        found = await store.read("SELECT artifact_id, count(*) FROM chunk_blocks GROUP BY 1")
+        assert found == [("a", 500), ("c", 1000), ("d", 100)]
+        async with refused(StatusCode.RESOURCE_EXHAUSTED, "limits.rows.chunk_blocks"):
+            await store.runtime.BatchUpdateChunkStates(report("e", 1))
+
+
+async def test_what_was_accepted_may_pass_the_bound() -> None:
+    async with store_in_memory() as store:
+        await store.write(row_limits.count_rows, dict.fromkeys(BOUNDED, 1))
+        await store.write(row_limits.check_room, "endpoints", 1)
+
+        def promised(tx: Transaction) -> None:
+            with row_limits.beyond_bound(tx, "endpoints"):
+                insert(tx, "endpoints", 2)
+
+        await store.write(insert, "endpoints", 1)
+        await store.write(promised)
+        with pytest.raises(LimitReached, match="endpoints"):
+            await store.write(row_limits.check_room, "endpoints", 1)
+        with pytest.raises(LimitReached, match="endpoints"):
+            await store.write(insert, "endpoints", 3)
 
 
 async def test_a_table_that_fills_up_is_told_of(
