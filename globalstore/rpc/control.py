@@ -57,7 +57,8 @@ class ControlHalf(SendingHalf):
         self._resets = Allowance(limits.resets_max, limits.resets_per_second, now)
 
     def _forget(self, stream: Stream) -> None:
-        self._account.ledger.arrived(stream)
+        if self._ledger.arriving_bytes:
+            self._ledger.arrived(stream)
         super()._forget(stream)
 
     def _data(self, stream: Stream, data: bytes | memoryview) -> None:

@@ -261,13 +261,13 @@ class Engine(ControlHalf):
             self._fault(stream, fault.code, fault.message)
             return
         rest = reader.incomplete_bytes
+        # A whole small request is part of what a call costs anyhow.
         if began or not ended or len(data) > _MESSAGE_BYTES_MIN:
-            # A whole small request is part of what a call costs anyhow.
             self._hold(stream, rest - began + sum(_cost(payload) for payload, _ in messages))
-        if self._account.is_full and not stream.discard:
-            self._fault(stream, StatusCode.RESOURCE_EXHAUSTED, f"message: {SHARE_TAKEN}")
-        if stream.discard:
-            return
+            if self._account.is_full and not stream.discard:
+                self._fault(stream, StatusCode.RESOURCE_EXHAUSTED, f"message: {SHARE_TAKEN}")
+            if stream.discard:
+                return
         for payload, compressed in messages:
             if compressed and not stream.head.gzip:
                 self._fault(
@@ -279,9 +279,9 @@ class Engine(ControlHalf):
             stream.unconsumed += PREFIX_BYTES + len(payload)
             self._events.append(MessageReceived(stream.id, payload, compressed))
         if rest:
-            self._account.ledger.arriving(stream, rest)
+            self._ledger.arriving(stream, rest)
         elif began:
-            self._account.ledger.arrived(stream)
+            self._ledger.arrived(stream)
 
     def _request_ended(self, stream: Stream) -> None:
         if self.streams.get(stream.id) is not stream:
@@ -462,7 +462,7 @@ class Engine(ControlHalf):
 
     def _fault(self, stream: Stream, code: StatusCode, message: str) -> None:
         stream.discard = True
-        self._account.ledger.arrived(stream)
+        self._ledger.arrived(stream)
         self._hold(stream, -stream.reader.incomplete_bytes)
         stream.reader = MessageReader(0)
         self._events.append(RequestFaulted(stream.id, code.value, message))

@@ -32,6 +32,7 @@ class SendingHalf:
 
     def __init__(self, account: Account) -> None:
         self._account = account
+        self._ledger = account.ledger
         self.streams: dict[int, Stream] = {}
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -263,16 +264,17 @@ class SendingHalf:
     def _hold(self, stream: Stream, size: int) -> None:
         """Take in that a call keeps ``size`` bytes more in memory."""
         stream.held_bytes += size
-        account = self._account  # as ``Account.hold``: every call comes here
-        account.held_bytes += size
-        ledger = account.ledger
+        # As ``Account.hold``, for every call comes here.
+        self._account.held_bytes += size
+        ledger = self._ledger
         ledger.held_bytes += size
         if ledger.held_bytes > ledger.bytes_max and size > 0:
             ledger.relieve()
 
     def _release(self, stream: Stream) -> None:
         """Take in that a call keeps nothing any more, or soon will not."""
-        self._account.hold(-stream.held_bytes)
+        self._account.held_bytes -= stream.held_bytes
+        self._ledger.held_bytes -= stream.held_bytes
         stream.held_bytes = 0
 
     def _remember_reset(self, stream_id: int) -> None:
