@@ -404,7 +404,7 @@ async def waiting_calls(target: Target, nursery: trio.Nursery) -> None:
 @attack
 async def unread_answers(target: Target, nursery: trio.Nursery) -> None:
     """Reads of an index of some MiB whose answers nobody takes."""
-    data = b'{"a":"' + b"x" * (4 << 20) + b'"}'
+    data = b"{" + b",".join(b'"%d":"%b"' % (n, b"x" * 10_000) for n in range(400)) + b"}"
     client = await connected(target, nursery)
     await client.call(CATALOG + "UpsertArtifactMetadata", _index_request(data))
     await trio.sleep(1)

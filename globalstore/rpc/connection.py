@@ -40,6 +40,9 @@ READ_BYTES = 2 << 10
 READ_BYTES_BULK = 64 << 10
 FRAMES_BULK_MAX = 16
 
+# Frames looked at before others get a turn, however many came at once.
+FRAMES_PER_TURN = 64
+
 # Bytes ready to be written that are part of what every connection costs.
 _READY_BYTES_FREE = 32 << 10
 
@@ -202,13 +205,19 @@ class Connection(CallingHalf):
             size = READ_BYTES_BULK if bulk else READ_BYTES
 
     async def _received(self, data: bytes) -> None:
+        await self._look_at(data)
+        while self._engine.is_pending and not self._engine.failed:
+            await trio.lowlevel.checkpoint()
+            await self._look_at(b"")
+
+    async def _look_at(self, data: bytes) -> None:
         engine = self._engine
         self._now = trio.current_time()
         self._keepalive.heard(self._now)
         self._receipts.forget(self._now)
         self._fast_left = FAST_MAX
         self._receiving = True
-        events = engine.receive(data, self._now)
+        events = engine.receive(data, self._now, frames_max=FRAMES_PER_TURN)
         self._receiving = False
         if events:
             self._handle(events)

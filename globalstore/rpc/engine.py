@@ -6,6 +6,7 @@ connection; its settings, error codes and HPACK are used here, and its client si
 every byte we write in the tests.
 """
 
+import math
 from collections.abc import Mapping
 
 import attrs
@@ -43,6 +44,9 @@ from globalstore.rpc.streams import Stream
 # A call that waits, in memory: its task, scope and stream, but for its head and message.
 STREAM_BYTES = 16 << 10
 
+# To decode so many bytes of a head that is not remembered takes as long as to look at a frame.
+_DECODED_BYTES_PER_FRAME = 256
+
 # What a message costs at least, whatever its size.
 _MESSAGE_BYTES_MIN = 256
 
@@ -73,8 +77,10 @@ class Engine(ControlHalf):
         self._buffer = b""
         self._preface_left = frames.PREFACE
         self._failed = False
-        # Frames in the bytes last received: what one read costs, whatever its size.
+        # Frames that were looked at last: what that cost, whatever the bytes.
         self.frames_read = 0
+        # Whether whole frames may be left to look at.
+        self.is_pending = False
         self._receive_window = max(limits.connection_window_bytes, frames.WINDOW_DEFAULT)
         self._unreturned = 0
         # The header block that CONTINUATION frames are still to complete.
@@ -126,12 +132,16 @@ class Engine(ControlHalf):
         """Bytes kept of a frame or header block that is not complete."""
         return len(self._buffer) + len(self._block)
 
-    def receive(self, data: bytes, now: float) -> list[Event]:
-        """Take bytes from the client at ``now`` seconds; return what they mean."""
+    def receive(self, data: bytes, now: float, *, frames_max: float = math.inf) -> list[Event]:
+        """Take bytes from the client at ``now`` seconds; return what they mean.
+
+        Stops after ``frames_max`` frames, or fewer that cost as much; then ``is_pending`` is True,
+        and the rest is looked at when this is called again, with more bytes or none.
+        """
         self._now = now
         if not self._failed:
             try:
-                self._consume(self._buffer + data if self._buffer else data)
+                self._consume(self._buffer + data if self._buffer else data, frames_max)
             except ConnectionFault as fault:
                 self.fail(fault.code, fault.reason)
         return self.events()
@@ -178,8 +188,9 @@ class Engine(ControlHalf):
 
     # --- frames -------------------------------------------------------------------------
 
-    def _consume(self, data: bytes) -> None:
+    def _consume(self, data: bytes, frames_max: float) -> None:
         position = 0
+        self.is_pending = False
         if self._preface_left:
             position = self._consume_preface(data)
         end = len(data)
@@ -191,6 +202,9 @@ class Engine(ControlHalf):
                 raise ConnectionFault(ErrorCodes.FRAME_SIZE_ERROR, f"frame of {size} bytes")
             body = position + frames.HEADER_BYTES
             if end - body < size:
+                break
+            if self.frames_read >= frames_max:
+                self.is_pending = True
                 break
             position = body + size
             self.frames_read += 1
@@ -422,7 +436,9 @@ class Engine(ControlHalf):
     def _decode(self, block: bytes) -> tuple[Fields, bool]:
         """Decode a block that is not remembered; its size is owed for, see ``heads_wait_s``."""
         fields, steady = self._decoder.decode(block)
-        self._account.heads.owe(self._now, len(block) + list_bytes(fields))
+        size = len(block) + list_bytes(fields)
+        self._account.heads.owe(self._now, size)
+        self.frames_read += size // _DECODED_BYTES_PER_FRAME
         return fields, steady
 
     def hold(self, stream_id: int, size: int) -> bool:

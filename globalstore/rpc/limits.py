@@ -71,7 +71,7 @@ class Limits:
     # wait until it takes some.
     blocked_bytes_max: int = _count(16 << 20)
     # The same for the clients of one address and answers of some MiB: their next one waits.
-    unread_bytes_per_address_max: int = _count(48 << 20)
+    unread_bytes_per_address_max: int = _count(32 << 20)
     # A client that takes nothing at all for this long has gone or is holding memory.
     stall_seconds: float = _bound(60.0)
     # The first bytes and a TLS handshake take two round trips; ten seconds suits any link.

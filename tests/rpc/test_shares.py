@@ -8,9 +8,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from globalstore.rpc import Limits, ListenerOptions
+from globalstore.rpc.connection import FRAMES_PER_TURN
 from globalstore.rpc.ledger import CONNECTION_BYTES
 
-from .echo import Echo, dial, listening, served
+from .echo import Echo, dial, listening, served, text
 from .wire import head
 
 
@@ -145,6 +146,34 @@ async def test_small_answers_that_are_not_read_count_for_their_address(autojump_
         assert 150_000 < peer.connection._engine.ready_bytes < 400_000
         assert account.held_bytes > limits.held_bytes_per_address_max - 20_000
     assert account.held_bytes == 0
+
+
+async def test_many_small_frames_that_come_at_once_let_others_have_their_turn():
+    async with served() as peer:
+        streams = [peer.client.call(text("x")) for _ in range(90)]
+        data = peer.client.output()
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            await wait_all_tasks_ready()
+            before = turns
+            await peer.connection._received(data)
+            assert turns - before >= 2 * len(streams) // FRAMES_PER_TURN
+            nursery.cancel_scope.cancel()
+        for stream in streams:
+            assert (await peer.answer(stream)).status == "0"
+
+
+async def wait_all_tasks_ready() -> None:
+    for _ in range(5):
+        await trio.lowlevel.checkpoint()
 
 
 async def test_idle_time_of_a_paused_reader_is_bounded(autojump_clock):
