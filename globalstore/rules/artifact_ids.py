@@ -8,7 +8,7 @@ import re
 
 from globalstore.rules import multihash
 from globalstore.rules.refusals import FailedPrecondition, InvalidArgument
-from globalstore.rules.values import required
+from globalstore.rules.values import existing, required
 
 _CGID = re.compile(r"cgid:[A-Za-z0-9._~-]+\Z")
 _CGID_LENGTH = range(8, 201)
@@ -54,13 +54,18 @@ def is_kept_by_daemons(artifact_id: str) -> bool:
 
 def looked_up(field: str, value: str) -> str:
     """Return an artifact id for a look-up: any scheme but msa1."""
-    artifact_id = required(field, value)
+    artifact_id = existing(field, value)
     refuse_msa1(field, artifact_id)
     return artifact_id
 
 
 def stored(field: str, value: str) -> str:
     """Return an artifact id that may enter the artifact and replica tables."""
+    return stored_before(field, required(field, value))
+
+
+def stored_before(field: str, value: str) -> str:
+    """Return an artifact id for a look-up in those tables."""
     artifact_id = looked_up(field, value)
     if artifact_id.startswith(_BYTE_ARTIFACT):
         raise FailedPrecondition(

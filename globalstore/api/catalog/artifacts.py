@@ -15,7 +15,7 @@ from globalstore.rpc import Call
 from globalstore.rules import descriptors, multihash, tensor_index
 from globalstore.rules.artifact_ids import Scheme, described, digests_of, looked_up, scheme_of
 from globalstore.rules.refusals import FailedPrecondition, InvalidArgument
-from globalstore.rules.values import identifier, required, storable
+from globalstore.rules.values import existing, identifier, required, storable
 
 # An index of this many bytes is hashed and parsed in half a millisecond; longer ones in a thread.
 _CHECKED_AT_ONCE_BYTES = 32 << 10
@@ -60,7 +60,7 @@ class ArtifactHandlers(Handlers):
         self, message: wire.GetArtifactIndexRequest, request: Call
     ) -> wire.GetArtifactIndexResponse:
         """Return the index with a digest."""
-        key = required("tensor_index_key", message.tensor_index_key)
+        key = existing("tensor_index_key", message.tensor_index_key)
         if not _INDEX_KEY.fullmatch(key):
             return wire.GetArtifactIndexResponse(status=wire.STATUS_NOT_FOUND)
         index = await self.context.read(artifacts.index_of_key, bytes.fromhex(key))

@@ -14,7 +14,7 @@ from globalstore.registry.runtime.chunks import ChunkReport, HeldChunks, NodeWor
 from globalstore.rpc import Call
 from globalstore.rules.chunk_states import BLOCK_CHUNKS, ChunkState, Patches
 from globalstore.rules.refusals import InvalidArgument, Refusal, ResourceExhausted
-from globalstore.rules.values import identifier, required
+from globalstore.rules.values import existing, identifier, required
 
 # Entries of one report, as the contract has it.
 UPDATES_MAX = 100_000
@@ -86,7 +86,7 @@ class ChunkHandlers(Handlers):
         self, message: wire.QueryChunkLocationsRequest, request: Call
     ) -> wire.QueryChunkLocationsResponse:
         """List where chunks of an artifact are, the best source of each first."""
-        artifact_id = required("artifact_id", message.artifact_id)
+        artifact_id = existing("artifact_id", message.artifact_id)
         wanted = await _wanted(message)
         blocks = (min(wanted) // BLOCK_CHUNKS, max(wanted) // BLOCK_CHUNKS) if wanted else None
         self.context.handler_slots.release(request)

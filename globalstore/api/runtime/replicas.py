@@ -23,7 +23,7 @@ from globalstore.rpc import Call
 from globalstore.rules import descriptors
 from globalstore.rules.artifact_ids import looked_up, stored
 from globalstore.rules.refusals import InvalidArgument, Refusal
-from globalstore.rules.values import identifier, positive, required, storable, uuid_bytes, uuid_text
+from globalstore.rules.values import existing, identifier, positive, storable, uuid_bytes, uuid_text
 
 # Ids of one count request: what a scheduler of a large cluster asks for at once, and at 100 bytes
 # each still a small message.
@@ -155,7 +155,7 @@ def _registration(artifact_id: str, message: wire.RegisterReplicaRequest) -> Rep
     place = memory_info.place(info)
     memory_size = positive("mem_info.memory_size", info.memory_size)
     max_concurrency = positive("max_concurrency", message.max_concurrency)
-    worker_id = required("worker_id", message.worker_id)
+    worker_id = existing("worker_id", message.worker_id)
     index = None
     if message.tensor_index_data:
         encoding = identifier("encoding", message.encoding)
