@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from globalstore.text.printing import printable, printable_json
+from globalstore.text.printing import MASK, printable, printable_json
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -111,11 +111,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def as_dict(message: "Message") -> dict[str, Any]:
-    """Return a message as JSON has it, fields that are unset included unless they are absent."""
+    """Return a message as JSON has it, its secrets masked.
+
+    Fields that are unset are included unless they are absent.
+    """
     from google.protobuf.json_format import MessageToDict
 
+    from globalstore.text.secret_fields import hidden
+
     fields = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        hidden(message, MASK),
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
     )
     _with_numbers(fields, message.DESCRIPTOR)
     return fields

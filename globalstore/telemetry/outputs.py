@@ -24,6 +24,7 @@ import attrs
 from globalstore.host import HostRefused, check_file_to_write, host_step, make_directories
 from globalstore.telemetry import text
 from globalstore.text.printing import MASK, clipped, printable
+from globalstore.text.secret_fields import is_secret
 
 # Some ten thousand lines: seconds of a busy server at DEBUG, and little beside its other memory.
 QUEUED_CHARS_MAX: Final = 4 << 20
@@ -94,7 +95,7 @@ def as_json(record: logging.LogRecord) -> str:
     }
     for key, value in _fields(record).items():
         name = f"field_{key}" if key in event else key
-        event[name] = MASK if text.is_secret(key) else text.plain(value)
+        event[name] = MASK if is_secret(key) else text.plain(value)
     if stack := _traceback(record):
         event["traceback"] = stack
     return json.dumps(event)

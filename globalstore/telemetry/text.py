@@ -7,21 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from globalstore.text.printing import MASK, VALUE_CHARS_MAX, clipped, is_plain, printable
+from globalstore.text.secret_fields import hidden, is_secret
 
 # Room for a traceback of some thirty frames; the innermost ones, which matter, are kept.
 TRACEBACK_CHARS_MAX: Final = 16384
 
 _BARE = re.compile(r"[^\s\"'=\\,{}]+")
-_SECRET = re.compile(
-    r"(?:^|[_\-.])(?:tokens?|secrets?|passwords?|passwd|authorization|credentials?|rkeys?"
-    r"|(?:memory|private|access|encryption)_keys?)$",
-    re.IGNORECASE,
-)
-
-
-def is_secret(key: str) -> bool:
-    """Tell whether a value under this name must never be written: a token, password, memory key."""
-    return _SECRET.search(key) is not None
 
 
 def plain(value: object) -> Any:
@@ -46,6 +37,8 @@ def plain(value: object) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(inner) for inner in _first(value)]
     try:
+        if hasattr(value, "DESCRIPTOR"):
+            value = hidden(value, MASK)
         return clipped(str(value))
     except Exception as error:  # noqa: BLE001 (a value that cannot be shown must not end a call)
         return f"<{type(value).__name__}: {type(error).__name__} in str()>"

@@ -20,6 +20,7 @@ from globalstore.rules.artifact_ids import (
     stored,
 )
 from globalstore.rules.refusals import FailedPrecondition, InvalidArgument, Refusal
+from globalstore.text.characters import first_hidden
 
 DIGESTS = st.binary(min_size=32, max_size=32)
 HASHES = DIGESTS.map(multihash.encode)
@@ -153,7 +154,7 @@ def test_any_other_text_is_a_plain_string(text: str, space: str) -> None:
     kept = text.strip()
     if kept.startswith(PREFIXES):
         return
-    if not kept or any(ord(each) < 0x20 or ord(each) == 0x7F for each in kept):
+    if not kept or first_hidden(kept) is not None:
         with pytest.raises(InvalidArgument):
             described("id", text)
         return
