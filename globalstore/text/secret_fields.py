@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor, FieldDescriptor
-    from google.protobuf.message import Message
+    from google.protobuf.descriptor import FieldDescriptor
 
 _STORE: Final = "tensorcast.global_store.v1."
 _COMMON: Final = "tensorcast.common.v1."
@@ -147,10 +146,11 @@ Hider = Callable[[Any], Iterator[None]]
 _made: dict[tuple[str, str], Hider | None] = {}
 
 
-def hider(kind: "Descriptor", instead: str = "") -> Hider | None:
+def hider(kind: Any, instead: str = "") -> Hider | None:
     """Return what puts ``instead`` in place of each secret in messages of a type.
 
-    None if they have none. A list of secrets stays as long as it was; what is no text is cleared.
+    ``kind`` is its descriptor. None if they have none. A list of secrets stays as long as it was;
+    what is no text is cleared.
     """
     name = kind.full_name, instead
     if name not in _made:
@@ -159,7 +159,7 @@ def hider(kind: "Descriptor", instead: str = "") -> Hider | None:
     return _made[name]
 
 
-def _new_hider(kind: "Descriptor", instead: str) -> Hider | None:
+def _new_hider(kind: Any, instead: str) -> Hider | None:
     secret = [field for field in kind.fields if field.full_name in SECRET]
     inner = {
         field: within
@@ -200,7 +200,7 @@ def _hide_field(message: Any, field: "FieldDescriptor", instead: str) -> None:
             setattr(message, field.name, shown)
 
 
-def hidden(message: "Message", instead: str) -> "Message":
+def hidden(message: Any, instead: str) -> Any:
     """Return a message with ``instead`` in place of its secrets, itself if it has none."""
     hide = hider(message.DESCRIPTOR, instead)
     if hide is None:
