@@ -61,18 +61,25 @@ def looked_up(field: str, value: str) -> str:
 
 def stored(field: str, value: str) -> str:
     """Return an artifact id that may enter the artifact and replica tables."""
-    return stored_before(field, required(field, value))
+    artifact_id = required(field, value)
+    _refuse_unstored(field, artifact_id)
+    return artifact_id
 
 
 def stored_before(field: str, value: str) -> str:
     """Return an artifact id for a look-up in those tables."""
-    artifact_id = looked_up(field, value)
+    artifact_id = existing(field, value)
+    _refuse_unstored(field, artifact_id)
+    return artifact_id
+
+
+def _refuse_unstored(field: str, artifact_id: str) -> None:
+    refuse_msa1(field, artifact_id)
     if artifact_id.startswith(_BYTE_ARTIFACT):
         raise FailedPrecondition(
             f"{field} {artifact_id[:80]!r} is a byte artifact: its objects are kept by daemons, "
             "the store keeps only their shard-home leases"
         )
-    return artifact_id
 
 
 def mi2(index_multihash: str, data_multihash: str) -> str:

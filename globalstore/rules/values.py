@@ -46,6 +46,8 @@ def existing_or_blank(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -
     Ids with invisible characters were once taken; they are still found and removed.
     """
     value = value.strip()
+    if value.isascii() and len(value) <= bytes_max and value.isprintable():
+        return value
     if not value.isprintable() and any(ord(c) < 0x20 or ord(c) == 0x7F for c in value):
         raise InvalidArgument(f"{field} contains a control character")
     return _not_too_long(field, value, bytes_max)
@@ -59,18 +61,22 @@ def _not_too_long(field: str, value: str, bytes_max: int) -> str:
 
 def required(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
     """Return an identifier that must not be blank."""
-    return _not_blank(field, identifier(field, value, bytes_max))
+    value = identifier(field, value, bytes_max)
+    if not value:
+        raise _blank(field)
+    return value
 
 
 def existing(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
     """Return an id that is only looked for and must not be blank."""
-    return _not_blank(field, existing_or_blank(field, value, bytes_max))
-
-
-def _not_blank(field: str, value: str) -> str:
+    value = existing_or_blank(field, value, bytes_max)
     if not value:
-        raise InvalidArgument(f"{field} is required")
+        raise _blank(field)
     return value
+
+
+def _blank(field: str) -> InvalidArgument:
+    return InvalidArgument(f"{field} is required")
 
 
 def storable(field: str, value: int) -> int:

@@ -141,7 +141,8 @@ def test_a_byte_artifact_is_looked_up_and_never_stored(segments: list[str]) -> N
 
 @given(st.text(st.characters(exclude_categories=["C"]), max_size=20), SPACE)
 def test_a_mount_means_nothing_here(rest: str, before: str) -> None:
-    for take in (looked_up, stored, described):
+    takes = (looked_up, stored, described) if first_hidden(rest) is None else (looked_up,)
+    for take in takes:
         with pytest.raises(FailedPrecondition, match="daemon-session-local"):
             take("id", f"{before}msa1:{rest}")
 
