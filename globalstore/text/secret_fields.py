@@ -149,12 +149,12 @@ _made: dict[tuple[str, str], Hider | None] = {}
 def hider(kind: Any, instead: str = "") -> Hider | None:
     """Return what puts ``instead`` in place of each secret in messages of a type.
 
-    ``kind`` is its descriptor. None if they have none. A list of secrets stays as long as it was;
-    what is no text is cleared.
+    ``kind`` is its descriptor; no message has one of its own type within. None if they have no
+    secret. A list of secrets stays as long as it was; what is no text, and a map, is cleared.
     """
     name = kind.full_name, instead
     if name not in _made:
-        _made[name] = None  # of a type within itself
+        _made[name] = None
         _made[name] = _new_hider(kind, instead)
     return _made[name]
 
@@ -170,6 +170,10 @@ def _new_hider(kind: Any, instead: str) -> Hider | None:
     }
     if not secret and not inner:
         return None
+    maps = [field for field in inner if field.message_type.GetOptions().map_entry]
+    secret += maps
+    for field in maps:
+        del inner[field]
 
     def hide(message: Any) -> Iterator[None]:
         for field in secret:
