@@ -24,7 +24,7 @@ from globalstore.registry.memory_tiers import (
 )
 from globalstore.rpc import Call
 from globalstore.rules.refusals import InvalidArgument
-from globalstore.rules.values import identifier, required
+from globalstore.rules.values import existing, existing_or_blank, identifier, required
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.memory_tiers")
@@ -92,14 +92,14 @@ class MemoryTierHandlers(Handlers):
         acquired = _ACTIONS.get(message.action)
         if acquired is None:
             raise InvalidArgument(f"action is {message.action}, expected ACQUIRED or RELEASED")
-        artifact_id = required("artifact_id", message.artifact_id)
+        artifact_id = existing("artifact_id", message.artifact_id)
         if not message.chunk_ids:
             raise InvalidArgument("chunk_ids is empty, expected the chunks of the lease")
         now_us = self.context.clock.wall_us()
         spoken_of = message.chunk_range
         acknowledgement = Acknowledgement(
-            lease_id=required("lease_id", message.lease_id),
-            node_id=identifier("node_id", message.node_id),
+            lease_id=existing("lease_id", message.lease_id),
+            node_id=existing_or_blank("node_id", message.node_id),
             artifact_id=artifact_id,
             acquired=acquired,
             chunk_range=(
@@ -120,7 +120,7 @@ class MemoryTierHandlers(Handlers):
         self, message: wire.RevokeMemoryTierLeaseRequest, request: Call
     ) -> wire.RevokeMemoryTierLeaseResponse:
         """Ask the holder of a lease to give it up."""
-        lease_id = required("lease_id", message.lease_id)
+        lease_id = existing("lease_id", message.lease_id)
         lease = await self.context.write(
             request, memory_tiers.revoke_tier_lease, lease_id, self.context.clock.wall_us()
         )
@@ -137,7 +137,7 @@ class MemoryTierHandlers(Handlers):
         self, message: wire.ListOutstandingLeasesRequest, request: Call
     ) -> wire.ListOutstandingLeasesResponse:
         """List the leases of a node, for a daemon that starts."""
-        node_id = required("node_id", message.node_id)
+        node_id = existing("node_id", message.node_id)
         for state in message.states:
             if state not in _STATES:
                 raise InvalidArgument(

@@ -137,7 +137,7 @@ class _Node:
 
 
 def _say(name: str, text: str) -> None:
-    output.write(f"{name:<9} {text}")
+    output.say(f"{name:<9} {text}")
 
 
 async def _demo(file: Path | None, host: str, port: int, keep: bool) -> None:

@@ -8,6 +8,7 @@ import argparse
 from globalstore.cli import connecting, exit_codes, output
 from globalstore.client.blocking import BlockingConnection
 from globalstore.gen.globalstore.admin.v1 import admin_pb2 as admin
+from globalstore.text.printing import printable
 
 _ADMIN = admin.DESCRIPTOR.services_by_name["AdminService"].methods_by_name
 
@@ -50,11 +51,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _table(arguments: argparse.Namespace, answer: admin.ExplainSourcesResponse) -> str:
-    lines = [
+    verdict = (
         f"{arguments.artifact}{f', view {arguments.view}' if arguments.view else ''}: a request"
         f" would be told {answer.verdict!r} ({answer.mode}); {answer.waiting} waiting"
         + (f", {answer.waiting_of_requester} of them its own" if arguments.requester else "")
-    ]
+    )
+    lines = [printable(verdict)]
     if answer.sources:
         rows = [_row(source) for source in answer.sources]
         lines += ["", output.table(_HEAD, rows)]

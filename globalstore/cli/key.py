@@ -151,7 +151,10 @@ def _revoke(arguments: argparse.Namespace, server: BlockingConnection) -> int:
 
 
 def _print(arguments: argparse.Namespace, answer: Any, sentence: str, done: bool) -> int:
-    output.write(output.as_json(answer) if arguments.output == "json" else sentence)
+    if arguments.output == "json":
+        output.write(output.as_json(answer))
+    else:
+        output.say(sentence)
     return _code(done)
 
 

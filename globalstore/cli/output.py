@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from globalstore.text.printing import MASK, printable, printable_json
+
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
@@ -25,8 +27,18 @@ class NotWritten(Exception):
     """Standard output takes nothing more; the text says why."""
 
 
+def say(line: str) -> None:
+    """Write a line to standard output, at once, as it may be shown. Raises NotWritten."""
+    write(printable(line))
+
+
 def write(text: str) -> None:
-    """Write a text and a line end to standard output, at once. Raises NotWritten."""
+    """Write the lines of a text to standard output, as ``say`` does.
+
+    What others wrote must not bring lines of its own: ``table``, ``facts`` and ``as_json`` see to
+    that.
+    """
+    text = "\n".join(map(printable, text.split("\n")))
     if sys.stdout is None:
         raise NotWritten("standard output is closed")
     try:
@@ -44,6 +56,7 @@ def note(verb: str, text: str) -> None:
 
 def complain(line: str) -> None:
     """Write a line to stderr, if there is one: that it takes nothing changes no exit code."""
+    line = printable(line)
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
@@ -98,11 +111,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def as_dict(message: "Message") -> dict[str, Any]:
-    """Return a message as JSON has it, fields that are unset included unless they are absent."""
+    """Return a message as JSON has it, its secrets masked.
+
+    Fields that are unset are included unless they are absent.
+    """
     from google.protobuf.json_format import MessageToDict
 
+    from globalstore.text.secret_fields import hidden
+
     fields = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        hidden(message, MASK),
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
     )
     _with_numbers(fields, message.DESCRIPTOR)
     return fields
@@ -124,7 +144,7 @@ def _with_numbers(fields: dict[str, Any], descriptor: Any) -> None:
 def as_json(value: "Message | dict[str, Any] | list[Any]") -> str:
     """Return a message, or several as dictionaries, as JSON text."""
     plain = value if isinstance(value, dict | list) else as_dict(value)
-    return json.dumps(plain, indent=2, ensure_ascii=False)
+    return printable_json(json.dumps(plain, indent=2, ensure_ascii=False))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -140,7 +160,7 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
     """Return rows as lines, each column as wide as its widest cell and as ``widths`` asks."""
-    cells = [[cell.strip() for cell in row] for row in rows]
+    cells = [[printable(cell).strip() for cell in row] for row in rows]
     columns = zip(widths, *([len(cell) for cell in row] for row in cells), strict=True)
     wide = [max(column) for column in columns]
     return "\n".join(

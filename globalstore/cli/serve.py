@@ -104,7 +104,7 @@ def _open_standard_files() -> None:
 def _say(line: str) -> int:
     """Write what was asked for to standard output; return the exit code."""
     try:
-        output.write(line)
+        output.say(line)
     except output.NotWritten as error:
         return _refuse(Refusal(HostRefused.word, str(error)))
     return OK
@@ -119,7 +119,8 @@ def _refuse_all(word: str, path: str, problems: str, count: int) -> int:
     """Refuse a configuration with all its problems; one of them is the last line itself."""
     if count == 1:
         return _refuse(Refusal(word, f"{path}: {problems}"))
-    output.complain(problems)
+    for problem in problems.split("\n"):
+        output.complain(problem)
     return _refuse(Refusal(word, f"{path}: {count} problems above; correct them and start again"))
 
 

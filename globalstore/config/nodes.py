@@ -4,6 +4,8 @@ from typing import Final, TypeAlias
 
 import attrs
 
+from globalstore.text.printing import printable
+
 # The schema is five levels deep; the readers stop long before the interpreter's stack does.
 DEPTH_MAX: Final = 32
 
@@ -78,7 +80,7 @@ class Node:
 
 def shown_text(text: str) -> str:
     """Return ``text`` on one line and no longer than a message can bear."""
-    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    line = printable(text)
     return line if len(line) <= _SHOWN_CHARS_MAX else line[: _SHOWN_CHARS_MAX - 1] + "…"
 
 

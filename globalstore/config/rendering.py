@@ -11,8 +11,7 @@ import attrs
 from globalstore.config.kinds import Headers, Real, Seconds, Whole, enum_short_name, format_duration
 from globalstore.config.nodes import join_path
 from globalstore.config.schema import GlobalStoreConfig, manual
-
-MASK: Final = "***"
+from globalstore.text.printing import MASK
 
 # What the shipped example says differently from the defaults: the ports that probes, services
 # and scrape configurations of a deployment name must be written down, not implied.

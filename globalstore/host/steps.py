@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from globalstore.host.errors import cure, is_host_error, reason
+from globalstore.text.printing import printable
 
 
 class HostRefused(Exception):
@@ -40,13 +41,13 @@ def host_step(
 
 def told(error: Exception, setting: str, place: object, address: str = "") -> str:
     """Return a host error as one line: setting, place, reason, cure."""
-    where = f"{setting} {_printable(place)}".strip()
+    where = f"{setting} {_shown(place)}".strip()
     name = getattr(error, "filename", None)
-    met_at = f" ({_printable(name)})" if name and str(name) not in str(place) else ""
+    met_at = f" ({_shown(name)})" if name and str(name) not in str(place) else ""
     return f"{where}: {reason(error)}{met_at}; {cure(error, setting, address)}"
 
 
-def _printable(place: object) -> str:
+def _shown(place: object) -> str:
     """Return a path or address on one line, whatever bytes it is made of."""
     text = place.decode(errors="backslashreplace") if isinstance(place, bytes) else str(place)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)

@@ -1,14 +1,16 @@
 """The metrics as text, made beside the event loop and never more than one at a time."""
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, TypeAlias
 
 import attrs
 import trio
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
+
+from globalstore.text.printing import printable
 
 _OPEN_METRICS: Final = "application/openmetrics-text"
 
@@ -102,17 +104,34 @@ def _rendered(registry: CollectorRegistry, form: Form) -> bytes:
         # Few ask for it, so it is loaded by the first who does.
         from prometheus_client.openmetrics.exposition import generate_latest
 
-        text = generate_latest(registry)  # type: ignore[no-untyped-call]
+        text = generate_latest(_Shown(registry))  # type: ignore[no-untyped-call]
     else:
         text = exposition_text(registry)
     return gzip.compress(text, _GZIP_LEVEL) if form.is_compressed else text
 
 
+class _Shown:
+    """A registry whose labels are as they may be shown."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics as they are now."""
+        for family in self._registry.collect():
+            family.samples = [
+                sample._replace(labels={k: printable(v) for k, v in sample.labels.items()})
+                for sample in family.samples
+            ]
+            yield family
+
+
 def exposition_text(registry: CollectorRegistry) -> bytes:
     """Return the registry in the text format 0.0.4.
 
-    Byte for byte what the metrics library writes for counters, gauges and histograms, in half the
-    time: a scrape of thousands of series competes with the event loop for the interpreter.
+    Byte for byte what the metrics library writes for counters, gauges and histograms, labels as
+    they may be shown, in half the time: a scrape of thousands of series competes with the event
+    loop for the interpreter.
     """
     parts: list[str] = []
     for family in registry.collect():
@@ -141,4 +160,4 @@ def _escaped(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return _escaped(text).replace('"', r"\"")
+    return _escaped(printable(text)).replace('"', r"\"")

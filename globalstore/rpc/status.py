@@ -6,6 +6,8 @@ from typing import NoReturn
 import attrs
 from purerpc import RpcFailedError, StatusCode
 
+from globalstore.text.printing import printable
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 # A status text longer than this would not fit the header lists common clients accept (8 KiB),
@@ -15,10 +17,13 @@ MESSAGE_CHARACTERS_MAX = 2000
 
 @attrs.frozen
 class Status:
-    """The end of a call: a code, a text for a person, and trailing metadata."""
+    """The end of a call: a code, a text for a person, and trailing metadata.
+
+    The text may repeat what the caller sent; it is kept as it may be shown.
+    """
 
     code: StatusCode
-    message: str = ""
+    message: str = attrs.field(default="", converter=printable)
     trailers: Metadata = ()
 
 

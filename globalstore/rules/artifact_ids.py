@@ -8,7 +8,7 @@ import re
 
 from globalstore.rules import multihash
 from globalstore.rules.refusals import FailedPrecondition, InvalidArgument
-from globalstore.rules.values import required
+from globalstore.rules.values import existing, required
 
 _CGID = re.compile(r"cgid:[A-Za-z0-9._~-]+\Z")
 _CGID_LENGTH = range(8, 201)
@@ -54,20 +54,32 @@ def is_kept_by_daemons(artifact_id: str) -> bool:
 
 def looked_up(field: str, value: str) -> str:
     """Return an artifact id for a look-up: any scheme but msa1."""
-    artifact_id = required(field, value)
+    artifact_id = existing(field, value)
     refuse_msa1(field, artifact_id)
     return artifact_id
 
 
 def stored(field: str, value: str) -> str:
     """Return an artifact id that may enter the artifact and replica tables."""
-    artifact_id = looked_up(field, value)
+    artifact_id = required(field, value)
+    _refuse_unstored(field, artifact_id)
+    return artifact_id
+
+
+def stored_before(field: str, value: str) -> str:
+    """Return an artifact id for a look-up in those tables."""
+    artifact_id = existing(field, value)
+    _refuse_unstored(field, artifact_id)
+    return artifact_id
+
+
+def _refuse_unstored(field: str, artifact_id: str) -> None:
+    refuse_msa1(field, artifact_id)
     if artifact_id.startswith(_BYTE_ARTIFACT):
         raise FailedPrecondition(
             f"{field} {artifact_id[:80]!r} is a byte artifact: its objects are kept by daemons, "
             "the store keeps only their shard-home leases"
         )
-    return artifact_id
 
 
 def mi2(index_multihash: str, data_multihash: str) -> str:

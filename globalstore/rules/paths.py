@@ -1,7 +1,7 @@
 """Paths below a root that every node has, in the one spelling that is accepted of each."""
 
 from globalstore.rules.refusals import InvalidArgument
-from globalstore.rules.values import required
+from globalstore.rules.values import existing, required
 
 
 def relative_path(field: str, value: str) -> str:
@@ -9,7 +9,12 @@ def relative_path(field: str, value: str) -> str:
 
     ``a//b`` and ``./a/b`` would be other names of ``a/b``, so they are refused like ``..``.
     """
-    path = required(field, value)
+    return existing_path(field, required(field, value))
+
+
+def existing_path(field: str, value: str) -> str:
+    """Return such a path that is only looked for."""
+    path = existing(field, value)
     if "\\" in path or not {"", ".", ".."}.isdisjoint(path.split("/")):
         raise InvalidArgument(
             f"{field} must be a safe, relative path: components separated by single slashes, none"

@@ -4,6 +4,7 @@ import re
 import uuid
 
 from globalstore.rules.refusals import InvalidArgument
+from globalstore.text.characters import code_point, first_hidden, is_control
 
 # Longest id, key or path in UTF-8 bytes: far above any real one (a mi2 id has 117), low enough
 # that ids can be index keys and log fields without a thought for their size.
@@ -26,14 +27,33 @@ _UUID = re.compile(
 def identifier(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
     """Return an id, key or address without surrounding white space.
 
-    Refuses control characters and more than ``bytes_max`` bytes of UTF-8; blank is allowed and
-    means absent.
+    Refuses characters that are not seen or steer a display, and more than ``bytes_max`` bytes of
+    UTF-8; blank is allowed and means absent. What only looks for an id takes ``existing``.
+    """
+    value = value.strip()
+    if value.isascii() and len(value) <= bytes_max and value.isprintable():
+        return value
+    hidden = first_hidden(value)
+    if hidden is not None:
+        kind = "a control character" if is_control(hidden) else "an invisible character"
+        raise InvalidArgument(f"{field} contains {code_point(hidden)}, {kind}")
+    return _not_too_long(field, value, bytes_max)
+
+
+def existing_or_blank(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
+    """Return what ``identifier`` does for an id that is only looked for.
+
+    Ids with invisible characters were once taken; they are still found and removed.
     """
     value = value.strip()
     if value.isascii() and len(value) <= bytes_max and value.isprintable():
         return value
     if not value.isprintable() and any(ord(c) < 0x20 or ord(c) == 0x7F for c in value):
         raise InvalidArgument(f"{field} contains a control character")
+    return _not_too_long(field, value, bytes_max)
+
+
+def _not_too_long(field: str, value: str, bytes_max: int) -> str:
     if len(value) > bytes_max // 4 and len(value.encode()) > bytes_max:
         raise InvalidArgument(f"{field} is longer than {bytes_max} bytes")
     return value
@@ -43,8 +63,20 @@ def required(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
     """Return an identifier that must not be blank."""
     value = identifier(field, value, bytes_max)
     if not value:
-        raise InvalidArgument(f"{field} is required")
+        raise _blank(field)
     return value
+
+
+def existing(field: str, value: str, bytes_max: int = TEXT_BYTES_MAX) -> str:
+    """Return an id that is only looked for and must not be blank."""
+    value = existing_or_blank(field, value, bytes_max)
+    if not value:
+        raise _blank(field)
+    return value
+
+
+def _blank(field: str) -> InvalidArgument:
+    return InvalidArgument(f"{field} is required")
 
 
 def storable(field: str, value: int) -> int:

@@ -8,6 +8,7 @@ import attrs
 from globalstore.api.bounds.methods import request_bounds
 from globalstore.api.middleware.access_log import AccessLog, log_context
 from globalstore.api.middleware.acting import bind
+from globalstore.api.middleware.hidden_secrets import hide_secrets
 from globalstore.api.middleware.status_codes import status_of
 from globalstore.api.middleware.tokens import OPEN_PATHS
 from globalstore.api.services import all_services
@@ -30,6 +31,8 @@ def served(components: Components) -> dict[str, Any]:
     services = all_services(context)
     if components.callers.are_asked:
         bind(services, components.callers, context)
+    if tokens is not None:
+        hide_secrets(services, tokens)
     for name in ["", *(service.name for service in services)]:
         health.set(name, ServingStatus.NOT_SERVING)
     offered = [*services, health.service]

@@ -23,6 +23,8 @@ import attrs
 
 from globalstore.host import HostRefused, check_file_to_write, host_step, make_directories
 from globalstore.telemetry import text
+from globalstore.text.printing import MASK, clipped, printable
+from globalstore.text.secret_fields import is_secret
 
 # Some ten thousand lines: seconds of a busy server at DEBUG, and little beside its other memory.
 QUEUED_CHARS_MAX: Final = 4 << 20
@@ -74,8 +76,8 @@ def as_line(record: logging.LogRecord) -> str:
     parts = [
         _time(record.created),
         level_name(record.levelno),
-        text.printable(record.name),
-        text.printable(text.clipped(record.getMessage())),
+        printable(record.name),
+        printable(clipped(record.getMessage())),
     ]
     parts.extend(text.pair(key, value) for key, value in _fields(record).items())
     if stack := _traceback(record):
@@ -89,11 +91,11 @@ def as_json(record: logging.LogRecord) -> str:
         "time": _time(record.created),
         "level": level_name(record.levelno),
         "logger": record.name,
-        "message": text.clipped(record.getMessage()),
+        "message": clipped(record.getMessage()),
     }
     for key, value in _fields(record).items():
         name = f"field_{key}" if key in event else key
-        event[name] = text.MASK if text.is_secret(key) else text.plain(value)
+        event[name] = MASK if is_secret(key) else text.plain(value)
     if stack := _traceback(record):
         event["traceback"] = stack
     return json.dumps(event)

@@ -6,49 +6,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-MASK: Final = "***"
-
-# A value longer than this says no more; a client must not decide how long our lines are.
-VALUE_CHARS_MAX: Final = 1024
+from globalstore.text.printing import MASK, VALUE_CHARS_MAX, clipped, is_plain, printable
+from globalstore.text.secret_fields import hidden, is_secret
 
 # Room for a traceback of some thirty frames; the innermost ones, which matter, are kept.
 TRACEBACK_CHARS_MAX: Final = 16384
 
 _BARE = re.compile(r"[^\s\"'=\\,{}]+")
-_SECRET = re.compile(
-    r"(?:^|[_\-.])(?:tokens?|secrets?|passwords?|passwd|authorization|credentials?|rkeys?"
-    r"|(?:memory|private|access|encryption)_keys?)$",
-    re.IGNORECASE,
-)
-_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-
-
-def is_secret(key: str) -> bool:
-    """Tell whether a value under this name must never be written: a token, password, memory key."""
-    return _SECRET.search(key) is not None
-
-
-def clipped(text: str, limit: int = VALUE_CHARS_MAX) -> str:
-    """Return ``text``, or its beginning with the number of characters that are missing."""
-    return text if len(text) <= limit else f"{text[:limit]}…(+{len(text) - limit})"
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with everything that could end a line or steer a terminal written as an
-    escape.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    if character in _ESCAPES:
-        return _ESCAPES[character]
-    code = ord(character)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def plain(value: object) -> Any:
@@ -73,6 +37,8 @@ def plain(value: object) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(inner) for inner in _first(value)]
     try:
+        if hasattr(value, "DESCRIPTOR"):
+            value = hidden(value, MASK)
         return clipped(str(value))
     except Exception as error:  # noqa: BLE001 (a value that cannot be shown must not end a call)
         return f"<{type(value).__name__}: {type(error).__name__} in str()>"
@@ -97,6 +63,6 @@ def pair(key: str, value: object) -> str:
 
 def quoted(text: str) -> str:
     """Return ``text`` as one word: bare if it is one, else in double quotes with escapes."""
-    if _BARE.fullmatch(text) and text.isprintable():
+    if _BARE.fullmatch(text) and is_plain(text):
         return text
     return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'

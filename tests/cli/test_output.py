@@ -154,7 +154,7 @@ def test_files_for_tls_that_cannot_be_used_are_named_with_their_option(tmp_path:
     for words, reason in [
         ([f"--ca={empty}"], f"--ca: {empty} has no certificate in PEM"),
         ([f"--ca={folder}"], f"--ca: {folder} cannot be read: Is a directory"),
-        (["--ca=/a\0b"], "--ca: /a\0b cannot be read: embedded null byte"),
+        (["--ca=/a\0b"], "--ca: /a\\x00b cannot be read: embedded null byte"),
         (
             ["--ca=~nobody-of-this-name/ca"],
             "--ca: ~nobody-of-this-name/ca cannot be read: Could not determine home directory.",

@@ -267,7 +267,7 @@ def test_a_flood_of_problems_is_cut_with_a_count(tmp_path):
 def test_a_problem_stays_on_one_line_and_short(tmp_path):
     key = "forged\nserver.listen.port: fine " + "x" * 500
     [problem] = problems_of(tmp_path, {key: 1, "meta": {"description": "x"}})
-    assert "\\x0a" in problem
+    assert "\\n" in problem
     assert len(problem) < 200
 
 

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from globalstore.http.exposition import Exposition, exposition_text
+from globalstore.http.exposition import Exposition, Form, exposition_text
 from globalstore.telemetry.capabilities import INSTANCE_CAPABILITIES, WORKER_CAPABILITIES
 from globalstore.telemetry.metrics import Metrics
 from globalstore.telemetry.replicas import MEMORY_TYPES
@@ -123,10 +123,23 @@ def test_the_text_is_what_the_metrics_library_writes_for_odd_numbers(value):
 def test_the_text_is_what_the_metrics_library_writes_for_odd_texts():
     registry = CollectorRegistry()
     counter = Counter("odd", 'Say "a"\nor \\.', ["z", "a"], registry=registry)
-    for text in ('"', "\\", "\n", "ключ", "", "a,b=}", "\r\u2028"):
+    for text in ('"', "\\", "ключ", "", "a,b=}"):
         counter.labels(text, "x").inc(2)
         Histogram(f"h{ord(text[0]) if text else 0}", text, ["id"], registry=registry).labels(text)
     assert exposition_text(registry) == generate_latest(registry)
+
+
+@pytest.mark.parametrize("form", [Form(), Form(is_open_metrics=True)])
+async def test_labels_are_shown_on_one_line_with_nothing_that_is_not_seen(form):
+    registry = CollectorRegistry()
+    counter = Counter("odd", "Odd.", ["id"], registry=registry)
+    for text in ("a\nb", "\x9b2J", "x\u202ey", "z\u200b", "\u2028"):
+        counter.labels(text).inc(2)
+    text = (await Exposition(registry).render(form)).decode()
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "\u200b" not in text
+    assert 'id="x\\\\u202ey"' in text
+    assert 'id="a\\\\nb"' in text
 
 
 def test_the_text_of_all_our_metrics_is_what_the_metrics_library_writes():

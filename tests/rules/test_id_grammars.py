@@ -20,6 +20,7 @@ from globalstore.rules.artifact_ids import (
     stored,
 )
 from globalstore.rules.refusals import FailedPrecondition, InvalidArgument, Refusal
+from globalstore.text.characters import first_hidden
 
 DIGESTS = st.binary(min_size=32, max_size=32)
 HASHES = DIGESTS.map(multihash.encode)
@@ -140,7 +141,8 @@ def test_a_byte_artifact_is_looked_up_and_never_stored(segments: list[str]) -> N
 
 @given(st.text(st.characters(exclude_categories=["C"]), max_size=20), SPACE)
 def test_a_mount_means_nothing_here(rest: str, before: str) -> None:
-    for take in (looked_up, stored, described):
+    takes = (looked_up, stored, described) if first_hidden(rest) is None else (looked_up,)
+    for take in takes:
         with pytest.raises(FailedPrecondition, match="daemon-session-local"):
             take("id", f"{before}msa1:{rest}")
 
@@ -153,7 +155,7 @@ def test_any_other_text_is_a_plain_string(text: str, space: str) -> None:
     kept = text.strip()
     if kept.startswith(PREFIXES):
         return
-    if not kept or any(ord(each) < 0x20 or ord(each) == 0x7F for each in kept):
+    if not kept or first_hidden(kept) is not None:
         with pytest.raises(InvalidArgument):
             described("id", text)
         return

@@ -12,7 +12,8 @@ from globalstore.registry.schema import MIGRATIONS
 
 # Ground first. A part imports parts of lower floors, and of its own floor only itself.
 FLOORS = (
-    {"gen", "host"},
+    {"gen", "text"},
+    {"host"},
     {"telemetry"},
     {"rules", "db", "config", "rpc"},
     {"registry", "http", "client"},
@@ -27,13 +28,13 @@ FLOOR_OF = {part: number for number, parts in enumerate(FLOORS) for part in part
 
 # Parts that stand beside the others, and all that each may import below its floor.
 BESIDE = {
-    "rules": set(),
-    "host": set(),
+    "rules": {"text"},
+    "host": {"text"},
     "db": {"host", "telemetry"},
-    "config": {"host"},
-    "telemetry": {"host"},
-    "rpc": {"gen", "telemetry"},
-    "http": {"host", "telemetry"},
+    "config": {"host", "text"},
+    "telemetry": {"host", "text"},
+    "rpc": {"gen", "telemetry", "text"},
+    "http": {"host", "telemetry", "text"},
     "client": {"gen", "rpc", "telemetry"},
     "daemon": {"gen", "rules", "rpc", "client", "telemetry"},
     "registry": {"rules", "db"},

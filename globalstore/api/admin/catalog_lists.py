@@ -12,7 +12,7 @@ from globalstore.registry.catalog_lists import ENTRIES_MAX, Generation, ListedAr
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
 from globalstore.rules.refusals import NotFound
-from globalstore.rules.values import identifier, required
+from globalstore.rules.values import existing, existing_or_blank
 
 _PAGE_SIZE = 100
 # A page of this many artifacts is about 300 kB, well below what common clients accept.
@@ -35,8 +35,8 @@ class CatalogListHandlers(Handlers):
         lease_us = self.context.clock.lease_us()
         keys, next_after = await self.context.read(
             catalog_lists.list_keys,
-            identifier("prefix", message.prefix),
-            identifier("after", message.after),
+            existing_or_blank("prefix", message.prefix),
+            existing_or_blank("after", message.after),
             _page_size(message.page_size),
             message.include_absent,
             lease_us,
@@ -51,7 +51,7 @@ class CatalogListHandlers(Handlers):
 
     async def ShowKey(self, message: admin.ShowKeyRequest, request: Call) -> admin.ShowKeyResponse:
         """Show a key and its targets, the latest first."""
-        name = required("key", message.key)
+        name = existing("key", message.key)
         lease_us = self.context.clock.lease_us()
         shown = await self.context.read(catalog_lists.show_key, name, lease_us)
         if shown is None:
@@ -70,8 +70,8 @@ class CatalogListHandlers(Handlers):
         """List artifacts page by page."""
         artifacts, next_after = await self.context.read(
             catalog_lists.list_artifacts,
-            identifier("prefix", message.prefix),
-            identifier("after", message.after),
+            existing_or_blank("prefix", message.prefix),
+            existing_or_blank("after", message.after),
             _page_size(message.page_size),
         )
         response = admin.ListArtifactsResponse(next_after=next_after)

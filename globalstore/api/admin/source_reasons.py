@@ -9,7 +9,7 @@ from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
 from globalstore.rules.scoring import Mode
 from globalstore.rules.transfer import ExportState
-from globalstore.rules.values import identifier, uuid_text
+from globalstore.rules.values import existing_or_blank, uuid_text
 
 # Reasons that do not keep a replica from ever being a source.
 _PASSING = frozenset(Reason) - {Reason.PRESENCE_ONLY, Reason.EXPIRED}
@@ -29,8 +29,8 @@ class SourceReasonHandlers(Handlers):
     ) -> admin.ExplainSourcesResponse:
         """Show for every replica how it would fare, or what rules it out."""
         artifact_id = looked_up("artifact_id", message.artifact_id)
-        view_id = identifier("view_id", message.view_id)
-        requester = identifier("requester_worker_id", message.requester_worker_id)
+        view_id = existing_or_blank("view_id", message.view_id)
+        requester = existing_or_blank("requester_worker_id", message.requester_worker_id)
         scoring, now_us = self.context.queues.scoring, self.context.clock.wall_us()
         by = ChoiceContext(scoring, self.context.workers.reachable(), now_us)
         explained, is_truncated = await self.context.read(

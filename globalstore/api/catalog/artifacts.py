@@ -14,7 +14,7 @@ from globalstore.rpc import Call
 from globalstore.rules import descriptors, multihash
 from globalstore.rules.artifact_ids import Scheme, described, digests_of, looked_up, scheme_of
 from globalstore.rules.refusals import FailedPrecondition, InvalidArgument
-from globalstore.rules.values import INTEGER_MAX, identifier, required, storable
+from globalstore.rules.values import INTEGER_MAX, existing, identifier, required, storable
 
 # Longer indexes are written when no other operation waits: 1 MiB takes some milliseconds.
 _BULK_BYTES = 1 << 20
@@ -62,7 +62,7 @@ class ArtifactHandlers(Handlers):
         self, message: wire.GetArtifactIndexRequest, request: Call
     ) -> wire.GetArtifactIndexResponse:
         """Return the index with a digest."""
-        key = required("tensor_index_key", message.tensor_index_key)
+        key = existing("tensor_index_key", message.tensor_index_key)
         if not _INDEX_KEY.fullmatch(key):
             return wire.GetArtifactIndexResponse(status=wire.STATUS_NOT_FOUND)
         index = await self._index(request, artifacts.index_of_key, bytes.fromhex(key))

@@ -8,7 +8,7 @@ from globalstore.registry.catalog.bindings import Binding
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import Scheme, scheme_of, stored
 from globalstore.rules.refusals import InvalidArgument
-from globalstore.rules.values import required
+from globalstore.rules.values import existing
 
 _KINDS = {wire.ARTIFACT_BINDING_KIND_UNSPECIFIED, wire.ARTIFACT_BINDING_KIND_SEAL}
 
@@ -49,7 +49,7 @@ class BindingHandlers(Handlers):
         self, message: wire.GetArtifactBindingRequest, request: Call
     ) -> wire.GetArtifactBindingResponse:
         """Tell what an assembly was sealed to."""
-        artifact_id = required("artifact_id", message.artifact_id)
+        artifact_id = existing("artifact_id", message.artifact_id)
         binding = await self.context.read(bindings.find_binding, artifact_id)
         if binding is None:
             return wire.GetArtifactBindingResponse(status=wire.STATUS_NOT_FOUND)

@@ -7,8 +7,8 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog import disk_locations
 from globalstore.registry.catalog.disk_locations import DiskLocation
 from globalstore.rpc import Call
-from globalstore.rules.artifact_ids import stored
-from globalstore.rules.paths import relative_path
+from globalstore.rules.artifact_ids import stored, stored_before
+from globalstore.rules.paths import existing_path, relative_path
 from globalstore.rules.refusals import InvalidArgument
 from globalstore.rules.values import required
 
@@ -33,9 +33,11 @@ class DiskLocationHandlers(Handlers):
     ) -> wire.UpsertArtifactDiskLocationResponse:
         """Record where an artifact lies, or for good that it lies there no longer."""
         kind = _KINDS.get(message.kind)
-        artifact_id = stored("artifact_id", message.artifact_id)
+        check_id = stored_before if message.is_deleted else stored
+        artifact_id = check_id("artifact_id", message.artifact_id)
         cluster_id = required("cluster_id", message.cluster_id)
-        path = relative_path("relative_path", message.relative_path)
+        checked = existing_path if message.is_deleted else relative_path
+        path = checked("relative_path", message.relative_path)
         if kind is None:
             raise InvalidArgument(
                 f"kind is {message.kind}, expected MANAGED, IMPORTED or unspecified"
@@ -56,7 +58,7 @@ class DiskLocationHandlers(Handlers):
         self, message: wire.ListArtifactDiskLocationsRequest, request: Call
     ) -> wire.ListArtifactDiskLocationsResponse:
         """List where an artifact lies; an unknown one lies nowhere."""
-        artifact_id = stored("artifact_id", message.artifact_id)
+        artifact_id = stored_before("artifact_id", message.artifact_id)
         room = self.context.list_room("delete places that are gone, and leave out the deleted ones")
         limit = room.bytes_max // _LOCATION_BYTES_MIN + 1
         cluster_id, found = await self.context.read(

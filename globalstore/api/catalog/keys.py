@@ -17,7 +17,7 @@ from globalstore.registry.lease_clock import LeaseNow
 from globalstore.rpc import Call, fast_path
 from globalstore.rules.artifact_ids import stored
 from globalstore.rules.refusals import InvalidArgument
-from globalstore.rules.values import UINT32_MAX, identifier, required
+from globalstore.rules.values import UINT32_MAX, existing, existing_or_blank, identifier, required
 
 # How long an answer may be kept of a key that nothing changes, in seconds.
 _IMMUTABLE_CACHE_S = 30
@@ -61,7 +61,9 @@ class KeyHandlers(Handlers):
         change = registry.Swap(
             key=required("key", message.key),
             artifact_id=stored("new_artifact_id", message.new_artifact_id),
-            expected_artifact_id=identifier("expected_artifact_id", message.expected_artifact_id),
+            expected_artifact_id=existing_or_blank(
+                "expected_artifact_id", message.expected_artifact_id
+            ),
             expected_generation=(
                 message.expected_generation if message.HasField("expected_generation") else None
             ),
@@ -85,7 +87,7 @@ class KeyHandlers(Handlers):
         self, message: wire.ResolveKeyMappingRequest, request: Call
     ) -> wire.ResolveKeyMappingResponse:
         """Tell what a key points at; nearly always from memory."""
-        key = required("key", message.key)
+        key = existing("key", message.key)
         # A known key comes here too, when many calls come together and the fast path is left out.
         known = self.context.keys.known(key)
         if known is None:
@@ -97,7 +99,7 @@ class KeyHandlers(Handlers):
         self, message: wire.RevokeKeyMappingRequest, request: Call
     ) -> wire.RevokeKeyMappingResponse:
         """Let a key point at nothing."""
-        key = required("key", message.key)
+        key = existing("key", message.key)
         found = await self._write(request, registry.revoke_key, key)
         return wire.RevokeKeyMappingResponse(
             status=wire.STATUS_OK if found else wire.STATUS_NOT_FOUND

@@ -6,6 +6,7 @@ from urllib.parse import quote
 from globalstore import db
 from globalstore.rpc import Status, StatusCode
 from globalstore.rules import refusals
+from globalstore.text.printing import printable
 
 _CODES: dict[type[Exception], StatusCode] = {
     refusals.InvalidArgument: StatusCode.INVALID_ARGUMENT,
@@ -40,7 +41,7 @@ _PLAIN = string.printable[:95].replace("%", "")
 
 def reason_trailer(text: str) -> tuple[str, str]:
     """Return the trailer with a reason, percent-encoded as ``grpc-message`` is."""
-    return REASON, quote(text[:_REASON_CHARACTERS_MAX], safe=_PLAIN, errors="replace")
+    return REASON, quote(printable(text)[:_REASON_CHARACTERS_MAX], safe=_PLAIN, errors="replace")
 
 
 def status_of(error: Exception) -> Status | None:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import trio
 
@@ -52,7 +52,8 @@ READS = frozenset(
     }
 )
 
-# Probes have no tokens, and what they learn is no secret.
+# Probes have no tokens, and what they learn is no secret. HealthCheck is theirs too: its secret is
+# told to those alone who have one.
 OPEN_PATHS: Final = frozenset(
     {
         "/grpc.health.v1.Health/Check",
@@ -60,6 +61,8 @@ OPEN_PATHS: Final = frozenset(
         "/tensorcast.global_store.v1.ClusterAdminService/HealthCheck",
     }
 )
+
+HEALTH_CHECK: Final = "HealthCheck"
 
 # The calls that daemons make are those of the contract with them.
 _OF_DAEMONS: Final = "tensorcast."
@@ -70,6 +73,13 @@ _ENDS_PER_TURN: Final = 32
 _BEARER: Final = "bearer "
 
 _WITHDRAWN: Final = "authorization: this token was withdrawn, or allows less, since the call began"
+
+
+class _Unknown(NamedTuple):
+    """Why a call has no token that is known: the reason that is counted, and that is told."""
+
+    kind: str
+    reason: str
 
 
 class Tokens:
@@ -149,22 +159,32 @@ class Tokens:
             return frozenset()
         return grant.daemon_ids if grant.role is Role.DAEMON else None
 
+    def may_see_secrets(self, call: Call) -> bool:
+        """Tell whether a call may be told secrets; one that needs no token may yet bring one."""
+        grant = self._in_flight.get(call) or self._looked_up(call)
+        return isinstance(grant, Grant) and grant.role is not Role.READ
+
     def _grant_of(self, call: Call) -> Grant:
+        found = self._looked_up(call)
+        if isinstance(found, _Unknown):
+            self._refuse(call, found.kind, found.reason)
+        return found
+
+    def _looked_up(self, call: Call) -> "Grant | _Unknown":
+        """Return what the token of a call allows."""
         fields = call.metadata_values("authorization")
         if not fields:
-            self._refuse(call, "missing", "authorization: none sent, expected 'Bearer TOKEN'")
+            return _Unknown("missing", "authorization: none sent, expected 'Bearer TOKEN'")
         if len(fields) > 1:
-            self._refuse(call, "several", "authorization: sent more than once, expected one")
+            return _Unknown("several", "authorization: sent more than once, expected one")
         (header,) = fields
         if not header.lower().startswith(_BEARER):
-            self._refuse(call, "malformed", "authorization: expected 'Bearer TOKEN'")
+            return _Unknown("malformed", "authorization: expected 'Bearer TOKEN'")
         token = header[len(_BEARER) :].strip()
         if not token:
-            self._refuse(call, "malformed", "authorization: the token is blank")
+            return _Unknown("malformed", "authorization: the token is blank")
         grant = self._grants.get(digest_of(token))
-        if grant is None:
-            self._refuse(call, "unknown", self._why_unknown(token))
-        return grant
+        return _Unknown("unknown", self._why_unknown(token)) if grant is None else grant
 
     def _why_unknown(self, token: str) -> str:
         """Return what to tell a caller whose token has no line in the file."""

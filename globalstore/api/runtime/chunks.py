@@ -15,7 +15,7 @@ from globalstore.registry.runtime.chunks import ChunkReport, HeldChunks, NodeWor
 from globalstore.rpc import Call
 from globalstore.rules.chunk_states import BLOCK_CHUNKS, ChunkState, Patches
 from globalstore.rules.refusals import InvalidArgument, Refusal, ResourceExhausted
-from globalstore.rules.values import identifier, required
+from globalstore.rules.values import existing, identifier, required
 
 # Locations in one answer, some 20 MB, where answers may be as long: an artifact of 20 000 chunks on
 # a dozen nodes. For more, the caller asks for some chunks at a time.
@@ -82,7 +82,7 @@ class ChunkHandlers(Handlers):
         self, message: wire.QueryChunkLocationsRequest, request: Call
     ) -> wire.QueryChunkLocationsResponse:
         """List where chunks of an artifact are, the best source of each first."""
-        artifact_id = required("artifact_id", message.artifact_id)
+        artifact_id = existing("artifact_id", message.artifact_id)
         wanted = await _wanted(message)
         blocks = (min(wanted) // BLOCK_CHUNKS, max(wanted) // BLOCK_CHUNKS) if wanted else None
         self.context.handler_slots.release(request)

@@ -20,7 +20,7 @@ from globalstore.registry.runtime import instances as registry
 from globalstore.registry.runtime.instances import InstanceState
 from globalstore.rpc import Call
 from globalstore.rules.refusals import InvalidArgument, ResourceExhausted
-from globalstore.rules.values import TEXT_BYTES_MAX, identifier, required
+from globalstore.rules.values import TEXT_BYTES_MAX, existing, identifier, required
 from globalstore.telemetry import add_call_fields, get_logger
 
 _log = get_logger("globalstore.instances")
@@ -64,7 +64,7 @@ class InstanceHandlers(Handlers):
         self, message: wire.InstanceHeartbeatRequest, request: Call
     ) -> wire.InstanceHeartbeatResponse:
         """Keep an instance alive; one that is unknown or has ended must register."""
-        instance_id = required("instance_id", message.instance_id)
+        instance_id = existing("instance_id", message.instance_id)
         # Absent and empty both mean the worker of the daemon, whatever was named before.
         named_worker_id = identifier("worker_id", message.worker_id)
         flags = message.capability_flags if message.HasField("capability_flags") else None
@@ -91,7 +91,7 @@ class InstanceHandlers(Handlers):
         self, message: wire.UnregisterInstanceRequest, request: Call
     ) -> wire.UnregisterInstanceResponse:
         """End an instance on its own order."""
-        instance_id = required("instance_id", message.instance_id)
+        instance_id = existing("instance_id", message.instance_id)
         instances = self.context.instances
         instance = instances.find(instance_id)
         liveness = [] if instance is None else [liveness_row(instance)]

@@ -1,6 +1,7 @@
 """Replicas as ``MemoryInfo``, the message that requests and answers share."""
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from operator import itemgetter
 
@@ -65,12 +66,14 @@ def memory_tier(field: str, number: int) -> MemoryTier:
     raise InvalidArgument(f"{field} is {number}, expected GPU, RAM, DISK or unspecified")
 
 
-def view_of(field: str, space: common.ByteSpaceRef) -> str:
-    """Return the view id of a byte space, blank for the canonical bytes."""
+def view_of(
+    field: str, space: common.ByteSpaceRef, check: Callable[[str, str], str] = required
+) -> str:
+    """Return the view id of a byte space, checked; blank for the canonical bytes."""
     if space.kind == common.BYTE_SPACE_KIND_VIEW:
         if not space.id.strip():
             raise InvalidArgument(f"{field}: VIEW requires id")
-        return required(f"{field}.id", space.id)
+        return check(f"{field}.id", space.id)
     if space.kind not in {
         common.BYTE_SPACE_KIND_UNSPECIFIED,
         common.BYTE_SPACE_KIND_CANONICAL,

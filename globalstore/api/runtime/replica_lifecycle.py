@@ -11,7 +11,7 @@ from globalstore.registry.runtime import replica_lifecycle, replicas
 from globalstore.registry.runtime.replica_lifecycle import Drain
 from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
-from globalstore.rules.values import required, uuid_bytes, uuid_text
+from globalstore.rules.values import existing, uuid_bytes, uuid_text
 from globalstore.telemetry import get_logger
 
 _log = get_logger("globalstore.replicas")
@@ -43,7 +43,7 @@ class ReplicaLifecycleHandlers(Handlers):
     ) -> wire.UnregisterReplicaByWorkerResponse:
         """Delete one replica of a worker, the one in the fastest memory."""
         artifact_id = looked_up("artifact_id", message.artifact_id)
-        worker_id = required("worker_id", message.worker_id)
+        worker_id = existing("worker_id", message.worker_id)
         tier = None
         if message.memory_type != common.MEMORY_TYPE_UNSPECIFIED:
             tier = memory_info.memory_tier("memory_type", message.memory_type)

@@ -24,7 +24,7 @@ from globalstore.rpc import Call
 from globalstore.rules import descriptors
 from globalstore.rules.artifact_ids import looked_up, stored
 from globalstore.rules.refusals import InvalidArgument, Refusal
-from globalstore.rules.values import identifier, positive, required, storable, uuid_bytes, uuid_text
+from globalstore.rules.values import existing, identifier, positive, storable, uuid_bytes, uuid_text
 
 _PAGE_SIZE = 100
 # A page of this many replicas is about 300 kB, well below what common clients accept.
@@ -160,7 +160,7 @@ def _registration(
     place = memory_info.place(info)
     memory_size = positive("mem_info.memory_size", info.memory_size)
     max_concurrency = positive("max_concurrency", message.max_concurrency)
-    worker_id = required("worker_id", message.worker_id)
+    worker_id = existing("worker_id", message.worker_id)
     index = None
     if message.tensor_index_data:
         encoding = identifier("encoding", message.encoding)

@@ -25,7 +25,7 @@ from globalstore.rpc import Call
 from globalstore.rules.artifact_ids import looked_up
 from globalstore.rules.fingerprints import transport_request
 from globalstore.rules.refusals import InvalidArgument, Unavailable
-from globalstore.rules.values import identifier, required, storable, uuid_bytes, uuid_text
+from globalstore.rules.values import existing, identifier, required, storable, uuid_bytes, uuid_text
 from globalstore.scheduling.waiters import Withdrawn
 from globalstore.telemetry.labels import OTHER
 
@@ -123,7 +123,7 @@ def _seconds(duration: Duration) -> float:
 
 
 def _request(message: wire.RequestReplicaTransportRequest) -> TransportRequest:
-    view_id = memory_info.view_of("requested_byte_space", message.requested_byte_space)
+    view_id = memory_info.view_of("requested_byte_space", message.requested_byte_space, existing)
     group = _group(message) if message.HasField("scheduling_group") else None
     request_id = required("request_id", message.request_id)
     artifact_id = looked_up("artifact_id", message.artifact_id)

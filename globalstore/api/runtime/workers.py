@@ -20,7 +20,7 @@ from globalstore.rules.refusals import InvalidArgument, Refusal
 from globalstore.rules.values import (
     INTEGER_MAX,
     TEXT_BYTES_MAX,
-    identifier,
+    existing_or_blank,
     port,
     required,
     storable,
@@ -276,7 +276,7 @@ class WorkerHandlers(Handlers):
         self, message: wire.UnregisterWorkerRequest, request: Call
     ) -> wire.UnregisterWorkerResponse:
         """End a worker on its own order; with a client_request_id, once."""
-        worker_id = identifier("worker_id", message.worker_id)
+        worker_id = existing_or_blank("worker_id", message.worker_id)
         graceful = message.is_graceful_shutdown
         now_us = self.context.clock.wall_us()
         repeat = token(message, "UnregisterWorker", message.client_request_id)
@@ -358,7 +358,7 @@ def _registration(message: wire.RegisterWorkerRequest) -> workers.WorkerRegistra
         ),
         capability_flags=message.capability_flags,
         is_recovery=message.is_recovery_registration,
-        previous_worker_id=identifier("previous_worker_id", message.previous_worker_id),
+        previous_worker_id=existing_or_blank("previous_worker_id", message.previous_worker_id),
     )
 
 
