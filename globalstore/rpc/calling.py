@@ -195,7 +195,7 @@ class CallingHalf:
         self._output.set()
         if not self._calls:
             self._keepalive.idle_since = trio.current_time()
-        heads = account.heads
+        heads = self._engine.heads
         if heads.tokens < heads.cap and self.proven:
             heads.earn(self._limits.head_bytes_per_call)
         self._serving.finish(call, status.code)
@@ -262,7 +262,7 @@ class CallingHalf:
         account = self._account
         account.waiting_for_readers.add(call.writable.set)
         try:
-            while account.unread_bytes > self._limits.unread_bytes_per_address_max:
+            while account.unread_bytes > account.unread_bytes_max:
                 await call.writable.wait()
         finally:
             account.waiting_for_readers.discard(call.writable.set)

@@ -225,7 +225,7 @@ class Connection(CallingHalf):
             self._output.set()
         if engine.ready_bytes > _READY_BYTES_FREE:
             await self._room_to_write()
-        if (heads := self._account.heads).tokens < 0:
+        if (heads := engine.heads).tokens < 0:
             await trio.sleep(min(heads.wait_s(self._now), _PAUSE_SECONDS_MAX))
 
     async def _room_to_write(self) -> None:

@@ -16,7 +16,7 @@ from globalstore.rpc.events import (
 )
 from globalstore.rpc.floods import Allowance
 from globalstore.rpc.frames import ConnectionFault
-from globalstore.rpc.ledger import Account
+from globalstore.rpc.ledger import Account, head_allowance
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.sending import SendingHalf
 from globalstore.rpc.streams import Stream
@@ -42,6 +42,7 @@ class ControlHalf(SendingHalf):
     def __init__(self, limits: Limits, account: Account, now: float) -> None:
         super().__init__(account)
         self._limits = limits
+        self.heads = head_allowance(limits) if account.shared else account.heads
         self._now = now
         self._peer = Settings(client=True)
         self._settings_read = False

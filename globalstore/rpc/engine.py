@@ -313,7 +313,7 @@ class Engine(BodiesHalf):
         """Decode a block that is not remembered; its size is owed for, see ``heads_wait_s``."""
         fields, steady = self._decoder.decode(block)
         size = len(block) + list_bytes(fields)
-        self._account.heads.owe(self._now, size)
+        self.heads.owe(self._now, size)
         self.frames_read += size // _DECODED_BYTES_PER_FRAME
         return fields, steady
 

@@ -53,10 +53,11 @@ class Account:
         self.bytes_max = unbounded if shared else limits.held_bytes_per_address_max
         self.calls_max = unbounded if shared else limits.calls_per_address_max
         self.connections_max = unbounded if shared else limits.connections_per_address_max
+        self.unread_bytes_max = unbounded if shared else limits.unread_bytes_per_address_max
         # One large answer at a time is made for an address, or it would ask for many at once.
         self.answer_turn = FairSlots(_SHARED_TURNS if shared else 1)
-        # Bytes of heads that had to be decoded.
-        self.heads = Allowance(limits.head_bytes_max, limits.head_bytes_per_second, 0.0)
+        # Bytes of heads that had to be decoded; connections of a proxy have their own.
+        self.heads = head_allowance(limits)
 
     @property
     def is_full(self) -> bool:
@@ -91,6 +92,11 @@ class Account:
         """Take in that a connection has ended, its streams with it."""
         self.holders.discard(holder)
         self.hold(-CONNECTION_BYTES)
+
+
+def head_allowance(limits: Limits) -> Allowance:
+    """Return an allowance for bytes of heads that have to be decoded."""
+    return Allowance(limits.head_bytes_max, limits.head_bytes_per_second, 0.0)
 
 
 class Ledger:

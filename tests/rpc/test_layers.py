@@ -12,8 +12,8 @@ import globalstore.rpc
 PACKAGE = Path(globalstore.rpc.__file__).parent
 MODULES = sorted(PACKAGE.glob("*.py"))
 SANS_IO = {
-    "blocks", "control", "engine", "events", "floods", "frames", "headers", "limits",
-    "messages", "sending", "status", "streams",
+    "blocks", "bodies", "control", "engine", "events", "floods", "frames", "headers", "ledger",
+    "limits", "messages", "request_bounds", "sending", "status", "streams", "wire_walk",
 }  # fmt: skip
 
 
