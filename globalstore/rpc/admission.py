@@ -32,6 +32,8 @@ from globalstore.rpc.wire_walk import PIECE_BYTES, Repeated, Shape, TooMany, Unp
 SMALL_BYTES: Final = 2 * PIECE_BYTES
 # A request that may inflate to more goes through alone.
 _ALONE_BYTES: Final = 1 << 20
+# Calls that wait have no larger requests; to drop what nobody knows of them takes a millisecond.
+_DISCARDED_BYTES_MAX: Final = 2 << 20
 # Processor time, ten times what 64 MiB take.
 INFLATE_SECONDS_MAX: Final = 2.0
 
@@ -110,6 +112,8 @@ class Admission:
         if not whole and self.bounds.check_in_turns is not None:
             for _ in self.bounds.check_in_turns(message):
                 await trio.lowlevel.checkpoint()
+        if len(payload) <= _DISCARDED_BYTES_MAX:
+            message.DiscardUnknownFields()
         return message
 
     async def _fill(self, message: Any, shape: Shape, data: memoryview, *, check: bool) -> bool:
