@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import cast
 
-from globalstore.api.bounds.fields import LABEL_BYTES_MAX, LABELS_MAX
+from globalstore.api.bounds.fields import LABEL_BYTES_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
 from globalstore.api.turns import in_turns
@@ -215,8 +215,6 @@ def _host_kind(host_kind: str, flags: int) -> str:
 
 
 def _labels_json(labels: Mapping[str, str]) -> str:
-    if len(labels) > LABELS_MAX:
-        raise InvalidArgument(f"labels has {len(labels)} entries, expected at most {LABELS_MAX}")
     size = sum(len(name.encode()) + len(value.encode()) for name, value in labels.items())
     if size > LABEL_BYTES_MAX:
         raise InvalidArgument(f"labels has {size} bytes, expected at most {LABEL_BYTES_MAX}")

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import secrets
 
-from globalstore.api.bounds.fields import REPLICAS_OF_WORKER_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp, token
 from globalstore.api.middleware.status_codes import reason_trailer
@@ -175,11 +174,6 @@ class WorkerHandlers(Handlers):
         self, message: wire.WorkerHeartbeatRequest, request: Call
     ) -> wire.WorkerHeartbeatResponse:
         """Keep a worker alive and tell it whether the two views of what it holds agree."""
-        if len(message.registered_artifact_ids) > REPLICAS_OF_WORKER_MAX:
-            raise InvalidArgument(
-                f"registered_artifact_ids has {len(message.registered_artifact_ids)} entries,"
-                f" expected at most {REPLICAS_OF_WORKER_MAX}"
-            )
         if message.state_version == 0:
             self._count_unheeded(message, "invalid")
             _log.limited(
