@@ -7,6 +7,7 @@ from typing import TypeVar, TypeVarTuple
 import attrs
 from google.protobuf.message import Message
 
+from globalstore.api.index_checks import IndexChecks
 from globalstore.api.middleware.handler_slots import HandlerSlots
 from globalstore.api.room import ListRoom
 from globalstore.caches.keys import KeyCache
@@ -21,7 +22,6 @@ from globalstore.liveness.workers import Workers
 from globalstore.registry import idempotency
 from globalstore.registry.idempotency import Basis, Token
 from globalstore.rpc import Call
-from globalstore.rules.refusals import Refusal
 from globalstore.rules.values import UINT32_MAX
 from globalstore.scheduling.refusal_reasons import Refusals
 from globalstore.scheduling.transports import SourceQueues
@@ -76,6 +76,7 @@ class HandlerContext:
     keys: KeyCache
     worker_capacity: WorkerCapacity
     worker_digests: WorkerDigests
+    index_checks: IndexChecks
     info: ServerInfo | None = None
 
     @property
@@ -127,8 +128,6 @@ class HandlerContext:
         except idempotency.PayloadConflict:
             replays.labels(repeat.operation_kind, "payload_conflict").inc()
             raise
-        if isinstance(outcome, Refusal):
-            raise outcome
         if outcome.replayed:
             replays.labels(repeat.operation_kind, "hit").inc()
         return outcome

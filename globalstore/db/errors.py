@@ -50,6 +50,10 @@ class Constraint(DatabaseError):
     """The statement broke a constraint of the schema and was undone; ``code`` says which kind."""
 
 
+class LimitReached(DatabaseError):
+    """A bound of the database's owner is reached, which the text names; the write was undone."""
+
+
 class StartRefused(DatabaseError):
     """The database cannot be opened; the file is untouched. ``word`` is the stable word for it."""
 
@@ -101,8 +105,12 @@ REPAIR: Final = (
     "restore the newest backup of it; the file was not changed, keep a copy for examination"
 )
 
-# Of the errors of the disk, one that says that there is no space, for what readers share.
-_KINDS_EXTENDED: dict[int, type[DatabaseError]] = {sqlite3.SQLITE_IOERR_SHMSIZE: Full}
+_KINDS_EXTENDED: dict[int, type[DatabaseError]] = {
+    # Of the errors of the disk, one that says that there is no space, for what readers share.
+    sqlite3.SQLITE_IOERR_SHMSIZE: Full,
+    # Triggers refuse nothing but what goes beyond a bound.
+    sqlite3.SQLITE_CONSTRAINT_TRIGGER: LimitReached,
+}
 
 # What SQLite says of these does not tell a caller what to do. Nobody but a foreign program has a
 # lock on our file.

@@ -112,9 +112,10 @@ class Store:
         """Run ``operation(transaction, *args)`` and return its result once that is durable.
 
         Raises what the operation raises, after undoing it alone; QueueFull and Closed before it
-        ran; Full, Busy, IoFailed, Constraint or Damaged when it was not applied; OutcomeUnknown
-        when nobody knows. A cancelled caller takes a waiting operation back; one that has begun is
-        waited for, its result is returned, and Cancelled comes at the caller's next checkpoint.
+        ran; Full, LimitReached, Busy, IoFailed, Constraint or Damaged when it was not applied;
+        OutcomeUnknown when nobody knows. A cancelled caller takes a waiting operation back; one
+        that has begun is waited for, its result is returned, and Cancelled comes at the caller's
+        next checkpoint.
         """
         return await self._submit(self._writes, operation, args, lane)
 

@@ -135,6 +135,11 @@ class Transaction(Snapshot):
         parameters = [*same, *chain.from_iterable(rows)]
         return self.run(sql.replace("(VALUES …)", marks), parameters)
 
+    @property
+    def changes(self) -> int:
+        """A number that grows with each row that is inserted, updated or deleted."""
+        return self._connection.total_changes
+
     def emit(self, event: Any) -> None:
         """Hand ``event`` to the store's ``on_commit`` if, and only if, this operation commits."""
         self.events.append(event)

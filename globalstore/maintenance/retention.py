@@ -8,6 +8,7 @@ import trio
 
 from globalstore.db import DatabaseError, Store, repeat_in_slices
 from globalstore.maintenance.abandoned_nodes import AbandonedNodes
+from globalstore.maintenance.full_tables import FullTables
 from globalstore.registry.retention import Retained
 from globalstore.registry.runtime import replica_lists
 from globalstore.telemetry import get_logger
@@ -40,6 +41,7 @@ class Maintenance:
         wall_us: Callable[[], int],
         metrics: Metrics,
         abandoned: AbandonedNodes,
+        full_tables: FullTables,
     ) -> None:
         self._store = store
         self._schedule = schedule
@@ -50,6 +52,8 @@ class Maintenance:
             ("abandoned nodes", abandoned.forget),
             *((each.table, partial(self._purge, each)) for each in retained),
             ("artifact series", self._drop_series),
+            # After what was deleted.
+            ("full tables", full_tables.make_room),
         ]
 
     async def run(self) -> None:

@@ -1,9 +1,7 @@
 """What an artifact is: its row, its digests and its tensor index."""
 
 import enum
-import hashlib
 import json
-from functools import cached_property
 from typing import Final
 
 import attrs
@@ -35,16 +33,12 @@ class Description:
 
 @attrs.frozen
 class TensorIndex:
-    """The bytes of a tensor index and how they are written; blank for the usual way."""
+    """The bytes of a tensor index, their SHA-256, and how they are written; blank: as usual."""
 
     data: bytes
+    digest: bytes
     encoding: str = ""
     schema_version: str = ""
-
-    @cached_property
-    def digest(self) -> bytes:
-        """SHA-256 of the bytes."""
-        return hashlib.sha256(self.data).digest()
 
 
 _KINDS = {Scheme.MI2: 1, Scheme.CGID: 2}
@@ -172,7 +166,7 @@ def index_of_key(tx: Snapshot, digest: bytes, bytes_max: int) -> TensorIndex | L
     )
     if row is None:
         return None
-    return LARGER if row[0] is None else TensorIndex(*row)
+    return LARGER if row[0] is None else TensorIndex(row[0], digest, row[1], row[2])
 
 
 def index_of_artifact(
@@ -194,7 +188,7 @@ def index_of_artifact(
     stored = index_of_key(tx, digest, bytes_max)
     if stored is None or stored is LARGER:
         return stored
-    return TensorIndex(stored.data, row[1] or INDEX_ENCODING, row[2] or INDEX_SCHEMA)
+    return TensorIndex(stored.data, digest, row[1] or INDEX_ENCODING, row[2] or INDEX_SCHEMA)
 
 
 def _complete(artifact_id: str, description: Description, index: TensorIndex | None) -> Description:

@@ -12,8 +12,6 @@ from collections.abc import Iterable
 
 import attrs
 
-from globalstore.rules.refusals import InvalidArgument
-
 
 @attrs.frozen
 class Tensor:
@@ -57,13 +55,3 @@ def canonical(tensors: Iterable[Tensor]) -> bytes:
         ]  # fmt: skip
         offset += tensor.length
     return json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def check_object(field: str, data: bytes) -> None:
-    """Refuse bytes that are not a JSON object in UTF-8; what its entries say is not looked at."""
-    try:
-        value = json.loads(data.decode())
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise InvalidArgument(f"{field} is not a JSON object in UTF-8")

@@ -7,8 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import attrs
+
 import globalstore
 from globalstore.api.context import HandlerContext
+from globalstore.api.index_checks import IndexChecks
 from globalstore.api.memory_tiers import pending_ttl_us
 from globalstore.api.middleware.callers import KnownCallers
 from globalstore.api.middleware.handler_slots import HandlerSlots
@@ -33,6 +36,7 @@ from globalstore.liveness.stalls import StallDetector
 from globalstore.liveness.worker_expiry import Reaper
 from globalstore.liveness.workers import Workers
 from globalstore.maintenance.abandoned_nodes import AbandonedNodes
+from globalstore.maintenance.full_tables import FullTables
 from globalstore.maintenance.retention import Maintenance, Schedule
 from globalstore.registry.retention import retained
 from globalstore.registry.runtime import instances, workers
@@ -72,6 +76,7 @@ class Components:
         examination: Examination | None = None,
     ) -> None:
         self.config = config
+        self.row_limits: Mapping[str, int] = attrs.asdict(config.limits.rows)
         self.clock = Clock(wall_us)
         self.metrics = Metrics()
         self.commit_counts = CommitCounts(self.metrics)
@@ -129,6 +134,7 @@ class Components:
             keys=self.keys,
             worker_capacity=WorkerCapacity(self.store, self.workers),
             worker_digests=WorkerDigests(self.store),
+            index_checks=IndexChecks(self.handler_slots),
         )
 
     def _store(self, runner: Runner, examination: Examination | None) -> Store:
@@ -224,6 +230,14 @@ class Components:
 
     def _make_upkeep(self) -> None:
         policy = self.config.worker_policy
+        self.full_tables = FullTables(
+            self.store,
+            self.row_limits,
+            self.config.database.max_bytes,
+            self.clock.wall_us,
+            self.clock.lease_us,
+            self.metrics.server,
+        )
         self.maintenance = Maintenance(
             self.store,
             Schedule(
@@ -236,6 +250,7 @@ class Components:
             self.clock.wall_us,
             self.metrics,
             AbandonedNodes(self.store, self.workers, policy.chunk_stale_threshold),
+            self.full_tables,
         )
 
     def tasks(self) -> Mapping[str, Callable[[], Awaitable[None]]]:

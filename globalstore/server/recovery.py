@@ -1,6 +1,7 @@
 """What memory takes over at a start from an earlier server."""
 
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import attrs
 import trio
 
 from globalstore.db import DatabaseError, Full, start_refusal
-from globalstore.registry import memory_tier_samples, recovery
+from globalstore.registry import memory_tier_samples, recovery, row_limits
 from globalstore.registry.memory_tier_samples import MemoryTierSampled
 from globalstore.registry.recovery import Recovered
 from globalstore.registry.runtime import instances, replica_lists, transport_ends, workers
@@ -38,6 +39,7 @@ async def recover(components: Components) -> Recovered:
 async def _recover(components: Components) -> Recovered:
     began = trio.current_time()
     store, metrics, now_us = components.store, components.metrics, components.clock.wall_us()
+    await store.write_first(row_limits.count_rows, components.row_limits)
     cluster = await store.write_first(recovery.recover, _new_cluster_id(now_us), now_us)
     if cluster is None:
         cluster = await store.read(recovery.unrecovered)
@@ -58,6 +60,8 @@ async def _recover(components: Components) -> Recovered:
     for sample in await store.read(memory_tier_samples.latest_of_all, NODES_MAX):
         components.commit_counts.memory_tier_sampled(MemoryTierSampled(sample))
     metrics.transports.active.set(len(components.transport_expiry))
+    with suppress(Full):  # maintenance looks again
+        await components.full_tables.look()
     await components.clock.restore(store)
     await components.leases.restore()
     seconds = trio.current_time() - began

@@ -72,6 +72,13 @@ class ServerMetrics:
         self.db_free_bytes = make.gauge(
             "tc_db_free_bytes", "Free bytes of the database's file system."
         )
+        self.db_used_bytes = make.gauge(
+            "tc_db_used_bytes", "Bytes in use of the database file; database.max_bytes bounds them."
+        )
+        self.db_rows = make.gauge("tc_db_rows", "Rows of a table.", "table")
+        self.db_rows_limit = make.gauge(
+            "tc_db_rows_limit", "Rows that a table may have (limits.rows).", "table"
+        )
         self.db_busy_seconds = make.counter(
             "tc_db_busy_seconds_total", "Time the database's writer was at work."
         )

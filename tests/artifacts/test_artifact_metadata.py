@@ -1,5 +1,6 @@
 """UpsertArtifactMetadata: the order of its checks, and what merging keeps."""
 
+import hashlib
 import json
 from typing import Any
 
@@ -21,12 +22,14 @@ from artifact_calls import (
     rows,
 )
 from purerpc import RpcFailedError, StatusCode
-from servers import refused, serving
+from servers import configuration, refused, replica_request, serving
 
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.rules import multihash
+from globalstore.rules.json_objects import MEMBER_BYTES_MAX
 
 INVALID, FAILED = StatusCode.INVALID_ARGUMENT, StatusCode.FAILED_PRECONDITION
+EXHAUSTED = StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_a_descriptor_is_required() -> None:
@@ -247,9 +250,10 @@ async def test_of_many_who_describe_one_assembly_differently_one_is_right() -> N
         assert await store.read("SELECT count(*) FROM tensor_indexes") == [(1,)]
 
 
-@pytest.mark.parametrize("size", [40_000, 3_000_000])
-async def test_a_long_index_is_judged_and_stored_too(size: int) -> None:
-    data = b'{"%s":[0,1]}' % (b"x" * size)
+@pytest.mark.parametrize("tensors", [500, 40_000])
+async def test_a_long_index_is_judged_and_stored_too(tensors: int) -> None:
+    names = (f"model.layers.{number}.mlp.down_proj.weight" for number in range(tensors))
+    data = json.dumps({name: [0, 1, [1], [1], "U8", 0] for name in names}).encode()
     async with serving() as store:
         await describe(store, data=data)
         assert (await index_of(store)).tensor_index_data == data
@@ -257,6 +261,51 @@ async def test_a_long_index_is_judged_and_stored_too(size: int) -> None:
             await describe(store, "other", data=b"[%s]" % data)
         async with refused(FAILED, "SHA-256"):
             await describe(store, "other", data=data, index_multihash=OTHER)
+
+
+async def test_an_index_of_more_bytes_than_allowed_is_refused_wherever_it_comes_in() -> None:
+    most = configuration(registration={"max_index_bytes": len(INDEX)})
+    async with serving(most) as store:
+        await describe(store)
+        for data in (INDEX + b" ", INDEX + b" " * 40_000):
+            refusal = f"expected at most {len(INDEX)} bytes (registration.max_index_bytes)"
+            async with refused(EXHAUSTED, f"canonical_index_data: {refusal}"):
+                await describe(store, "other", data=data)
+            async with refused(EXHAUSTED, f"tensor_index_data: {refusal}"):
+                await store.replica("w", "other", tensor_index_data=data)
+        assert await store.read("SELECT count(*) FROM artifacts") == [(1,)]
+        await store.replica("w", "other", tensor_index_data=INDEX, client_request_id="r")
+
+
+async def test_a_long_index_can_come_with_a_replica_too() -> None:
+    data = b" " * 40_000
+    async with serving() as store:
+        request = replica_request("w", tensor_index_data=data, client_request_id="r")
+        first = await store.runtime.RegisterReplica(request)
+        assert await store.runtime.RegisterReplica(request) == first
+        key = hashlib.sha256(data).hexdigest()
+        assert (await index(store, key)).tensor_index_data == data
+
+
+async def test_others_have_their_turn_while_a_large_index_is_judged() -> None:
+    data = b'{"a":0' + b',"b":[[],[1],{"c":"],"}]' * 60_000 + b"}"
+    async with serving() as store:
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(others)
+            before = turns
+            async with refused(INVALID, "canonical_index_data is not a JSON object"):
+                await describe(store, data=data + b"}")
+            await describe(store, data=data)
+            nursery.cancel_scope.cancel()
+        assert turns - before > 2 * len(data) / MEMBER_BYTES_MAX
 
 
 # Reading indexes.

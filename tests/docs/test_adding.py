@@ -25,6 +25,7 @@ STEP = re.compile(
 TOLD_BY = (
     "tests/worker_notes",
     "tests/schema",
+    "tests/maintenance/test_row_limits.py",
     "tests/style/test_floors.py",
     "tests/style/test_sql.py",
     "tests/server/test_followers.py",

@@ -54,16 +54,29 @@ async def test_the_same_id_for_another_kind_of_call_is_refused() -> None:
         assert len(await store.active()) == 1
 
 
-async def test_a_refused_request_keeps_its_id_from_others() -> None:
+async def test_a_refused_request_is_not_recorded_and_leaves_its_id_free() -> None:
     async with serving() as store:
         request = replica_request("w", client_request_id="once", max_concurrency=0)
         for _ in range(2):
             async with refused(StatusCode.INVALID_ARGUMENT, "max_concurrency"):
                 await store.runtime.RegisterReplica(request)
-        assert await store.read("SELECT refusal FROM recorded_replies") == [("InvalidArgument",)]
+        assert await store.read("SELECT count(*) FROM recorded_replies") == [(0,)]
         request.max_concurrency = 1
-        async with refused(StatusCode.FAILED_PRECONDITION, "client_request_id"):
-            await store.runtime.RegisterReplica(request)
+        assert (await store.runtime.RegisterReplica(request)).status == wire.STATUS_OK
+
+
+async def test_a_refusal_that_an_earlier_version_recorded_counts_for_nothing() -> None:
+    async with serving() as store:
+        await store.components.store.write(
+            lambda tx: tx.run(
+                "INSERT INTO recorded_replies VALUES"
+                " ('once', 'RegisterReplica', x'00', 'InvalidArgument', x'', 1, 0)"
+            )
+        )
+        request = replica_request("w", client_request_id="once")
+        first = await store.runtime.RegisterReplica(request)
+        assert await store.runtime.RegisterReplica(request) == first
+        assert await store.read("SELECT refusal FROM recorded_replies") == [("",)]
 
 
 async def test_a_refusal_made_nothing_and_so_a_repeat_is_looked_at_anew() -> None:

@@ -2,17 +2,22 @@
 
 from typing import Any
 
+import attrs
 import trio
 import trio.testing
 from claims import parked, start
+from filled_tables import insert, tables
 from moving import Clock, Moves, moves, of, series
 from servers import Serving, memory_info, pass_time
 
+from globalstore.config.schema.limits import Rows
+from globalstore.db import Transaction
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as tiers
 from globalstore.rules import multihash
 
+ROWS = [field.name for field in attrs.fields(Rows)]
 TIERS = ("GPU", "RAM", "DISK")
 DISPATCH = "tc_transport_dispatch_events_total"
 REQUESTS = "tc_transport_requests_total"
@@ -332,4 +337,19 @@ async def what_has_ended_is_deleted(it: Moves, clock: Clock) -> None:
     await pass_time(clock, 2)
     it.wall.ahead_s = 2 * 86400
     await store.components.maintenance.run_pass()
+    it.look()
+
+
+@moves(
+    "tc_db_used_bytes",
+    of("tc_db_rows", "table", *ROWS),
+    of("tc_db_rows_limit", "table", *ROWS),
+)
+async def tables_have_rows(it: Moves, _: Clock) -> None:
+    def fill(tx: Transaction) -> None:
+        for table in tables(tx):
+            insert(tx, table, 1, "ON CONFLICT DO NOTHING")
+
+    await it.store.components.store.write(fill)
+    await it.store.components.full_tables.look()
     it.look()

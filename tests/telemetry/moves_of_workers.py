@@ -274,10 +274,10 @@ async def somebody_else_holds_the_file(it: Moves, clock: Clock) -> None:
 )  # fmt: skip
 async def requests_come_again(it: Moves, _: Clock) -> None:
     store = it.store
-    worker = await store.register()
+    worker, gone = await store.register(), await store.register("gone")
     for _attempt in range(2):
         await store.replica(worker.worker_id, client_request_id="r")
-        await unregister(store, LOST, id_="u")
+        await unregister(store, gone.worker_id, id_="u")
     await it.fails(store.replica(worker.worker_id, "other", client_request_id="r"))
-    await it.fails(unregister(store, LOST, graceful=False, id_="u"))
+    await it.fails(unregister(store, gone.worker_id, graceful=False, id_="u"))
     it.look()

@@ -46,6 +46,8 @@ def touch_everything(metrics):
     metrics.daemon_locks.waiting(0, 0)
     metrics.daemon_locks.intent(0, "register", "submitted")
     metrics.server.recovery_rows.labels("replicas")
+    metrics.server.db_rows.labels("replicas")
+    metrics.server.db_rows_limit.labels("replicas")
     metrics.server.build_info.labels("1", "9", "3.11")
     metrics.server.gc_rows_deleted.labels("workers")
     metrics.transports.dispatch_events.labels("granted")

@@ -58,11 +58,18 @@ async def test_a_repeat_gets_the_recorded_answer() -> None:
         assert hits == 1
 
 
-async def test_not_found_is_recorded_too() -> None:
+async def test_what_ends_nothing_is_not_recorded() -> None:
     async with serving() as store:
-        for _ in range(2):
-            answer = await store.runtime.UnregisterWorker(order("unknown", request_id="r"))
-            assert answer.status == wire.STATUS_NOT_FOUND
+        worker = await store.register("d1")
+        await store.runtime.UnregisterWorker(order(worker.worker_id))
+        for worker_id, status in (
+            ("unknown", wire.STATUS_NOT_FOUND),
+            (worker.worker_id, wire.STATUS_OK),
+        ):
+            for _ in range(2):
+                answer = await store.runtime.UnregisterWorker(order(worker_id, request_id="r"))
+                assert answer.status == status
+        assert await store.read("SELECT count(*) FROM recorded_replies") == [(0,)]
 
 
 async def test_a_request_id_belongs_to_one_payload_and_one_kind_of_call() -> None:

@@ -185,11 +185,12 @@ class Contract:
                 raise Refused(StatusCode.FAILED_PRECONDITION)
             if self.active(request.worker_id) is None:
                 return status
-        worker = self.by_id(request.worker_id)
+        worker, changed = self.by_id(request.worker_id), False
         if worker is not None:
+            changed = worker.active or bool(self.held(worker.worker_id))
             self._end(worker)
         status = wire.STATUS_NOT_FOUND if worker is None else wire.STATUS_OK
-        if request.client_request_id:
+        if request.client_request_id and changed:
             self.recorded[request.client_request_id] = payload, status
         return status
 

@@ -1,11 +1,8 @@
 """UpsertArtifactMetadata, GetArtifactIndex, GetArtifactIndexById."""
 
-import hashlib
 import re
 from collections.abc import Callable
 from typing import TypeVar
-
-import trio
 
 from globalstore.api.context import Handlers
 from globalstore.db import Lane, Snapshot, Transaction
@@ -14,13 +11,10 @@ from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry import artifacts
 from globalstore.registry.artifacts import INDEX_ENCODING, Description, Larger, TensorIndex
 from globalstore.rpc import Call
-from globalstore.rules import descriptors, multihash, tensor_index
+from globalstore.rules import descriptors, multihash
 from globalstore.rules.artifact_ids import Scheme, described, digests_of, looked_up, scheme_of
 from globalstore.rules.refusals import FailedPrecondition, InvalidArgument
 from globalstore.rules.values import INTEGER_MAX, identifier, required, storable
-
-# An index of this many bytes is hashed and parsed in half a millisecond; longer ones in a thread.
-_CHECKED_AT_ONCE_BYTES = 32 << 10
 
 # Longer indexes are written when no other operation waits: 1 MiB takes some milliseconds.
 _BULK_BYTES = 1 << 20
@@ -48,12 +42,13 @@ class ArtifactHandlers(Handlers):
         required("descriptor.index_multihash", descriptor.index_multihash)
         if not data:
             raise InvalidArgument("canonical_index_data is required")
-        if len(data) <= _CHECKED_AT_ONCE_BYTES:
-            artifact_id, description = _described(descriptor, data)
-        else:
-            self.context.handler_slots.release(request)
-            artifact_id, description = await trio.to_thread.run_sync(_described, descriptor, data)
-        index = TensorIndex(data, description.encoding, description.schema_version)
+        digest = await self.context.index_checks.digest(request, data)
+        artifact_id, description = _described(descriptor, digest)
+        if description.encoding in {"", INDEX_ENCODING}:
+            await self.context.index_checks.check_object(request, "canonical_index_data", data)
+        if description.data_multihash and scheme_of(artifact_id) is Scheme.CGID:
+            raise InvalidArgument("descriptor.data_multihash is set, but a cgid id has none")
+        index = TensorIndex(data, digest, description.encoding, description.schema_version)
         now_us = self.context.clock.wall_us()
 
         def store(tx: Transaction) -> None:
@@ -111,13 +106,15 @@ class ArtifactHandlers(Handlers):
         return index
 
 
-def _described(descriptor: common.ArtifactDescriptor, data: bytes) -> tuple[str, Description]:
-    """Return the id and its description, checked in the order of the contract."""
+def _described(descriptor: common.ArtifactDescriptor, digest: bytes) -> tuple[str, Description]:
+    """Return the id and its description, checked in the order of the contract.
+
+    ``digest`` is the SHA-256 of the index.
+    """
     artifact_id = described("descriptor.artifact_id", descriptor.artifact_id)
     index_multihash = descriptor.index_multihash.strip()
     data_multihash = identifier("descriptor.data_multihash", descriptor.data_multihash)
-    digest = multihash.decode("descriptor.index_multihash", index_multihash)
-    if hashlib.sha256(data).digest() != digest:
+    if multihash.decode("descriptor.index_multihash", index_multihash) != digest:
         raise FailedPrecondition(
             "descriptor.index_multihash is not the SHA-256 of canonical_index_data"
         )
@@ -130,10 +127,6 @@ def _described(descriptor: common.ArtifactDescriptor, data: bytes) -> tuple[str,
     elif data_multihash:
         multihash.decode("descriptor.data_multihash", data_multihash)
     encoding = identifier("descriptor.encoding", descriptor.encoding)
-    if encoding in {"", INDEX_ENCODING}:
-        tensor_index.check_object("canonical_index_data", data)
-    if data_multihash and scheme_of(artifact_id) is Scheme.CGID:
-        raise InvalidArgument("descriptor.data_multihash is set, but a cgid id has none")
     return artifact_id, Description(
         index_multihash,
         data_multihash,

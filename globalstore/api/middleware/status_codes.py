@@ -17,6 +17,7 @@ _CODES: dict[type[Exception], StatusCode] = {
     refusals.Aborted: StatusCode.ABORTED,
     refusals.Unavailable: StatusCode.UNAVAILABLE,
     db.Full: StatusCode.RESOURCE_EXHAUSTED,
+    db.LimitReached: StatusCode.RESOURCE_EXHAUSTED,
     db.QueueFull: StatusCode.UNAVAILABLE,
     db.Busy: StatusCode.ABORTED,
     db.Damaged: StatusCode.UNAVAILABLE,

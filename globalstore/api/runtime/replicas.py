@@ -46,18 +46,26 @@ class ReplicaHandlers(Handlers):
                 f"schema_version is {schema_version[:40]!r}, expected {INDEX_SCHEMA}"
             )
         artifact_id = _effective_artifact_id(message)
-        repeat = token(message, "RegisterReplica", message.client_request_id)
+        index_data, checks = message.tensor_index_data, self.context.index_checks
+        digest = b""
+        if index_data:
+            digest = await checks.digest(request, index_data)
+        repeat = await checks.beside(
+            request,
+            index_data,
+            lambda: token(message, "RegisterReplica", message.client_request_id),
+        )
         now_us = self.context.clock.wall_us()
         proposed_id = new_id()
         if repeat is None:
-            registration = _registration(artifact_id, message)
+            registration = _registration(artifact_id, message, digest)
             replica_id = await self.context.write(
                 request, replicas.register_replica, registration, proposed_id, now_us
             )
             return _registered(artifact_id, replica_id)
         checked: ReplicaRegistration | Refusal
         try:
-            checked = _registration(artifact_id, message)
+            checked = _registration(artifact_id, message, digest)
         except Refusal as refused:
             checked = refused
 
@@ -141,7 +149,9 @@ def _effective_artifact_id(message: wire.RegisterReplicaRequest) -> str:
     return described or plain
 
 
-def _registration(artifact_id: str, message: wire.RegisterReplicaRequest) -> ReplicaRegistration:
+def _registration(
+    artifact_id: str, message: wire.RegisterReplicaRequest, index_digest: bytes
+) -> ReplicaRegistration:
     artifact_id = stored("artifact_id", artifact_id)
     info = message.mem_info
     view_id = memory_info.view_of("mem_info.byte_space", info.byte_space)
@@ -154,7 +164,7 @@ def _registration(artifact_id: str, message: wire.RegisterReplicaRequest) -> Rep
     index = None
     if message.tensor_index_data:
         encoding = identifier("encoding", message.encoding)
-        index = TensorIndex(message.tensor_index_data, encoding)
+        index = TensorIndex(message.tensor_index_data, index_digest, encoding)
     return ReplicaRegistration(
         artifact_id=artifact_id,
         view_id=view_id,

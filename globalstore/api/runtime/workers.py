@@ -290,7 +290,11 @@ class WorkerHandlers(Handlers):
                         repeat,
                         lambda tx: workers.unregister_worker(tx, worker_id, graceful, now_us),
                         _unregister_response,
-                        Basis(lambda _: 0, lambda tx, *_: not workers.is_active(tx, worker_id)),
+                        Basis(
+                            lambda _: 0,
+                            lambda tx, *_: not workers.is_active(tx, worker_id),
+                            is_end=True,
+                        ),
                         now_us,
                     )
                     response = wire.UnregisterWorkerResponse.FromString(reply.body)

@@ -39,7 +39,7 @@ class GlobalStoreConfig:
     worker_policy: WorkerPolicy = section(
         WorkerPolicy, "When a daemon counts as alive, and how work is dealt out."
     )
-    limits: Limits = section(Limits, "Bounds on requests and on what is kept.", has_effect=False)
+    limits: Limits = section(Limits, "Bounds on requests and on what is kept.")
     registration: Registration = section(
         Registration,
         "Sessions in which a daemon announces an artifact piece by piece.",

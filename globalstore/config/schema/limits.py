@@ -61,13 +61,82 @@ class Retention:
 
 
 @attrs.frozen
+class Rows:
+    """How many rows a table may have; each key is the name of its table."""
+
+    replicas: UInt64 = setting(10_000_000, "Replicas of all workers.")
+    artifacts: UInt64 = setting(10_000_000, "Artifacts; they are never deleted.")
+    tensor_indexes: UInt64 = setting(1_000_000, "Indexes of artifacts; they are never deleted.")
+    artifact_bindings: UInt64 = setting(1_000_000, "Bindings; they are never deleted.")
+    disk_locations: UInt64 = setting(
+        10_000_000, "Disk locations, deleted ones too; they are never forgotten."
+    )
+    worker_ids: UInt64 = setting(
+        10_000_000, "Ids of workers that replicas, transports or chunks name, known or not."
+    )
+    workers: UInt64 = setting(1_000_000, "Workers, until a day after their end.")
+    endpoints: UInt64 = setting(
+        10_000_000, "Addresses of replicas. Unused ones go when half of them are taken."
+    )
+    instances: UInt64 = setting(1_000_000, "Instances, until a day after their end.")
+    transports: UInt64 = setting(
+        100_000_000, "Transports, ended ones until worker_policy.transport_retention has passed."
+    )
+    recorded_replies: UInt64 = setting(
+        20_000_000, "Answers kept for a day for repeats of a client_request_id."
+    )
+    key_mappings: UInt64 = setting(
+        10_000_000, "Keys. Revoked and expired ones go when half of them are taken."
+    )
+    key_generations: UInt64 = setting(
+        20_000_000, "Targets of keys, earlier ones until a day after their end."
+    )
+    key_swaps: UInt64 = setting(20_000_000, "Swaps with an operation_id within a day.")
+    shard_leases: UInt64 = setting(
+        10_000_000, "Shards with a home. Ended leases go when half of them are taken."
+    )
+    chunk_nodes: UInt64 = setting(1_000_000, "Nodes that reported chunks.")
+    chunk_blocks: UInt64 = setting(
+        20_000_000, "Blocks of up to 256 chunks, of a node, a device and a reporter each."
+    )
+    memory_tier_leases: UInt64 = setting(
+        10_000_000, "Leases on memory, ended ones until worker_policy.tier_lease_retention."
+    )
+    memory_tier_snapshots: UInt64 = setting(
+        10_000_000,
+        "Reports of memory tiers. Those older than a day go when half of them are taken.",
+    )
+    version_sets: UInt64 = setting(1_000_000, "Version sets; they are never deleted.")
+    version_set_parts: UInt64 = setting(10_000_000, "Parts of all version sets.")
+    group_transactions: UInt64 = setting(
+        10_000_000, "Realizations; they are never deleted, so that none is used twice."
+    )
+    group_members: UInt64 = setting(
+        10_000_000, "Members of realizations, until a day after the end of these."
+    )
+
+
+@attrs.frozen
 class Limits:
     """Bounds on requests and on what is kept."""
 
-    digest_writes: DigestWrites = section(DigestWrites, "How much one request may write.")
-    operation_leases: OperationLeases = section(OperationLeases, "Leases on operations.")
-    operation_writes: OperationWrites = section(OperationWrites, "Writes of progress.")
-    retention: Retention = section(Retention, "When finished things are deleted; 0s: never.")
+    rows: Rows = section(
+        Rows,
+        "How many rows of each kind there may be. What would add one more is RESOURCE_EXHAUSTED "
+        "and names the key; changes, ends and deletions go on. From 80 % on the log warns.",
+    )
+    digest_writes: DigestWrites = section(
+        DigestWrites, "How much one request may write.", has_effect=False
+    )
+    operation_leases: OperationLeases = section(
+        OperationLeases, "Leases on operations.", has_effect=False
+    )
+    operation_writes: OperationWrites = section(
+        OperationWrites, "Writes of progress.", has_effect=False
+    )
+    retention: Retention = section(
+        Retention, "When finished things are deleted; 0s: never.", has_effect=False
+    )
 
 
 @attrs.frozen
@@ -92,7 +161,7 @@ class Registration:
     )
     max_artifact_bytes: UInt64 = setting(1 << 44, "Largest artifact, in bytes.", has_effect=False)
     max_index_bytes: UInt64 = setting(
-        16 << 20, "Largest index of an artifact, in bytes, however it comes."
+        16 << 20, "Largest index of an artifact, in bytes; a larger one is RESOURCE_EXHAUSTED."
     )
     max_entries_per_feed: UInt64 = setting(
         10000, "Chunks or segments in one feed.", has_effect=False

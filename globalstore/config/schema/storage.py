@@ -48,6 +48,11 @@ class Database:
     min_free_bytes: UInt64 = setting(
         1 << 30, "Warn when the file system of the database has fewer bytes left than this."
     )
+    max_bytes: UInt64 = setting(
+        256 << 30,
+        "Bytes in use from which on no table grows: what would add a row is RESOURCE_EXHAUSTED, "
+        "changes, ends and deletions go on. Looked at in each maintenance pass.",
+    )
     max_wal_bytes: UInt64 = setting(
         256 << 20,
         "Warn when the write-ahead log grows beyond this many bytes: some reader holds it open.",

@@ -12,6 +12,7 @@ import attrs
 
 from globalstore.db import Snapshot, Transaction
 from globalstore.registry import artifacts
+from globalstore.registry.forgotten_names import KEYS, first_generation, raise_floor
 from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import (
     KeyChanged,
@@ -21,8 +22,6 @@ from globalstore.registry.signals import (
     LeasesExpired,
 )
 from globalstore.rules.refusals import FailedPrecondition
-
-# Reads the lease clock, in microseconds.
 
 
 class Kind(enum.IntEnum):
@@ -248,6 +247,8 @@ def raise_generations(tx: Transaction, by: int, now_us: int) -> None:
     """
     tx.run("UPDATE key_generations SET ended_at = :now WHERE ended_at IS NULL", {"now": now_us})
     tx.run("UPDATE key_mappings SET generation = generation + :by", {"by": by})
+    # Keys that were made since are not in the copy.
+    raise_floor(tx, KEYS, first_generation(tx, KEYS, 0) + by - 1)
     tx.run(
         "INSERT INTO key_generations (mapping_key, generation, artifact_key, version_set_id,"
         " began_at) SELECT mapping_key, generation, artifact_key, version_set_id, :now"
@@ -336,13 +337,19 @@ def _point(
     tx: Transaction, row: _Row | None, key: str, artifact_key: int, kind: Kind, now_us: int
 ) -> tuple[int, int]:
     """Give a key a new target in the next generation, without hints and without an end."""
-    columns = {"key": key, "artifact_key": artifact_key, "kind": int(kind), "now": now_us}
+    columns = {
+        "key": key,
+        "artifact_key": artifact_key,
+        "kind": int(kind),
+        "first": first_generation(tx, KEYS, 0) if row is None else 0,
+        "now": now_us,
+    }
     if row is not None:
         _end_generation(tx, row.mapping_key, row.generation, now_us)
         tx.emit(LeaseEnded(LeaseKind.KEY, row.mapping_key))
     saved = tx.one(
         "INSERT INTO key_mappings (key, artifact_key, kind, generation, created_at, updated_at)"
-        " VALUES (:key, :artifact_key, :kind, 0, :now, :now)"
+        " VALUES (:key, :artifact_key, :kind, :first, :now, :now)"
         " ON CONFLICT (key) DO UPDATE SET artifact_key = excluded.artifact_key,"
         " version_set_id = '', replica_uuid = '', daemon_address = '', kind = excluded.kind,"
         " generation = generation + 1, ttl_s = NULL, expires_at = NULL,"

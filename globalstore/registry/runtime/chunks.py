@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import attrs
 
 from globalstore.db import Row, Snapshot, Transaction
-from globalstore.registry import worker_ids
+from globalstore.registry import row_limits, worker_ids
 from globalstore.rules.chunk_states import ChunkState, Patch, patched, without
 from globalstore.rules.refusals import InvalidArgument
 
@@ -70,6 +70,8 @@ def report_chunks(
     _check_node(tx, report)
     if _is_applying(tx, report.node_id):
         return Unapplied()
+    if not any(patched(b"", patch) for patch in patches) and not _has_reported(tx, report.node_id):
+        return None
     _apply(
         tx,
         _node_key(tx, report.node_id),
@@ -100,6 +102,10 @@ def _is_applying(tx: Snapshot, node_id: str | None = None) -> bool:
         {"node_id": node_id},
     )
     return row is not None
+
+
+def _has_reported(tx: Snapshot, node_id: str) -> bool:
+    return tx.one("SELECT 1 FROM chunk_nodes WHERE node_id = ?", (node_id,)) is not None
 
 
 def _node_key(tx: Transaction, node_id: str) -> int:
@@ -203,10 +209,16 @@ def part_json(patches: Sequence[Patch]) -> str:
 
 
 def accept_report(tx: Transaction, batch_key: int, report: ChunkReport) -> Unapplied | None:
-    """Accept a report whose parts are all staged: from this instant it counts."""
+    """Accept a report whose parts are all staged: from this instant it counts.
+
+    Raises LimitReached when there is no room for all of its blocks.
+    """
     _check_node(tx, report)
     if _is_applying(tx, report.node_id):
         return Unapplied()
+    parts = tx.one("SELECT count(*) FROM chunk_parts WHERE batch_key = ?", (batch_key,))
+    assert parts is not None
+    row_limits.check_room(tx, "chunk_blocks", parts[0] * BLOCKS_AT_ONCE)
     tx.run(
         "UPDATE chunk_batches SET accepted = 1, node_key = :node_key WHERE batch_key = :batch_key",
         # The node may have got another key, when its last worker left meanwhile.
@@ -236,7 +248,8 @@ def apply_part(tx: Transaction) -> bool:
     patches = [
         Patch._make((*report[:5], bytes.fromhex(report[5]))) for report in json.loads(part[0])
     ]
-    _apply(tx, node_key, worker_key, patches, now_us)
+    with row_limits.beyond_bound(tx, "chunk_blocks"):
+        _apply(tx, node_key, worker_key, patches, now_us)
     return True
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import attrs
 
 from globalstore.db import Parameters, Snapshot, Transaction
+from globalstore.registry.forgotten_names import SHARD_LEASES, first_generation
 from globalstore.registry.lease_clock import LeaseNow
 from globalstore.registry.signals import LeaseEnded, LeaseGranted, LeaseKind, LeasesExpired
 from globalstore.rules import fencing
@@ -112,8 +113,12 @@ def acquire(
         " WHERE daemon_id = :daemon_id",
         {"daemon_id": daemon_id},
     )
+    if row is not None:
+        lease = row.lease
+    else:
+        lease = fencing.Lease(first_generation(tx, SHARD_LEASES, 1) - 1)
     decision = fencing.decide(
-        fencing.Lease() if row is None else row.lease,
+        lease,
         fencing.Application(daemon_id, incarnation, token),
         now_us,
         now_us + ttl_us,
@@ -341,7 +346,9 @@ def withdraw_shard_lease(tx: Transaction, lease: ShardLease, clock: LeaseNow) ->
 def release_all(tx: Transaction, daemon_id: str) -> None:
     """Give all leases of a daemon up, however many they are."""
     tx.run(
-        "UPDATE lease_holders SET releases = releases + 1 WHERE daemon_id = :daemon_id",
+        "UPDATE lease_holders AS h SET releases = releases + 1 WHERE daemon_id = :daemon_id"
+        " AND EXISTS (SELECT 1 FROM shard_leases s WHERE s.holder_key = h.holder_key"
+        " AND s.releases = h.releases)",
         {"daemon_id": daemon_id},
     )
 

@@ -238,15 +238,23 @@ def expire_worker(tx: Transaction, worker_key: int, generation: int, now_us: int
 
 
 def _end(tx: Transaction, worker_key: int, worker_id: str, now_us: int, *, lost: bool) -> None:
-    """Make a worker inactive and all it holds unavailable; with ``lost``, end its transports."""
-    for statement in (
-        "UPDATE workers SET inactive_at = coalesce(inactive_at, :now)",
-        "UPDATE worker_liveness SET accepting_new_requests = 0",
-    ):
-        tx.run(
-            f"{statement} WHERE worker_key = :worker_key", {"worker_key": worker_key, "now": now_us}
-        )
-    worker_ids.hide_replicas(tx, worker_key)
+    """Make a worker inactive and all it holds unavailable; with ``lost``, end its transports.
+
+    Nothing is written of one that has ended already and holds nothing.
+    """
+    row = {"worker_key": worker_key, "now": now_us}
+    ended = tx.run(
+        "UPDATE workers SET inactive_at = :now WHERE worker_key = :worker_key"
+        " AND inactive_at IS NULL",
+        row,
+    )
+    tx.run(
+        "UPDATE worker_liveness SET accepting_new_requests = 0 WHERE worker_key = :worker_key"
+        " AND accepting_new_requests",
+        row,
+    )
+    if ended or tx.one("SELECT 1 FROM replicas WHERE worker_key = :worker_key LIMIT 1", row):
+        worker_ids.hide_replicas(tx, worker_key)
     if lost:
         transport_ends.end_of_worker(tx, worker_key, worker_id, now_us)
     tx.emit(WorkerEnded(worker_key, worker_id, lost))

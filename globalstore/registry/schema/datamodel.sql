@@ -259,8 +259,8 @@ CREATE TABLE instances (
 ) STRICT;
 CREATE INDEX instances_ended ON instances (inactive_at) WHERE inactive_at IS NOT NULL;
 
--- Names that point at an artifact (or at the version set of a group), or at nothing: a row is never
--- deleted, because generation goes on where it stopped when the key is made anew.
+-- Names that point at an artifact (or at the version set of a group), or at nothing: a row stays
+-- then, until the table fills up, since generation goes on where it stopped when the key is made anew.
 -- kind: 0 immutable, 1 alias. ttl_s is NULL for none; 0 neither expires nor may be cached.
 CREATE TABLE key_mappings (
     mapping_key INTEGER PRIMARY KEY,
@@ -310,7 +310,7 @@ CREATE TABLE lease_clock (
     ahead INTEGER NOT NULL
 ) STRICT;
 
--- Daemons that hold or held leases. A lease that was granted under an earlier number of releases is
+-- Daemons that hold leases, or had them last. A lease that was granted under an earlier number of releases is
 -- released: one update here gives back all that a daemon holds.
 CREATE TABLE lease_holders (
     holder_key INTEGER PRIMARY KEY,
@@ -318,8 +318,8 @@ CREATE TABLE lease_holders (
     releases INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
--- The home of a shard; shard_id is the two's complement of an unsigned number. Rows are
--- never deleted, since a generation outlives its lease. Without holder and token: released.
+-- The home of a shard; shard_id is the two's complement of an unsigned number. Rows outlive their
+-- leases, as generations do, until the table fills up. Without holder and token: released.
 -- worker_key and worker_generation say which incarnation of the holder it was granted to, 0 for one
 -- that is no worker. expires_at is of the lease clock; ttl is what was last granted.
 CREATE TABLE shard_leases (
@@ -335,6 +335,26 @@ CREATE TABLE shard_leases (
 ) STRICT;
 CREATE UNIQUE INDEX shard_leases_by_token ON shard_leases (lease_token)
     WHERE lease_token IS NOT NULL;
+
+-- A daemon whose last lease was given up, taken over or forgotten is forgotten with it.
+CREATE INDEX shard_leases_by_holder ON shard_leases (holder_key, releases);
+CREATE TRIGGER lease_holder_left AFTER UPDATE OF holder_key ON shard_leases
+WHEN old.holder_key IS NOT new.holder_key
+BEGIN
+    DELETE FROM lease_holders WHERE holder_key = old.holder_key
+        AND NOT EXISTS (SELECT 1 FROM shard_leases s WHERE s.holder_key = old.holder_key);
+END;
+CREATE TRIGGER lease_holder_of_gone AFTER DELETE ON shard_leases BEGIN
+    DELETE FROM lease_holders WHERE holder_key = old.holder_key
+        AND NOT EXISTS (SELECT 1 FROM shard_leases s WHERE s.holder_key = old.holder_key);
+END;
+
+-- Names that nobody uses are forgotten when their table fills up. Their generations must not come
+-- again: new names begin above the highest one that was forgotten.
+CREATE TABLE generation_floors (
+    kind TEXT PRIMARY KEY,
+    generation INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 
 -- Nodes that reported chunks. Without node_id: all its chunks are hidden and will be deleted.
 -- reports counts what came of the node, so that nothing is deleted that came meanwhile.
