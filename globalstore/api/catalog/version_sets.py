@@ -7,7 +7,7 @@ import trio
 
 from globalstore.api.catalog.realization_calls import realization_call
 from globalstore.api.context import Handlers
-from globalstore.api.encoding import Encoded
+from globalstore.api.encoding import Joined
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -122,15 +122,18 @@ def part_message(part: Part) -> wire.GroupVersionSetPart:
     )
 
 
-def _answer(registered: Manifest) -> Encoded:
-    return Encoded(
+def _answer(registered: Manifest) -> Joined:
+    answer = Joined()
+    answer.add(
         wire.RegisterGroupVersionSetResponse(
             status=wire.STATUS_OK,
             version_set=reference(registered.manifest_hash),
             realization_kind=KINDS[registered.kind],
-            parts=map(part_message, registered.parts),
         )
     )
+    for part in registered.parts:
+        answer.add(wire.RegisterGroupVersionSetResponse(parts=[part_message(part)]))
+    return answer
 
 
 def _manifest(message: wire.RegisterGroupVersionSetRequest) -> Manifest:
