@@ -36,7 +36,7 @@ from globalstore.server.lifecycle import Server
 KEY = "k" * 40
 
 # A call from memory, for tests of what is behind the handlers.
-_CHANNEL = Channel(trio.Event(), 1 << 20)
+_CHANNEL = Channel(trio.Event())
 
 _SERVICES = wire.DESCRIPTOR.services_by_name
 

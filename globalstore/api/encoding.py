@@ -22,6 +22,27 @@ class Encoded:
         return self._body
 
 
+class Joined:
+    """A long answer that is encoded part by part, since encoding it whole would hold others up.
+
+    Messages of one type that are joined are one message with the repeated fields of all.
+    """
+
+    __slots__ = ("_parts",)
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def add(self, part: Message) -> int:
+        """Add a part behind those before, and return its size in bytes."""
+        self._parts.append(part.SerializeToString())
+        return len(self._parts[-1])
+
+    def SerializeToString(self) -> bytes:
+        """Return the bytes of the answer; named as messages have it."""
+        return b"".join(self._parts)
+
+
 def timestamp(us: int) -> Timestamp:
     """Return microseconds since 1970 as the wire has them."""
     return Timestamp(seconds=us // 1_000_000, nanos=us % 1_000_000 * 1000)

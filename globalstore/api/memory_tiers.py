@@ -9,7 +9,6 @@ from functools import partial
 
 import trio
 
-from globalstore.api.bounds.fields import CHUNK_IDS_MAX, TIER_CONFIG_BYTES_MAX
 from globalstore.api.context import Handlers
 from globalstore.db import DatabaseError, Lane
 from globalstore.gen.tensorcast.memory_tier.v1 import memory_tier_pb2 as wire
@@ -190,10 +189,6 @@ def pending_ttl_us(seconds: float) -> int:
 
 
 def _packed(chunk_ids: Sequence[int]) -> bytes:
-    if len(chunk_ids) > CHUNK_IDS_MAX:
-        raise InvalidArgument(
-            f"chunk_ids has {len(chunk_ids)} entries, expected at most {CHUNK_IDS_MAX}"
-        )
     return struct.pack(f"<{len(chunk_ids)}I", *chunk_ids)
 
 
@@ -201,10 +196,6 @@ def _sample(status: wire.MemoryTierStatus, now_ns: int) -> Sample:
     if not 0 <= status.faults_per_sec < math.inf:
         raise InvalidArgument(
             f"status.faults_per_sec is {status.faults_per_sec}, expected a number of 0 or more"
-        )
-    if len(status.memory_tier_config_json.encode()) > TIER_CONFIG_BYTES_MAX:
-        raise InvalidArgument(
-            f"status.memory_tier_config_json is longer than {TIER_CONFIG_BYTES_MAX} bytes"
         )
     epoch_ns = status.epoch_ns
     if epoch_ns == 0 or epoch_ns > now_ns + _AHEAD_NS_MAX:

@@ -1,16 +1,16 @@
 """What follows from a worker's replicas, read once per change of them."""
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from typing import cast
 
 from globalstore.db import Store
 from globalstore.liveness.workers import LiveWorker
 from globalstore.registry.runtime import replica_lists
 
-# What ``derived`` calls the digest of a worker's replicas.
+# What a worker's ``derived`` has: the digest of its replicas, and that of the latest list of
+# artifacts all of which it holds.
 _CHECKSUM = "checksum"
-
-R = TypeVar("R")
+_HELD_LIST = "held list"
 
 
 class WorkerDigests:
@@ -24,27 +24,30 @@ class WorkerDigests:
 
         Raises DatabaseError. A cancelled look-up keeps nothing.
         """
-        return await self.derived(
-            worker,
-            _CHECKSUM,
-            lambda: self._store.read(replica_lists.checksum_of_worker, worker.key),
-        )
+        revision = worker.replicas_revision
+        checksum = self.known_checksum_of(worker)
+        if checksum is None:
+            checksum = await self._store.read(replica_lists.checksum_of_worker, worker.key)
+            worker.derived[_CHECKSUM] = revision, checksum
+        return checksum
 
     def known_checksum_of(self, worker: LiveWorker) -> str | None:
         """Return the digest if it was read since the worker's replicas last changed, else None."""
         revision, checksum = worker.derived.get(_CHECKSUM, (None, None))
         return cast("str", checksum) if revision == worker.replicas_revision else None
 
-    async def derived(
-        self, worker: LiveWorker, what: object, look_up: Callable[[], Awaitable[R]]
-    ) -> R:
-        """Return something that follows from a worker's replicas, read once per change of them."""
+    async def not_held(
+        self, worker: LiveWorker, digest: bytes, look_up: Callable[[], Awaitable[list[str]]]
+    ) -> list[str]:
+        """Return what a worker lists and does not hold; ``digest`` is that of its list.
+
+        Only that it holds all of its latest list is kept: a list of what it lacks may be long, and
+        asks the daemon for a reconcile, after which it is another one.
+        """
         revision = worker.replicas_revision
-        known = worker.derived.get(what)
-        if known is not None and known[0] == revision:
-            return known[1]  # type: ignore[return-value]
-        value = await look_up()
-        if any(of != revision for of, _ in worker.derived.values()):
-            worker.derived.clear()
-        worker.derived[what] = revision, value
-        return value
+        if worker.derived.get(_HELD_LIST) == (revision, digest):
+            return []
+        missing = await look_up()
+        if not missing:
+            worker.derived[_HELD_LIST] = revision, digest
+        return missing

@@ -144,27 +144,6 @@ class Transaction(Snapshot):
         """Hand ``event`` to the store's ``on_commit`` if, and only if, this operation commits."""
         self.events.append(event)
 
-    def up_to(
-        self, bytes_max: int, size: Callable[[Row], int], sql: str, parameters: Parameters = ()
-    ) -> tuple[list[Row], bool]:
-        """Return rows from the first on until they have so many bytes by ``size``, one at least.
-
-        The second value tells whether these are all; those after them are not read.
-        """
-        rows: list[Row] = []
-        left = bytes_max
-        try:
-            cursor = self._execute(sql, parameters)
-            for row in cursor:
-                rows.append(row)
-                left -= size(row)
-                if left <= 0:
-                    cursor.close()
-                    return rows, False
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
-        return rows, True
-
     def restore(self) -> None:
         """Undo what the operation changed, and forget the events it emitted."""
         super().restore()

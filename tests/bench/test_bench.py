@@ -38,6 +38,7 @@ SCRIPTS = {
     "reconcile": (["--replicas=900"], [5]),
     "chunks": (["--chunks", "300", "--rounds=1"], [3]),
     "leases": (["--leases=100", "--sizes", "50", "--rounds=1"], [1]),
+    "largest_requests": (["--methods", "ListKeys", "GetServerInfo"], [2]),
     "control_plane": (["--times", "1", "--seconds=0.2"], [5]),
 }
 

@@ -117,6 +117,28 @@ async def test_artifacts_that_the_store_does_not_know_of_the_worker_are_named_in
         assert not answer.state_sync_required
 
 
+async def test_a_list_longer_than_a_turn_is_answered_in_order_each_id_once() -> None:
+    async with serving() as store:
+        worker = await store.register("d1")
+        await store.replica(worker.worker_id, "7")
+        names = [str(number) for number in range(1200)]
+        answer = await store.beat(worker.worker_id, registered_artifact_ids=[*names, *names])
+        assert list(answer.obsolete_replicas) == [name for name in names if name != "7"]
+        assert answer.state_sync_required
+
+
+async def test_however_many_lists_come_at_most_one_is_remembered() -> None:
+    async with serving() as store:
+        worker = await store.register("d1")
+        await store.replica(worker.worker_id, "held")
+        live = store.components.workers.find(worker.worker_id)
+        assert live is not None
+        for number in range(9):
+            await store.beat(worker.worker_id, registered_artifact_ids=["held", str(number)])
+            await store.beat(worker.worker_id, registered_artifact_ids=["held"] * (number + 1))
+        assert len(live.derived) == 1
+
+
 async def test_what_is_named_obsolete_follows_every_change() -> None:
     async with serving() as store:
         worker = await store.register("d1")

@@ -1,7 +1,9 @@
 """The bounds of every field of every request, each with its reason.
 
 A string is bounded as an id is unless it is named here; every bytes field and every list must be
-named. Handlers refuse much of this with more to say; these bounds are never below theirs.
+named. What stands here is checked before a handler runs, and handlers do not check it again; they
+refuse what is blank, malformed or longer than the thing itself may be, never more than is allowed
+here.
 """
 
 from collections.abc import Mapping
@@ -33,19 +35,10 @@ class Bound:
         return attrs.evolve(self, most=attrgetter(self.key)(config)) if self.key else self
 
 
-# What handlers and lists share. Each number stands here and nowhere else.
-UPDATES_MAX = 100_000
-INDICES_MAX = 250_000
-LEASES_MAX = 10_000
+# What handlers share with bounds: different ids, all labels together, what is kept of a text.
 COUNTED_IDS_MAX = 10_000
-CHUNK_IDS_MAX = 100_000
-REPLICAS_OF_WORKER_MAX = 262_144
-LABELS_MAX = 64
 LABEL_BYTES_MAX = 4096
 DETAIL_CHARACTERS_MAX = 4096
-HASH_BYTES_MAX = 1024
-PART_METADATA_BYTES_MAX = 64 << 10
-TIER_CONFIG_BYTES_MAX = 64 << 10
 
 TEXT = Bound(
     2 * TEXT_BYTES_MAX,
@@ -79,7 +72,7 @@ _ABOUT_TENSORS = attrs.evolve(
     _INDEX, reason="Speaks of the tensors of one index; as long as that may be."
 )
 _READABLE_LAYOUT = Bound(1 << 20, "For people only; goes out with every look at the layout.")
-_HASH = Bound(HASH_BYTES_MAX, "Several times the longest digest in use.")
+_HASH = Bound(1024, "Several times the longest digest in use.")
 _CAPABILITY = Bound(16 << 10, "A signed token; common ones have some kilobytes.")
 _OPAQUE_RECORD = Bound(
     2 << 20, "Kept and given back whole: with its ids it fits what stock clients take."
@@ -87,11 +80,9 @@ _OPAQUE_RECORD = Bound(
 _SNAPSHOT = Bound(1 << 20, "Given back whole with its operation, the result beside the snapshot.")
 _PROGRESS = Bound(64 << 10, "A line for people, given back whole with its operation.")
 _LABEL = Bound(LABEL_BYTES_MAX, "All names and values of an instance together have no more.")
-_PART_METADATA = Bound(
-    PART_METADATA_BYTES_MAX, "What a scheduler notes of a rank is a small part of this."
-)
+_PART_METADATA = Bound(64 << 10, "What a scheduler notes of a rank is a small part of this.")
 _TIER_CONFIG = Bound(
-    TIER_CONFIG_BYTES_MAX,
+    64 << 10,
     "Some keys and numbers, with room to spare. Up to 200 samples of every node carry one.",
 )
 
@@ -173,16 +164,14 @@ SIZES: Mapping[str, Bound] = {
 }
 
 _BUFFERS = Bound(16_384, "A replica of 1 TiB in buffers of 64 MiB.")
-_REPLICAS_OF_WORKER = Bound(
-    REPLICAS_OF_WORKER_MAX, "Beyond what any daemon holds: 100 000 is a large one."
-)
-_CHUNK_IDS = Bound(CHUNK_IDS_MAX, "As many chunks as one report of chunks may have.")
+_REPLICAS_OF_WORKER = Bound(262_144, "Beyond what any daemon holds: 100 000 is a large one.")
+_CHUNK_IDS = Bound(100_000, "As many chunks as one report of chunks may have.")
 _LEASES = Bound(
-    LEASES_MAX,
+    10_000,
     "What the writer can do in half of the time for which it may keep others waiting; a daemon with"
     " more leases makes more calls.",
 )
-_TENSORS = Bound(REPLICAS_OF_WORKER_MAX, "More than an index of 16 MiB can name.")
+_TENSORS = Bound(262_144, "More than an index of 16 MiB can name.")
 _OPS = Bound(64, "Steps from a tensor to its view: narrow and transpose, a few times.")
 _STATES = Bound(64, "Several times as many states as there are.")
 _DIGESTS = Bound(
@@ -201,14 +190,14 @@ COUNTS: Mapping[str, Bound] = {
     f"{_COMMON}ReplicaTransportMetadata.remote_memory_keys": _BUFFERS,
     f"{_COMMON}ReplicaTransportMetadata.buffer_sizes": _BUFFERS,
     f"{_STORE}RegisterInstanceRequest.labels": Bound(
-        LABELS_MAX, "Several times what orchestrators put on a process."
+        64, "Several times what orchestrators put on a process."
     ),
     f"{_STORE}BatchGetReplicaCountsRequest.artifact_ids": Bound(
         10 * COUNTED_IDS_MAX, f"{COUNTED_IDS_MAX} different ids, of which repeats count once."
     ),
-    f"{_STORE}BatchUpdateChunkStatesRequest.updates": Bound(UPDATES_MAX, "From the contract."),
+    f"{_STORE}BatchUpdateChunkStatesRequest.updates": Bound(100_000, "From the contract."),
     f"{_STORE}QueryChunkLocationsRequest.chunk_indices": Bound(
-        INDICES_MAX, "An artifact of 1 TiB in chunks of 4 MiB."
+        250_000, "An artifact of 1 TiB in chunks of 4 MiB."
     ),
     f"{_STORE}BatchKeepaliveShardHomeLeasesRequest.leases": _LEASES,
     f"{_STORE}BatchGetShardHomeLeasesRequest.shard_ids": _LEASES,

@@ -7,14 +7,13 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
 
-from globalstore.api.bounds.fields import HASH_BYTES_MAX
 from globalstore.api.context import HandlerContext
 from globalstore.config.kinds import GroupPublishAuthorityMode
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.catalog.realization_joins import Identity
 from globalstore.registry.catalog.realization_rows import MemberState, RealizationState
 from globalstore.rules.realizations import TRANSACTION_PREFIX, digest_of
-from globalstore.rules.refusals import FailedPrecondition, InvalidArgument, NotFound, Refusal
+from globalstore.rules.refusals import FailedPrecondition, NotFound, Refusal
 from globalstore.rules.values import identifier
 
 _RESULTS = {
@@ -100,13 +99,6 @@ def fingerprint_of(transaction_id: str) -> bytes:
     if fingerprint is None:
         raise NotFound(f"no group realization {transaction_id[:80]!r}")
     return fingerprint
-
-
-def digest(field: str, value: bytes) -> bytes:
-    """Return a digest that a client sent; refuses one that is too long."""
-    if len(value) > HASH_BYTES_MAX:
-        raise InvalidArgument(f"{field} is longer than {HASH_BYTES_MAX} bytes")
-    return value
 
 
 def identity_of(

@@ -8,7 +8,6 @@ from globalstore.api.catalog import version_sets
 from globalstore.api.catalog.realization_calls import (
     STATES,
     accepted,
-    digest,
     identity_of,
     realization_call,
 )
@@ -48,7 +47,7 @@ class RealizationJoinHandlers(Handlers):
         """Join the realization with a realization key, which begins if there is none yet."""
         self.context.handler_slots.release(request)
         policy = self.context.config.worker_policy.group_realization
-        join = await _join(message, policy.max_total_parts)
+        join = await _join(message)
         terms = Terms(
             _lifetime_us(policy.default_deadline_ms),
             _lifetime_us(policy.transaction_ttl_ms),
@@ -79,12 +78,12 @@ class RealizationJoinHandlers(Handlers):
         )
 
 
-async def _join(message: wire.BeginOrJoinGroupRealizationRequest, parts_max: int) -> Join:
+async def _join(message: wire.BeginOrJoinGroupRealizationRequest) -> Join:
     context = message.context
     group_kind = required("context.group_kind", context.group_kind)
     group_id = required("context.group_id", context.group_id)
     part_id = required("context.part_id", context.part_id)
-    required_ids = _required_part_ids(context, parts_max)
+    required_ids = _required_part_ids(context)
     if part_id not in required_ids:
         raise InvalidArgument(f"context.part_id {part_id[:80]!r} is none of the required_part_ids")
     return Join(
@@ -94,20 +93,16 @@ async def _join(message: wire.BeginOrJoinGroupRealizationRequest, parts_max: int
         part_id=part_id,
         required_part_ids=required_ids,
         version=await _version(message.version, required_ids),
-        fingerprint=digest("transaction_fingerprint", message.transaction_fingerprint),
+        fingerprint=message.transaction_fingerprint,
         deadline_unix_nanos=storable("deadline_unix_nanos", message.deadline_unix_nanos),
         identity=identity_of(message),
     )
 
 
-def _required_part_ids(context: wire.GroupRealizationContext, parts_max: int) -> list[str]:
+def _required_part_ids(context: wire.GroupRealizationContext) -> list[str]:
     entries = context.required_part_ids
     if not entries:
         raise InvalidArgument("context.required_part_ids is required")
-    if len(entries) > parts_max:
-        raise InvalidArgument(
-            f"context.required_part_ids has {len(entries)} entries, expected at most {parts_max}"
-        )
     distinct = sorted({required("context.required_part_ids", entry) for entry in entries})
     if context.total_parts != len(distinct):
         raise InvalidArgument(
@@ -136,8 +131,9 @@ async def _version(
             name = "version.explicit_version_set"
             version_set = version.explicit_version_set
             set_id = required(f"{name}.version_set_id", version_set.version_set_id)
-            given = digest(f"{name}.manifest_hash", version_set.manifest_hash)
-            return SetReference(set_id, digest_of(VERSION_SET_PREFIX, set_id), given)
+            return SetReference(
+                set_id, digest_of(VERSION_SET_PREFIX, set_id), version_set.manifest_hash
+            )
         case "key_reference":
             name = "version.key_reference"
             by_key = version.key_reference

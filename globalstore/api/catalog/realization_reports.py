@@ -4,7 +4,6 @@ from globalstore.api.catalog.realization_calls import (
     MEMBER_STATES,
     STATES,
     accepted,
-    digest,
     fingerprint_of,
     identity_of,
     is_explicit,
@@ -86,8 +85,8 @@ def _report(message: wire.ReportGroupRealizationPreparedRequest) -> PreparedRepo
         expected_previous_seal_generation=storable(
             "expected_previous_seal_generation", message.expected_previous_seal_generation
         ),
-        prepared_value_hash=digest("prepared_value_hash", message.prepared_value_hash),
-        fingerprint=digest("member_fingerprint", message.member_fingerprint),
+        prepared_value_hash=message.prepared_value_hash,
+        fingerprint=message.member_fingerprint,
     )
 
 

@@ -5,10 +5,9 @@ from typing import cast
 
 import trio
 
-from globalstore.api.bounds.fields import HASH_BYTES_MAX, PART_METADATA_BYTES_MAX
 from globalstore.api.catalog.realization_calls import realization_call
 from globalstore.api.context import Handlers
-from globalstore.api.encoding import Encoded
+from globalstore.api.encoding import Joined
 from globalstore.db import Lane
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -47,11 +46,8 @@ class VersionSetHandlers(Handlers):
     ) -> wire.RegisterGroupVersionSetResponse:
         """Record which selection each part gets; moves no key."""
         count = len(message.parts)
-        most = self.context.config.worker_policy.group_realization.max_parts_per_version_set
         if not count:
             raise InvalidArgument("parts is required: a version set has at least one part")
-        if count > most:
-            raise InvalidArgument(f"parts has {count} entries, expected at most {most}")
         described = Described(
             identifier("namespace", message.namespace),
             identifier("key", message.key),
@@ -83,9 +79,6 @@ def selection(field: str, message: common.ArtifactSelection) -> Selection:
     """Return a checked selection; its ids without surrounding space, all else as sent."""
     artifact_id = stored(f"{field}.artifact_id", message.artifact_id)
     view_id = identifier(f"{field}.view_id", message.view_id)
-    for name in ("selection_hash", "logical_layout_hash"):
-        if len(getattr(message, name)) > HASH_BYTES_MAX:
-            raise InvalidArgument(f"{field}.{name} is longer than {HASH_BYTES_MAX} bytes")
     if (artifact_id, view_id) != (message.artifact_id, message.view_id):
         kept = common.ArtifactSelection()
         kept.CopyFrom(message)
@@ -129,15 +122,18 @@ def part_message(part: Part) -> wire.GroupVersionSetPart:
     )
 
 
-def _answer(registered: Manifest) -> Encoded:
-    return Encoded(
+def _answer(registered: Manifest) -> Joined:
+    answer = Joined()
+    answer.add(
         wire.RegisterGroupVersionSetResponse(
             status=wire.STATUS_OK,
             version_set=reference(registered.manifest_hash),
             realization_kind=KINDS[registered.kind],
-            parts=map(part_message, registered.parts),
         )
     )
+    for part in registered.parts:
+        answer.add(wire.RegisterGroupVersionSetResponse(parts=[part_message(part)]))
+    return answer
 
 
 def _manifest(message: wire.RegisterGroupVersionSetRequest) -> Manifest:
@@ -162,10 +158,6 @@ def _part(field: str, message: wire.GroupVersionSetPart) -> Part:
     part_id = required(f"{field}.part_id", message.part_id)
     chosen = selection(f"{field}.selection", message.selection)
     space = _space(f"{field}.requested_byte_space", message.requested_byte_space, chosen.view_id)
-    if len(message.part_metadata_json.encode()) > PART_METADATA_BYTES_MAX:
-        raise InvalidArgument(
-            f"{field}.part_metadata_json is longer than {PART_METADATA_BYTES_MAX} bytes"
-        )
     return Part(part_id, chosen, space, message.part_metadata_json)
 
 

@@ -6,7 +6,6 @@ from itertools import groupby
 
 import attrs
 
-from globalstore.api.bounds.fields import INDICES_MAX, UPDATES_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.turns import in_turns
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -135,12 +134,9 @@ class ChunkHandlers(Handlers):
 
 async def _gathered(message: wire.BatchUpdateChunkStatesRequest) -> Patches:
     """Check every entry of a report, a turn's worth at a time; the first wrong one refuses all."""
-    updates = message.updates
-    if len(updates) > UPDATES_MAX:
-        raise InvalidArgument(f"updates has {len(updates)} entries, expected at most {UPDATES_MAX}")
     patches = Patches()
     names = _Names()
-    async for turn in in_turns(enumerate(updates), _ENTRIES_PER_TURN):
+    async for turn in in_turns(enumerate(message.updates), _ENTRIES_PER_TURN):
         for index, entry in turn:
             try:
                 patches.add(
@@ -185,13 +181,8 @@ def _state(number: int) -> int:
 
 async def _wanted(message: wire.QueryChunkLocationsRequest) -> set[int]:
     """Return the requested chunks; empty means all of them."""
-    indices = message.chunk_indices
-    if len(indices) > INDICES_MAX:
-        raise InvalidArgument(
-            f"chunk_indices has {len(indices)} entries, expected at most {INDICES_MAX}"
-        )
     wanted: set[int] = set()
-    async for turn in in_turns(indices, _INDICES_PER_TURN):
+    async for turn in in_turns(message.chunk_indices, _INDICES_PER_TURN):
         wanted.update(turn)
     return wanted
 

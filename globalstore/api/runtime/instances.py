@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import cast
 
-from globalstore.api.bounds.fields import LABEL_BYTES_MAX, LABELS_MAX
+from globalstore.api.bounds.fields import LABEL_BYTES_MAX
 from globalstore.api.context import Handlers
-from globalstore.api.encoding import timestamp
+from globalstore.api.encoding import Joined, timestamp
 from globalstore.api.turns import in_turns
 from globalstore.db import Snapshot
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
@@ -128,16 +128,15 @@ class InstanceHandlers(Handlers):
         else:
             listed = self._list_now()
             ordered = listed.latest_first()
-        parts = []
+        answer = Joined()
         room = self.context.list_room("set required_capability_flags, or let clients take more")
         async for turn in in_turns(ordered, _INSTANCES_PER_TURN):
             part = wire.ListActiveInstancesResponse()
             for instance in turn:
                 if instance.state.capability_flags & flags == flags:
                     _show(part.instances.add(), instance, listed, self._status(listed, instance))
-            parts.append(part.SerializeToString())
-            room.take_bytes(len(parts[-1]))
-        return cast(wire.ListActiveInstancesResponse, _Serialized(parts))
+            room.take_bytes(answer.add(part))
+        return cast(wire.ListActiveInstancesResponse, answer)
 
     def _list_now(self) -> InstanceList:
         workers = self.context.workers.ids_by_daemon()
@@ -159,19 +158,6 @@ class InstanceHandlers(Handlers):
         if silent_s <= 2 * timeout_s:
             return wire.CONNECTION_STATUS_RECONNECTING
         return wire.CONNECTION_STATUS_DISCONNECTED
-
-
-class _Serialized:
-    """A long list that was serialized part by part.
-
-    Messages of one type that are joined are one message with the repeated fields of all.
-    """
-
-    def __init__(self, parts: list[bytes]) -> None:
-        self._parts = parts
-
-    def SerializeToString(self) -> bytes:
-        return b"".join(self._parts)
 
 
 def _ended(tx: Snapshot, flags: int) -> dict[int, LiveInstance]:
@@ -215,8 +201,6 @@ def _host_kind(host_kind: str, flags: int) -> str:
 
 
 def _labels_json(labels: Mapping[str, str]) -> str:
-    if len(labels) > LABELS_MAX:
-        raise InvalidArgument(f"labels has {len(labels)} entries, expected at most {LABELS_MAX}")
     size = sum(len(name.encode()) + len(value.encode()) for name, value in labels.items())
     if size > LABEL_BYTES_MAX:
         raise InvalidArgument(f"labels has {size} bytes, expected at most {LABEL_BYTES_MAX}")

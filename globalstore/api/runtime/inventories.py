@@ -1,12 +1,12 @@
 """Inventories as messages: read and checked, and what became of them written into the answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import attrs
 
 from globalstore.api.encoding import microseconds
 from globalstore.api.runtime import memory_info
-from globalstore.api.turns import in_turns
+from globalstore.api.turns import in_turns_by_size
 from globalstore.gen.tensorcast.common.v1 import common_pb2 as common
 from globalstore.gen.tensorcast.global_store.v1 import global_store_pb2 as wire
 from globalstore.registry.runtime.inventories import ReportedReplica
@@ -18,6 +18,9 @@ from globalstore.rules.refusals import Refusal
 # Entries that are looked at before other calls get a turn: about a millisecond each time.
 ENTRIES_PER_TURN = 50
 
+# Bytes of entries that are looked at in one turn: one with as many memory keys as there may be
+# takes some ten milliseconds by itself.
+_BYTES_PER_TURN = 64 << 10
 
 # Fingerprinted before other calls get a turn. An entry costs a tenth of what checking it does.
 _ENTRIES_HASHED_PER_TURN = 250
@@ -57,7 +60,7 @@ class Inventory:
     async def _checked(self) -> list[ReportedReplica]:
         checked: list[ReportedReplica] = []
         times: set[int] = set()
-        async for turn in in_turns(self._reported, ENTRIES_PER_TURN):
+        async for turn in _turns(self._reported, ENTRIES_PER_TURN):
             for entry in turn:
                 if entry.stats.HasField("registered_ts"):
                     times.add(microseconds(entry.stats.registered_ts))
@@ -77,12 +80,18 @@ class Inventory:
 async def inventory_of(message: wire.ReconcileWorkerStateRequest, node_id: str) -> Inventory:
     """Return the inventory of a request; ``node_id`` is the worker's, of entries that name none."""
     fingerprint = hash(node_id)
-    async for turn in in_turns(message.inventory, _ENTRIES_HASHED_PER_TURN):
+    async for turn in _turns(message.inventory, _ENTRIES_HASHED_PER_TURN):
         fingerprint = hash((fingerprint, *map(_content_of, turn)))
     complete = (
         len(message.inventory) > 0 or message.request_kind == wire.RECONCILE_REQUEST_KIND_SNAPSHOT
     )
     return Inventory(complete, fingerprint, message.inventory, node_id)
+
+
+def _turns(
+    entries: Sequence[common.ReplicaInfo], count: int
+) -> AsyncIterator[list[common.ReplicaInfo]]:
+    return in_turns_by_size(entries, count, common.ReplicaInfo.ByteSize, _BYTES_PER_TURN)
 
 
 def _content_of(entry: common.ReplicaInfo) -> tuple[object, ...]:
@@ -123,7 +132,9 @@ async def list_changes(
     room: AnswerRoom,
 ) -> None:
     """Add changes to an answer as far as there is room, a turn's worth at a time."""
-    async for turn in in_turns(_each(changes), ENTRIES_PER_TURN):
+    async for turn in in_turns_by_size(
+        _each(changes), ENTRIES_PER_TURN, lambda each: len(each[1].transfer_json), _BYTES_PER_TURN
+    ):
         for kind, row, reason in turn:
             if room.is_full(writer):
                 return

@@ -7,7 +7,6 @@ from functools import partial
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from globalstore.api.bounds.fields import LEASES_MAX
 from globalstore.api.context import Handlers
 from globalstore.api.encoding import timestamp
 from globalstore.api.turns import in_turns
@@ -88,7 +87,6 @@ class ShardLeaseHandlers(Handlers):
         """Extend many live leases at one instant, each for itself."""
         ttl_us = self._ttl_us(message.ttl_ms)
         entries = message.leases
-        _check_count("leases", len(entries))
         renewals: list[Renewal] = []
         async for turn in in_turns(entries, _ENTRIES_PER_TURN):
             renewals += map(_renewal, turn)
@@ -132,7 +130,6 @@ class ShardLeaseHandlers(Handlers):
         self, message: wire.BatchGetShardHomeLeasesRequest, request: Call
     ) -> wire.BatchGetShardHomeLeasesResponse:
         """Return the homes of shards; shards without one are left out."""
-        _check_count("shard_ids", len(message.shard_ids))
         response = wire.BatchGetShardHomeLeasesResponse()
         found = await self._routes(request, message.shard_ids)
         room = self.context.list_room("name fewer shard_ids")
@@ -210,11 +207,6 @@ def _add_outcome(
     added.lease.lease_token = entry.lease_token.strip()
     added.lease.lease_generation = entry.lease_generation
     added.lease.expires_at.CopyFrom(expires_at)
-
-
-def _check_count(field: str, count: int) -> None:
-    if count > LEASES_MAX:
-        raise InvalidArgument(f"{field} has {count} entries, expected at most {LEASES_MAX}")
 
 
 def _renewal(entry: wire.ShardHomeLeaseKeepalive) -> Renewal:
