@@ -11,7 +11,7 @@ import itertools
 import random
 import struct
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import attrs
@@ -52,14 +52,14 @@ class Rate:
     """Lets so many bytes a second through."""
 
     def __init__(self, bytes_per_second: float) -> None:
-        self._bytes_per_second = bytes_per_second
+        self.bytes_per_second = bytes_per_second
         self._free_at = trio.current_time()
         self.sent = 0
 
     async def spend(self, size: int) -> None:
         """Wait until so many bytes may be sent."""
         self.sent += size
-        self._free_at = max(self._free_at, trio.current_time()) + size / self._bytes_per_second
+        self._free_at = max(self._free_at, trio.current_time()) + size / self.bytes_per_second
         await trio.sleep_until(self._free_at)
 
 
@@ -174,10 +174,23 @@ Attack = Callable[[Target, trio.Nursery], Awaitable[None]]
 ATTACKS: dict[str, Attack] = {}
 
 
-def attack(run: Attack) -> Attack:
+# Attacks that fail to do what they mean unless the server holds so many MB for clients meanwhile.
+HOLDS_MB: dict[str, float] = {}
+
+# From how many addresses an attack comes.
+ADDRESSES: dict[str, int] = {}
+
+
+def attack(run: Attack | None = None, *, holds_mb: float = 0, addresses: int = 1) -> Any:
     """List an attack under the name of its function."""
-    ATTACKS[run.__name__] = run
-    return run
+
+    def listed(run: Attack) -> Attack:
+        ATTACKS[run.__name__] = run
+        HOLDS_MB[run.__name__] = holds_mb
+        ADDRESSES[run.__name__] = addresses
+        return run
+
+    return listed if run is None else listed(run)
 
 
 async def connected(target: Target, nursery: trio.Nursery, *, reads: bool = True) -> Wire:
@@ -240,20 +253,31 @@ async def watch_bombs(target: Target, nursery: trio.Nursery) -> None:
 @attack
 async def waiting_bombs(target: Target, nursery: trio.Nursery) -> None:
     """Requests that wait for a source, each with a bomb in it."""
-    request = wire.RequestReplicaTransportRequest(artifact_id="none", source_node_id="n")
-    request.wait_timeout_dur.FromSeconds(60)
-    payload = request.SerializeToString() + unknown_field(60 << 20)
-    body = message(gzip.compress(payload), compressed=True)
+    body = message(gzip.compress(next(waiting()) + unknown_field(60 << 20)), compressed=True)
     await again(target, nursery, lambda it: _whole(it, REQUEST, body, GZIP))
 
 
-@attack
+@attack(holds_mb=3)
 async def small_unknown_fields_that_wait(target: Target, nursery: trio.Nursery) -> None:
-    """Requests that wait for a source, each with as much besides as the method takes."""
-    request = wire.RequestReplicaTransportRequest(artifact_id="none", source_node_id="n")
-    request.wait_timeout_dur.FromSeconds(60)
-    body = message(request.SerializeToString() + unknown_field(40_000))
-    await again(target, nursery, lambda it: _whole(it, REQUEST, body))
+    """Requests that wait for a source, each with much besides that nobody knows."""
+    requests = waiting()
+
+    async def act(it: Wire) -> None:
+        await it.call(REQUEST, message(next(requests) + unknown_field(40_000)))
+
+    await again(target, nursery, act)
+
+
+def waiting() -> Iterator[bytes]:
+    """Yield requests for a source that the first of them takes, each with an id of its own."""
+    request = wire.RequestReplicaTransportRequest(
+        artifact_id="model", source_node_id="h", source_address="10.0.0.8"
+    )
+    request.wait_timeout_dur.FromSeconds(600)
+    own = random.randbytes(4).hex()
+    for number in itertools.count():
+        request.request_id = f"{own}-{number}"
+        yield request.SerializeToString()
 
 
 async def _whole(
@@ -359,7 +383,7 @@ async def large_heads(target: Target, nursery: trio.Nursery) -> None:
     await again(target, nursery, act)
 
 
-@attack
+@attack(holds_mb=5)
 async def unfinished_messages(target: Target, nursery: trio.Nursery) -> None:
     """Calls without end, each with most of a message."""
 
@@ -372,7 +396,7 @@ async def unfinished_messages(target: Target, nursery: trio.Nursery) -> None:
     await trio.sleep_forever()
 
 
-@attack
+@attack(addresses=200)
 async def silent_connections(target: Target, nursery: trio.Nursery) -> None:
     """Connections that say nothing, as many as can be had."""
     streams = []
@@ -390,18 +414,68 @@ async def silent_connections(target: Target, nursery: trio.Nursery) -> None:
             await streams.pop(0).aclose()
 
 
-@attack
+@attack(holds_mb=20)
 async def waiting_calls(target: Target, nursery: trio.Nursery) -> None:
     """Calls that wait for a source that never comes."""
-    request = wire.RequestReplicaTransportRequest(artifact_id="none", source_node_id="n")
-    request.wait_timeout_dur.FromSeconds(600)
-    body = message(request.SerializeToString())
+    requests = waiting()
+
+    async def act(it: Wire) -> None:
+        await it.call(REQUEST, message(next(requests)))
+
     for _ in range(4):
-        nursery.start_soon(again, target, nursery, lambda it: _whole(it, REQUEST, body))
+        nursery.start_soon(again, target, nursery, act)
+    await trio.sleep_forever()
+
+
+@attack(holds_mb=40, addresses=10)
+async def waiting_calls_of_many_addresses(target: Target, nursery: trio.Nursery) -> None:
+    """The same from several addresses, at a fifth of the rate: every call is one to be served."""
+    target.rate.bytes_per_second /= 5
+    for number in range(3, 13):
+        other = attrs.evolve(target, address=f"127.0.0.{number}")
+        nursery.start_soon(waiting_calls, other, nursery)
     await trio.sleep_forever()
 
 
 @attack
+async def many_settings(target: Target, nursery: trio.Nursery) -> None:
+    """Frames of nothing but settings."""
+    settings = frame(SETTINGS, 0, 0, struct.pack(">HI", 4, 65535) * 2730)
+    await again(target, nursery, lambda it: it.send(settings))
+
+
+@attack
+async def tiny_frames(target: Target, nursery: trio.Nursery) -> None:
+    """A message in frames of one byte each."""
+
+    async def act(it: Wire) -> None:
+        stream_id = await it.open(RECONCILE)
+        await it.body(stream_id, b"\0\0\1\0\0", end=False)
+        for _ in range(200):
+            await it.send(frame(DATA, 0, stream_id, b"x") * 100)
+
+    await again(target, nursery, act)
+
+
+@attack(addresses=4)
+async def tiny_keys_in_gzip(target: Target, nursery: trio.Nursery) -> None:
+    """Snapshots of half a MiB that inflate to 60 MiB of empty texts, from several addresses."""
+    dice = random.Random(4)
+    request = wire.ReconcileWorkerStateRequest()
+    entry = request.inventory.add()
+    entry.memory_info.remote_memory_keys.extend([""] * 7000)
+    data = b""
+    while len(data) < 60 << 20:
+        entry.ref.artifact_id = dice.randbytes(60).hex()
+        data += request.SerializeToString() * 10
+    body = message(gzip.compress(data), compressed=True)
+    for number in range(2, 6):
+        other = attrs.evolve(target, address=f"127.0.0.{number}")
+        nursery.start_soon(again, other, nursery, lambda it: _whole(it, RECONCILE, body, GZIP))
+    await trio.sleep_forever()
+
+
+@attack(holds_mb=10)
 async def unread_answers(target: Target, nursery: trio.Nursery) -> None:
     """Reads of an index of some MiB whose answers nobody takes."""
     data = b"{" + b",".join(b'"%d":"%b"' % (n, b"x" * 10_000) for n in range(400)) + b"}"
@@ -417,7 +491,7 @@ async def unread_answers(target: Target, nursery: trio.Nursery) -> None:
             await it.call(CATALOG + "GetArtifactIndexById", body)
         await trio.sleep_forever()
 
-    for _ in range(20):
+    for _ in range(5):
         nursery.start_soon(_tolerant, act)
     await trio.sleep_forever()
 

@@ -8,12 +8,11 @@
 6. *check*: every string and list against its bound                       here
 7. *slot*: only now the request takes one of the places of handlers       interceptors
 
-Steps 4 to 6 of a large request let other calls run after each piece, and one large request goes
-through them at a time, the clients' addresses in turn.
+Steps 4 to 6 of a large request let other calls run after each piece, and one large request at a
+time goes on with them, the clients' addresses in turn.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import math
 from time import thread_time
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from globalstore.rpc.call import Call
 from globalstore.rpc.fair_slots import FairSlots
 from globalstore.rpc.messages import inflate
 from globalstore.rpc.request_bounds import RequestBounds
+from globalstore.rpc.resident import resident_bytes
 from globalstore.rpc.status import Abort
 from globalstore.rpc.wire_walk import PIECE_BYTES, Repeated, Shape, TooMany, Unparsable, merge
 
@@ -34,8 +34,12 @@ SMALL_BYTES: Final = 2 * PIECE_BYTES
 _ALONE_BYTES: Final = 1 << 20
 # Calls that wait have no larger requests; to drop what nobody knows of them takes a millisecond.
 _DISCARDED_BYTES_MAX: Final = 2 << 20
-# Processor time, ten times what 64 MiB take.
-INFLATE_SECONDS_MAX: Final = 2.0
+# Processor time that inflating, parsing and checking one request may take: several times what an
+# honest one of its size does.
+SECONDS_MAX: Final = 2.0
+SECONDS_PER_BYTE: Final = 0.03e-6
+# Of that, what a large one takes before another one has its turn.
+_TURN_SECONDS: Final = 0.05
 
 
 class Admission:
@@ -72,35 +76,26 @@ class Admission:
         payload, compressed = call.take()
         if not compressed and len(payload) <= SMALL_BYTES:
             return self._small(payload)
-        async with self._alone(call, compressed, len(payload)):
+        alone = (self.bounds.bytes_max if compressed else len(payload)) > _ALONE_BYTES
+        async with _Work(call, self._large_turn if alone else None) as work:
             if compressed:
-                inflated = await _inflated(payload, self.bounds.bytes_max)
-                call.hold(len(inflated) - len(payload))
+                inflated = await _inflated(call, payload, self.bounds.bytes_max, work)
+                call.hold(-len(payload))
                 payload = inflated
             if len(payload) <= SMALL_BYTES:
                 return self._small(payload)
-            return await self._in_pieces(payload)
+            work.expect(len(payload))
+            return await self._in_pieces(payload, work)
 
     def _small(self, payload: bytes | bytearray) -> Any:
         message = self.at_once(payload)
         message.DiscardUnknownFields()  # nobody reads them, and a call may wait for long
         return message
 
-    @asynccontextmanager
-    async def _alone(self, call: Call, compressed: bool, size: int) -> AsyncIterator[None]:
-        if (self.bounds.bytes_max if compressed else size) <= _ALONE_BYTES:
-            yield
-            return
-        await self._large_turn.acquire(call.turn)
-        try:
-            yield
-        finally:
-            self._large_turn.release()
-
-    async def _in_pieces(self, payload: bytes | bytearray) -> Any:
+    async def _in_pieces(self, payload: bytes | bytearray, work: "_Work") -> Any:
         message = self._type()
         try:
-            whole = await self._fill(message, self._shape, memoryview(payload), check=True)
+            whole = await self._fill(message, self._shape, memoryview(payload), work, check=True)
         except (Unparsable, DecodeError):
             raise self._unparsable() from None
         except Repeated as error:
@@ -111,12 +106,14 @@ class Admission:
             raise Abort(StatusCode.INVALID_ARGUMENT, str(error)) from None
         if not whole and self.bounds.check_in_turns is not None:
             for _ in self.bounds.check_in_turns(message):
-                await trio.lowlevel.checkpoint()
+                await work.rest()
         if len(payload) <= _DISCARDED_BYTES_MAX:
             message.DiscardUnknownFields()
         return message
 
-    async def _fill(self, message: Any, shape: Shape, data: memoryview, *, check: bool) -> bool:
+    async def _fill(
+        self, message: Any, shape: Shape, data: memoryview, work: "_Work", *, check: bool
+    ) -> bool:
         """Parse ``data`` into ``message`` and check it; False if parts of it were not checked."""
         checked = check
         for piece in shape.pieces(data):
@@ -125,11 +122,11 @@ class Admission:
                 if check and self.bounds.check is not None:
                     self.bounds.check(self._from_string(content), piece.before)
                 message.MergeFromString(content)
-                await trio.lowlevel.checkpoint()
+                await work.rest(len(content))
             else:
                 inner = merge(message, piece.field)
                 part = data[piece.start : piece.end]
-                await self._fill(inner, shape.inner(piece.field), part, check=False)
+                await self._fill(inner, shape.inner(piece.field), part, work, check=False)
                 checked = False
         return checked
 
@@ -138,19 +135,86 @@ class Admission:
         return Abort(StatusCode.INVALID_ARGUMENT, f"request: expected a serialized {name}")
 
 
-async def _inflated(payload: bytes | bytearray, bytes_max: int) -> bytearray:
+class _Work:
+    """The work on one request: bounded, and in turns with others where it is large.
+
+    What a client sends may be small and take long, and what it becomes may be large.
+    """
+
+    def __init__(self, call: Call, turns: FairSlots | None) -> None:
+        self._call = call
+        self._turns = turns
+        self._has_turn = False
+        self._spent_s = 0.0
+        self._turn_began_s = 0.0
+        self._bytes = 0
+        self._resumed_at = 0.0
+        # What is made of the request: bytes that it is expected to take, and those it was seen to.
+        self._expected = math.inf
+        self._grown = 0
+        self._resident = 0
+
+    async def __aenter__(self) -> "_Work":
+        await self._take_turn()
+        self._resumed_at = thread_time()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._has_turn and self._turns is not None:
+            self._turns.release()
+
+    async def _take_turn(self, *, goes_on: bool = False) -> None:
+        if self._turns is not None:
+            await self._turns.acquire(self._call.turn, goes_on=goes_on)
+            self._has_turn = True
+            self._turn_began_s = self._spent_s
+
+    def expect(self, size: int) -> None:
+        """Have so many bytes held for what is made of the request, and whatever it takes more.
+
+        Raises Abort if its client's address then holds too much.
+        """
+        self._call.hold(size)
+        self._expected = size
+        self._resident = resident_bytes()
+
+    def _measure(self) -> None:
+        """Hold what the process has grown by: an entry of two bytes may become fifty."""
+        self._grown += resident_bytes() - self._resident
+        if self._grown > self._expected:
+            self._call.hold(self._grown - int(self._expected))
+            self._expected = self._grown
+
+    async def rest(self, size: int = 0) -> None:
+        """Let others run after ``size`` bytes of the request; raises Abort if it takes too long."""
+        self._spent_s += thread_time() - self._resumed_at
+        self._bytes += size
+        allowed_s = SECONDS_MAX + self._bytes * SECONDS_PER_BYTE
+        if self._spent_s > allowed_s:
+            raise Abort(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"request: takes more than {allowed_s:.1f} s of processor time to read",
+            )
+        if self._expected < math.inf:
+            self._measure()
+        turns = self._turns
+        if turns is None or not turns.waiting or self._spent_s < self._turn_began_s + _TURN_SECONDS:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._has_turn = False
+            turns.release()
+            await self._take_turn(goes_on=True)
+        self._resumed_at = thread_time()
+        if self._expected < math.inf:
+            self._resident = resident_bytes()
+
+
+async def _inflated(
+    call: Call, payload: bytes | bytearray, bytes_max: int, work: _Work
+) -> bytearray:
     whole = bytearray()
-    pieces = inflate(payload, bytes_max)
-    seconds_left = INFLATE_SECONDS_MAX
-    while seconds_left > 0:
-        began = thread_time()
-        piece = next(pieces, None)
-        seconds_left -= thread_time() - began
-        if piece is None:
-            return whole
+    for piece in inflate(payload, bytes_max):
         whole += piece
-        await trio.lowlevel.checkpoint()
-    raise Abort(
-        StatusCode.RESOURCE_EXHAUSTED,
-        f"message: decompression takes more than {INFLATE_SECONDS_MAX} s",
-    )
+        call.hold(len(piece))
+        await work.rest(len(piece))
+    return whole

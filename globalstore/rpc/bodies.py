@@ -5,13 +5,21 @@ from purerpc import StatusCode
 
 from globalstore.rpc import frames
 from globalstore.rpc.control import ControlHalf
-from globalstore.rpc.events import MessageReceived, RequestEnded, RequestFaulted
+from globalstore.rpc.events import MessageReceived, RequestEnded, RequestFaulted, StreamReset
 from globalstore.rpc.frames import ConnectionFault
 from globalstore.rpc.ledger import Account
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.messages import PREFIX_BYTES, MessageFault, MessageReader
 from globalstore.rpc.status import SHARE_TAKEN
 from globalstore.rpc.streams import Stream
+
+_ALL_FULL = (
+    "message: the memory for what clients send and wait for is full (server.limits.max_held_bytes,"
+    " max_inbound_buffer_bytes): try again later"
+)
+
+# A part of a message that is smaller than this costs what a control frame costs.
+_DATA_BYTES_MIN = 64
 
 # What a message costs at least, whatever its size.
 _MESSAGE_BYTES_MIN = 256
@@ -41,20 +49,25 @@ class BodiesHalf(ControlHalf):
             self._hold(stream, size)
         return not self._account.is_full
 
-    def refuse_for_memory(self, stream: Stream) -> None:
-        """End the call, RESOURCE_EXHAUSTED if its answer has not begun; let go of its bytes."""
+    def end_for_memory(self, stream: Stream) -> bool:
+        """End a call and let go of its bytes; False if it had ended already. Never raises.
+
+        A message that arrives is RESOURCE_EXHAUSTED, a call that waits or runs UNAVAILABLE; one
+        whose answer has begun is reset.
+        """
         if self.streams.get(stream.id) is not stream:
-            return
+            return False
         if stream.headers_sent or stream.outgoing:
-            self._reset_for_fault(stream, ErrorCodes.ENHANCE_YOUR_CALM)
+            self.reset(stream.id, ErrorCodes.ENHANCE_YOUR_CALM)
+            self._events.append(StreamReset(stream.id, ErrorCodes.ENHANCE_YOUR_CALM))
             self.interrupt()
-        elif not stream.discard:
-            self._fault(
-                stream,
-                StatusCode.RESOURCE_EXHAUSTED,
-                "message: the memory for what clients send and wait for is full, try again later",
-            )
-            self._release(stream)
+            return True
+        if stream.discard:
+            return False
+        code = StatusCode.UNAVAILABLE if stream.ended else StatusCode.RESOURCE_EXHAUSTED
+        self._fault(stream, code, _ALL_FULL)
+        self._release(stream)
+        return True
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
@@ -96,6 +109,7 @@ class BodiesHalf(ControlHalf):
         try:
             messages = reader.feed(data)
         except MessageFault as fault:
+            self._hold(stream, reader.incomplete_bytes - began)
             self._fault(stream, fault.code, fault.message)
             return
         rest = reader.incomplete_bytes
@@ -116,6 +130,8 @@ class BodiesHalf(ControlHalf):
                 return
             stream.unconsumed += PREFIX_BYTES + len(payload)
             self._events.append(MessageReceived(stream.id, payload, compressed))
+        if not messages and not ended and len(data) < _DATA_BYTES_MIN:
+            self._spend()  # no client sends so little at a time, but for the end of something
         if rest:
             self._ledger.arriving(stream, rest)
         elif began:

@@ -52,7 +52,7 @@ class CallChannel(Protocol):
 
     @property
     def turn(self) -> Hashable:
-        """Whose calls take turns with others'; None for those of a proxy."""
+        """Whose calls take turns with others'."""
 
 
 class Call:
@@ -145,9 +145,9 @@ class Call:
     def turn(self) -> Hashable:
         """With which calls this one shares its turns for what many want: those of its address.
 
-        Calls through a proxy may be anybody's: each has turns of its own.
+        Calls through a proxy may be anybody's: each of its connections has turns of its own.
         """
-        return self._channel.turn or self
+        return self._channel.turn
 
     @property
     def peer_names(self) -> frozenset[str]:

@@ -43,7 +43,8 @@ class CallingHalf:
         self._serving = serving
         self._limits = serving.limits
         self._account = serving.ledger.account(address)
-        self.turn = None if self._account.shared else address
+        # Whose calls take turns with others': an address, or one of the connections of a proxy.
+        self.turn = peer if self._account.shared else address
         self._engine = Engine(serving.limits, self._account, now, serving.bytes_max)
         self._in_answer_turn: set[Call] = set()
         self._keepalive = Keepalive(serving.options, now)
@@ -254,20 +255,36 @@ class CallingHalf:
         return self._engine.hold(call.stream_id, size)
 
     async def answer_turn(self, call: Call) -> None:
-        """Wait for the turn to make a large answer; it ends with the call."""
+        """Wait for the turn to make a large answer; it ends with the call.
+
+        Nobody has the turn while its client has yet to take something.
+        """
         if call in self._in_answer_turn:
             return
-        await self._account.answer_turn.acquire(self)
+        turn = self._account.answer_turn
+        while True:
+            await self._taken(call)
+            await turn.acquire(self.turn)
+            if self._has_taken(call):
+                break
+            turn.release()
         self._in_answer_turn.add(call)
+
+    def _has_taken(self, call: Call) -> bool:
         account = self._account
-        account.waiting_for_readers.add(call.writable.set)
+        return account.unread_bytes <= account.unread_bytes_max and self._has_room(call)
+
+    async def _taken(self, call: Call) -> None:
+        """Wait until the clients of this address have taken most of what they asked for."""
+        waiting = self._account.waiting_for_readers
+        waiting.add(call.writable.set)
+        self._senders.add(call)
         try:
-            while account.unread_bytes > account.unread_bytes_max:
+            while not self._has_taken(call):
                 await call.writable.wait()
         finally:
-            account.waiting_for_readers.discard(call.writable.set)
-        if not self._has_room(call):
-            await self.writable(call)
+            waiting.discard(call.writable.set)
+            self._senders.discard(call)
 
     def consumed(self, call: Call, size: int) -> None:
         """Take in that the handler has read ``size`` bytes: the client may send as much more."""

@@ -41,7 +41,7 @@ READ_BYTES_BULK = 64 << 10
 FRAMES_BULK_MAX = 16
 
 # Frames looked at before others get a turn, however many came at once.
-FRAMES_PER_TURN = 64
+FRAMES_PER_TURN = 32
 
 # Bytes ready to be written that are part of what every connection costs.
 _READY_BYTES_FREE = 32 << 10
@@ -57,6 +57,11 @@ _CALLS_TAKEN = Status(
     StatusCode.UNAVAILABLE,
     "this address has as many calls open as it may (server.limits.max_calls_per_address):"
     " let some end first",
+)
+_FULL = Status(
+    StatusCode.UNAVAILABLE,
+    "as many calls are open as may be (server.limits.max_calls), and this address has more than its"
+    " equal part: try again later",
 )
 _CALMED = Status(
     StatusCode.UNAVAILABLE, "the connection ends: a client on it sends too much that is no call"
@@ -93,6 +98,8 @@ class Connection(CallingHalf):
         self._last = False
         self._silent = False
         self._receiving = False
+        # Bytes of the write that is going on, and what of them and of those ready is counted.
+        self._sending_bytes = 0
         self._ready_held = 0
         self._nursery: trio.Nursery | None = None
         # Called when the client has made a call that not everybody may make.
@@ -120,7 +127,7 @@ class Connection(CallingHalf):
 
     async def run(self) -> None:
         """Serve until the connection ends. Cancellation ends it at once, with its calls."""
-        self._account.open(self._engine)
+        self._account.holders.add(self._engine)
         self._engine.start()
         try:
             async with trio.open_nursery() as nursery:
@@ -142,7 +149,7 @@ class Connection(CallingHalf):
             self._handle(self._engine.events())
             self._receipts.end(silent=self._silent)
             self._account.hold(-self._ready_held)
-            self._account.close(self._engine)
+            self._account.holders.discard(self._engine)
 
     def begin_drain(self) -> None:
         """Take no new calls: no new calls, end when those in flight have ended."""
@@ -239,7 +246,7 @@ class Connection(CallingHalf):
 
     def _hold_ready(self) -> None:
         """Let bytes that wait to be written count, but for what any connection has."""
-        ready = max(0, self._engine.ready_bytes - _READY_BYTES_FREE)
+        ready = max(0, self._engine.ready_bytes + self._sending_bytes - _READY_BYTES_FREE)
         self._account.hold(ready - self._ready_held)
         self._ready_held = ready
 
@@ -332,8 +339,11 @@ class Connection(CallingHalf):
 
     def _refusal(self, call: Call) -> Status | None:
         """Return why the call must not reach its handler, or None."""
-        if self._account.calls > self._account.calls_max:
+        account, in_flight = self._account, len(self._serving.in_flight)
+        if account.calls > account.calls_max:
             return _CALLS_TAKEN
+        if in_flight > self._limits.calls_max and account.calls > account.equal_calls:
+            return _FULL
         refusal = self._serving.refusal(call)
         if refusal is None and not self.proven and not self._serving.is_open(call):
             self.proven = True
@@ -354,7 +364,8 @@ class Connection(CallingHalf):
         engine, transport, receipts = self._engine, self._transport, self._receipts
         while True:
             data = engine.take()
-            if self._ready_held:
+            self._sending_bytes = len(data)
+            if self._ready_held or len(data) > _READY_BYTES_FREE:
                 self._hold_ready()
             # What a connection that has failed still had queued is gone, and did not leave.
             ping = b"" if receipts.idle or engine.failed else receipts.leaving(engine.streams)

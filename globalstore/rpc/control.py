@@ -32,6 +32,9 @@ _KNOWN_SETTINGS = frozenset(
     )
 )
 
+# Settings of one frame that one token pays for: there are six of them, and few clients send more.
+SETTINGS_PER_TOKEN = 8
+
 # Streams whose windows one token lets SETTINGS change: what other control frames cost at most.
 STREAMS_PER_TOKEN = 32
 
@@ -121,7 +124,7 @@ class ControlHalf(SendingHalf):
         if stream_id or len(payload) % 6 or (flags & frames.ACK and payload):
             code = ErrorCodes.PROTOCOL_ERROR if stream_id else ErrorCodes.FRAME_SIZE_ERROR
             raise ConnectionFault(code, "malformed SETTINGS")
-        self._spend()
+        self._spend(1 + len(payload) // (6 * SETTINGS_PER_TOKEN))
         if flags & frames.ACK:
             return
         peer = self._peer
@@ -135,7 +138,7 @@ class ControlHalf(SendingHalf):
                 peer[SettingCodes(key)] = value
             except ProtocolError as error:
                 raise ConnectionFault(ErrorCodes(error.error_code), str(error)) from None
-            peer.acknowledge()
+        peer.acknowledge()
         self._frame_bytes_max = min(peer.max_frame_size, frames.FRAME_BYTES_MAX)
         if change := peer.initial_window_size - window_before:
             self._spend(len(self.streams) // STREAMS_PER_TOKEN)

@@ -295,14 +295,14 @@ class Engine(BodiesHalf):
             opened_at=self._now,
         )
         self.streams[stream_id] = stream
-        self._hold(stream, STREAM_BYTES + head_bytes)
         if len(self.streams) * 2 > self._resets.cap:
             self._resets.raise_cap(2)  # ending all calls at once is ordinary
-        if self._account.is_full and head.refusal is None:
+        if head.refusal is None and not self._account.has_room(STREAM_BYTES + head_bytes):
             head = attrs.evolve(head, refusal=_CROWDED)
         if head.http_status is not None:
             return self._answer_http(stream, head, ended=ended)
         self._events.append(RequestReceived(stream_id, head))
+        self._hold(stream, STREAM_BYTES + head_bytes)
         if head.refusal is not None:
             stream.discard = True
         if ended:

@@ -25,14 +25,19 @@ class FairSlots:
         self.busy += 1
         return True
 
-    async def acquire(self, address: Hashable) -> None:
-        """Wait for a place. A cancelled wait takes none."""
+    async def acquire(self, address: Hashable, *, goes_on: bool = False) -> None:
+        """Wait for a place. A cancelled wait takes none.
+
+        Who ``goes_on`` had a place and let others have a turn: it is before those of its address.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.acquire_nowait():
             return
         task = trio.lowlevel.current_task()
         line = self._lines.setdefault(address, OrderedDict())
         line[task] = None
+        if goes_on:
+            line.move_to_end(task, last=False)
         if not self.waiting:
             self.waited_since = trio.current_time()
         self.waiting += 1

@@ -1,13 +1,16 @@
 """What clients make the process hold: one account for each address, and one sum over all.
 
-Counted are connections, calls that arrive, wait or run, their requests, and answers that were not
-sent yet. An address that holds its share is refused what it asks for next. When all of them
-together hold too much, the address that holds most pays: its largest calls end first.
+Counted are calls that arrive, wait or run, their requests, and answers that were not sent yet;
+connections are bounded by their number. An address that holds its share is refused what it asks for
+next. When all of them together hold too much, the address that holds most pays: its largest calls
+end first.
 """
 
+import heapq
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from globalstore.rpc.fair_slots import FairSlots
 from globalstore.rpc.floods import Allowance
@@ -16,12 +19,16 @@ from globalstore.rpc.streams import Stream
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# An idle connection: its objects, buffers and remembered heads, and those of TLS.
-CONNECTION_BYTES = 64 << 10
+# What all hold is brought this part of the bound below it: the next look at all that is held comes
+# only after so much has arrived anew. Half a MiB of 512: thirty calls that wait.
+_RELIEF_SHARE = 1024
 
-# Who is over a bound is brought this part of it below: the next look at all that is held comes only
-# after so much has arrived anew.
-_RELIEF_SHARE = 16
+# Calls that one look ends, which takes a few milliseconds. If that was not enough, the next one to
+# ask for anything has more of them ended.
+_ENDED_AT_ONCE = 64
+
+# Addresses that left in debt for their heads, and are known when they come again.
+_DEBTORS_MAX = 4096
 
 
 # Large answers made at a time for a proxy's many clients.
@@ -60,6 +67,11 @@ class Account:
         self.heads = head_allowance(limits)
 
     @property
+    def equal_calls(self) -> float:
+        """An equal part of all calls: whoever has fewer is let in whatever others have open."""
+        return self.ledger.calls_max / max(1, self.ledger.addresses)
+
+    @property
     def is_full(self) -> bool:
         """Whether the clients of this address hold more than their share."""
         return self.held_bytes > self.bytes_max
@@ -83,16 +95,6 @@ class Account:
             for wake in self.waiting_for_readers:
                 wake()
 
-    def open(self, holder: Holder) -> None:
-        """Take in a connection from this address."""
-        self.holders.add(holder)
-        self.hold(CONNECTION_BYTES)
-
-    def close(self, holder: Holder) -> None:
-        """Take in that a connection has ended, its streams with it."""
-        self.holders.discard(holder)
-        self.hold(-CONNECTION_BYTES)
-
 
 def head_allowance(limits: Limits) -> Allowance:
     """Return an allowance for bytes of heads that have to be decoded."""
@@ -105,6 +107,7 @@ class Ledger:
     def __init__(self, limits: Limits, proxy_networks: Sequence[Network] = ()) -> None:
         """Begin with nothing; the addresses of ``proxy_networks`` have no share of their own."""
         self.bytes_max = limits.held_bytes_max
+        self.calls_max = limits.calls_max
         self.held_bytes = 0
         self.arriving_bytes = 0
         # Calls ended and refused because of what all clients held.
@@ -113,6 +116,7 @@ class Ledger:
         self._networks = tuple(proxy_networks)
         self._accounts: dict[str, Account] = {}
         self._arriving: dict[Stream, int] = {}
+        self._debtors: OrderedDict[str, Allowance] = OrderedDict()
 
     def account(self, address: str) -> Account:
         """Return the account of an address."""
@@ -120,12 +124,17 @@ class Ledger:
         if account is None:
             shared = self._is_shared(address)
             account = self._accounts[address] = Account(self, address, self._limits, shared=shared)
+            account.heads = self._debtors.pop(address, account.heads)
         return account
 
     def tidy(self, account: Account) -> None:
         """Forget the account of an address without connections and calls."""
-        if not account.connections and not account.calls:
-            self._accounts.pop(account.address, None)
+        if account.connections or account.calls:
+            return
+        if self._accounts.pop(account.address, None) and account.heads.tokens < account.heads.cap:
+            self._debtors[account.address] = account.heads
+            if len(self._debtors) > _DEBTORS_MAX:
+                self._debtors.popitem(last=False)
 
     @property
     def largest_bytes(self) -> int:
@@ -146,11 +155,12 @@ class Ledger:
         self._arriving[stream] = size
         if self.arriving_bytes > self._limits.inbound_bytes_max:
             mark = _relieved(self._limits.inbound_bytes_max)
-            for largest in sorted(self._arriving, key=self._arriving.__getitem__, reverse=True):
+            sizes = self._arriving
+            for largest in heapq.nlargest(_ENDED_AT_ONCE, sizes, key=sizes.__getitem__):
                 if self.arriving_bytes <= mark:
                     break
                 self.arrived(largest)
-                self._refuse(largest)
+                self._end(largest)
 
     def arrived(self, stream: Stream) -> None:
         """Take in that a stream has no unfinished message any more."""
@@ -158,18 +168,17 @@ class Ledger:
             self.arriving_bytes -= self._arriving.pop(stream, 0)
 
     def relieve(self) -> None:
-        """End the largest calls of whoever holds most until less is held than may be."""
+        """End the largest calls of whoever holds most, until less is held than may be."""
         mark = _relieved(self.bytes_max)
-        for account in _by_size(self._accounts.values()):
-            streams = [each for holder in account.holders for each in holder.streams.values()]
-            for stream in _by_size(streams):
-                if self.held_bytes <= mark:
-                    return
-                self._refuse(stream)
+        account = max(self._accounts.values(), key=_held_bytes)
+        streams = (each for holder in account.holders for each in holder.streams.values())
+        for stream in heapq.nlargest(_ENDED_AT_ONCE, streams, key=_held_bytes):
+            if self.held_bytes <= mark:
+                break
+            self._end(stream)
 
-    def _refuse(self, stream: Stream) -> None:
-        self.relieved += 1
-        stream.owner.refuse_for_memory(stream)
+    def _end(self, stream: Stream) -> None:
+        self.relieved += stream.owner.end_for_memory(stream)
 
     def _is_shared(self, address: str) -> bool:
         if not self._networks:
@@ -185,5 +194,5 @@ def _relieved(bytes_max: int) -> int:
     return bytes_max - bytes_max // _RELIEF_SHARE
 
 
-def _by_size(each: Iterable[Any]) -> list[Any]:
-    return sorted(each, key=lambda holder: holder.held_bytes, reverse=True)
+def _held_bytes(each: Account | Stream) -> int:
+    return each.held_bytes

@@ -264,6 +264,7 @@ class Listener:
             account = self._serving.ledger.account(address_of(peer))
             place = Place(account, peer)
             if not admission.admits(place, accepted.fileno()):
+                self._serving.ledger.tidy(account)
                 self._turn_away(accepted, peer)
                 continue
             nursery.start_soon(self._serve_connection, accepted, place)

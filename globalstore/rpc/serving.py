@@ -20,11 +20,6 @@ from globalstore.telemetry import get_logger
 
 log = get_logger("globalstore.rpc")
 
-_FULL = Status(
-    StatusCode.UNAVAILABLE,
-    "as many calls are open as may be (server.limits.max_calls): try again later",
-)
-
 
 @attrs.frozen(kw_only=True)
 class ListenerOptions:
@@ -152,8 +147,6 @@ class Serving:
 
     def refusal(self, call: Call) -> Status | None:
         """Return why the call must not reach its handler, or None."""
-        if len(self.in_flight) > self.limits.calls_max:
-            return _FULL
         if not call.method.known:
             return Status(StatusCode.UNIMPLEMENTED, f"no method {call.path[:200]!r} on this server")
         if self._authorize is not None and not self.is_open(call):

@@ -71,5 +71,5 @@ class Stream:
 class StreamOwner(Protocol):
     """What can end a stream: its engine."""
 
-    def refuse_for_memory(self, stream: Stream) -> None:
-        """End the call, RESOURCE_EXHAUSTED if its answer has not begun; let go of its bytes."""
+    def end_for_memory(self, stream: Stream) -> bool:
+        """End a call and let go of its bytes; False if it had ended already. Never raises."""

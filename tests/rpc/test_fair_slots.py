@@ -29,6 +29,25 @@ async def test_an_address_with_many_calls_does_not_keep_another_waiting():
     assert (slots.busy, slots.waiting) == (0, 0)
 
 
+async def test_who_goes_on_is_before_others_of_its_address_and_behind_other_addresses():
+    slots, order = FairSlots(1), []
+    await slots.acquire("a")
+
+    async def use(address: str, name: str, goes_on: bool) -> None:
+        await slots.acquire(address, goes_on=goes_on)
+        order.append(name)
+        slots.release()
+
+    async with trio.open_nursery() as nursery:
+        for address, name, goes_on in (
+            ("a", "a new", False), ("b", "b", False), ("a", "a goes on", True),
+        ):  # fmt: skip
+            nursery.start_soon(use, address, name, goes_on)
+            await wait_all_tasks_blocked()
+        slots.release()
+    assert order == ["a goes on", "b", "a new"]
+
+
 async def test_a_cancelled_wait_takes_no_place_and_leaves_the_others_theirs():
     slots = FairSlots(1)
     await slots.acquire("a")

@@ -15,7 +15,6 @@ from globalstore.rpc.events import (
     RequestReceived,
     StreamReset,
 )
-from globalstore.rpc.ledger import CONNECTION_BYTES
 from globalstore.rpc.limits import Limits
 
 from .wire import Pair, head, message
@@ -248,7 +247,7 @@ def test_metadata_that_takes_long_to_decode_is_a_flood_when_it_comes_again_and_a
 
 
 def test_calls_are_refused_when_those_before_hold_as_much_memory_as_they_may():
-    pair = Pair(Limits(held_bytes_per_address_max=10 * STREAM_BYTES + CONNECTION_BYTES))
+    pair = Pair(Limits(held_bytes_per_address_max=10 * STREAM_BYTES + 0))
     streams = [pair.client.call(b"x") for _ in range(20)]
     heads = {e.stream_id: e.head for e in pair.pump() if isinstance(e, RequestReceived)}
     refused = [s for s in streams if heads[s].refusal is not None]
@@ -259,21 +258,21 @@ def test_calls_are_refused_when_those_before_hold_as_much_memory_as_they_may():
     late = pair.client.call(b"x")
     assert [e.head.refusal for e in pair.pump() if isinstance(e, RequestReceived)] == [None]
     pair.engine.send_unary(late, b"")
-    assert pair.account.held_bytes == CONNECTION_BYTES
+    assert pair.account.held_bytes == 0
 
 
 def test_messages_count_as_long_as_their_call_and_those_of_a_stream_until_they_are_read():
-    pair = Pair(Limits(held_bytes_per_address_max=8 * STREAM_BYTES + CONNECTION_BYTES))
+    pair = Pair(Limits(held_bytes_per_address_max=8 * STREAM_BYTES + 0))
     unary = pair.client.call(b"x" * 10_000)
     pair.pump()
     pair.engine.credit(unary, 10_000)
-    assert pair.account.held_bytes >= CONNECTION_BYTES + STREAM_BYTES + 10_000
+    assert pair.account.held_bytes >= STREAM_BYTES + 10_000
     stream_id = pair.client.start()
     for _ in range(50):
         pair.client.h2.send_data(stream_id, message(b"x" * 10_000))
         pair.pump()
         pair.engine.credit(stream_id, 10_000)
-    assert pair.account.held_bytes < CONNECTION_BYTES + 2 * STREAM_BYTES + 11_000
+    assert pair.account.held_bytes < 2 * STREAM_BYTES + 11_000
     faults = []
     for _ in range(15):
         pair.client.h2.send_data(stream_id, message(b"x" * 10_000))

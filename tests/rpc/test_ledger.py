@@ -4,7 +4,7 @@ import ipaddress
 
 from globalstore.rpc.engine import STREAM_BYTES
 from globalstore.rpc.events import MessageReceived, RequestFaulted, RequestReceived, StreamReset
-from globalstore.rpc.ledger import CONNECTION_BYTES, Ledger
+from globalstore.rpc.ledger import Ledger
 from globalstore.rpc.limits import Limits
 from globalstore.rpc.status import SHARE_TAKEN
 
@@ -32,23 +32,23 @@ def of(events: list, kind: type) -> list:
 
 def test_all_that_a_call_holds_is_counted_and_given_back():
     (pair,) = joined(Limits(), "10.0.0.1")
-    assert pair.account.held_bytes == CONNECTION_BYTES
+    assert pair.account.held_bytes == 0
     first = pair.client.start()
     pair.client.h2.send_data(first, message(b"x" * 1000)[:500])
     pair.pump()
-    assert pair.account.held_bytes >= CONNECTION_BYTES + STREAM_BYTES + 500
+    assert pair.account.held_bytes >= STREAM_BYTES + 500
     pair.client.h2.send_data(first, message(b"x" * 1000)[500:], end_stream=True)
     pair.pump()
-    assert pair.account.held_bytes >= CONNECTION_BYTES + STREAM_BYTES + 1000
+    assert pair.account.held_bytes >= STREAM_BYTES + 1000
     pair.engine.send_unary(first, b"y" * 1_000_000)
-    assert pair.account.held_bytes > CONNECTION_BYTES + 900_000
+    assert pair.account.held_bytes > 900_000
     pair.pump()
-    assert pair.account.held_bytes == CONNECTION_BYTES
-    assert pair.ledger.held_bytes == CONNECTION_BYTES
+    assert pair.account.held_bytes == 0
+    assert pair.ledger.held_bytes == 0
 
 
 def test_an_address_over_its_share_is_refused_what_it_asks_next_and_nobody_else():
-    limits = Limits(held_bytes_per_address_max=2 * CONNECTION_BYTES + 5 * STREAM_BYTES)
+    limits = Limits(held_bytes_per_address_max=5 * STREAM_BYTES)
     one, two, other = joined(limits, "10.0.0.1", "10.0.0.1", "10.0.0.2")
     streams = [one.client.call(b"x") for _ in range(4)]
     refused = of(one.pump(), RequestReceived)
@@ -63,7 +63,7 @@ def test_an_address_over_its_share_is_refused_what_it_asks_next_and_nobody_else(
 
 
 def test_a_message_beyond_the_share_is_refused_while_it_arrives():
-    limits = Limits(held_bytes_per_address_max=CONNECTION_BYTES + STREAM_BYTES + 50_000)
+    limits = Limits(held_bytes_per_address_max=STREAM_BYTES + 50_000)
     (pair,) = joined(limits, "10.0.0.1")
     stream = pair.client.start()
     events = []
@@ -77,7 +77,7 @@ def test_a_message_beyond_the_share_is_refused_while_it_arrives():
 
 
 def test_beyond_the_bound_of_all_whoever_holds_most_loses_the_largest_call():
-    limits = Limits(held_bytes_max=3 * CONNECTION_BYTES + 100_000 + 4 * STREAM_BYTES)
+    limits = Limits(held_bytes_max=100_000 + 4 * STREAM_BYTES)
     small, large, last = joined(limits, "10.0.0.1", "10.0.0.2", "10.0.0.3")
     small.client.call(b"x" * 5_000)
     assert of(small.pump(), MessageReceived)
@@ -87,14 +87,14 @@ def test_beyond_the_bound_of_all_whoever_holds_most_loses_the_largest_call():
     send(last, 30_000)
     assert of(last.pump(), MessageReceived)
     (fault,) = of(large.engine.events(), RequestFaulted)
-    assert (fault.stream_id, fault.code) == (second, 8)
+    assert (fault.stream_id, fault.code) == (second, 14)
     assert first in large.engine.streams
     assert last.ledger.relieved == 1
-    assert last.ledger.held_bytes <= limits.held_bytes_max * 15 / 16
+    assert last.ledger.held_bytes <= limits.held_bytes_max
 
 
 def test_answers_that_nobody_takes_count_and_are_dropped_where_most_is_held():
-    limits = Limits(held_bytes_max=2 * CONNECTION_BYTES + 500_000)
+    limits = Limits(held_bytes_max=500_000)
     idle, other = joined(limits, "10.0.0.1", "10.0.0.2")
     stream = idle.client.call(b"x")
     idle.pump()
@@ -107,22 +107,22 @@ def test_answers_that_nobody_takes_count_and_are_dropped_where_most_is_held():
         other.pump()
     assert [event.stream_id for event in of(idle.engine.events(), StreamReset)] == [stream]
     assert waiting in other.engine.streams
-    assert idle.account.held_bytes == CONNECTION_BYTES
+    assert idle.account.held_bytes == 0
 
 
 def test_an_answer_larger_than_all_may_hold_is_dropped_and_nothing_is_left():
-    limits = Limits(held_bytes_max=CONNECTION_BYTES + STREAM_BYTES + 100_000)
+    limits = Limits(held_bytes_max=STREAM_BYTES + 100_000)
     (pair,) = joined(limits, "10.0.0.1")
     stream = pair.client.call(b"x")
     pair.pump()
     assert not pair.engine.send_unary(stream, b"y" * 400_000)
     pair.pump()
     assert pair.client.answers[stream].reset is not None
-    assert pair.ledger.held_bytes == CONNECTION_BYTES
+    assert pair.ledger.held_bytes == 0
 
 
 def test_the_address_of_a_proxy_has_no_share():
-    limits = Limits(held_bytes_per_address_max=CONNECTION_BYTES + STREAM_BYTES)
+    limits = Limits(held_bytes_per_address_max=STREAM_BYTES)
     networks = [ipaddress.ip_network("10.9.0.0/16"), ipaddress.ip_network("fd00::/64")]
     ledger = Ledger(limits, networks)
     shared = {
@@ -138,22 +138,22 @@ def test_the_address_of_a_proxy_has_no_share():
 def test_a_header_block_that_never_ends_counts():
     (pair,) = joined(Limits(), "10.0.0.1")
     pair.raw(b"\0\x20\0\1\0\0\0\0\1" + b"\0" * 0x2000)
-    assert pair.account.held_bytes == CONNECTION_BYTES + 0x2000
+    assert pair.account.held_bytes == 0x2000
     pair.engine.fail(0, "")
-    assert pair.account.held_bytes == CONNECTION_BYTES
+    assert pair.account.held_bytes == 0
 
 
 def test_many_unfinished_messages_are_looked_at_once_in_a_while_not_at_every_frame(monkeypatch):
     limits = Limits(inbound_bytes_max=100_000)
     (pair,) = joined(limits, "10.0.0.1")
     looks = []
-    refuse = Ledger._refuse
+    end = Ledger._end
 
     def counted(ledger: Ledger, stream: object) -> None:
         looks.append(stream)
-        refuse(ledger, stream)
+        end(ledger, stream)
 
-    monkeypatch.setattr(Ledger, "_refuse", counted)
+    monkeypatch.setattr(Ledger, "_end", counted)
     for _ in range(150):
         stream = pair.client.start()
         pair.client.h2.send_data(stream, b"\0\0\1\0\0" + b"x" * 1000)

@@ -148,11 +148,11 @@ async def test_a_large_message_within_is_checked_as_a_whole():
 
 
 async def test_decompression_that_takes_too_long_is_given_up(monkeypatch):
-    monkeypatch.setattr(admission, "INFLATE_SECONDS_MAX", 1e-9)
+    monkeypatch.setattr(admission, "SECONDS_MAX", -1)
     data = gzip.compress(random.Random(1).randbytes(1 << 20))
     code, text_ = await refusal_of(StringValue, data, compressed=True)
     assert code is StatusCode.RESOURCE_EXHAUSTED
-    assert "decompression takes more than" in text_
+    assert "of processor time to read" in text_
 
 
 async def test_a_body_of_blocks_that_hold_nothing_takes_bounded_time():

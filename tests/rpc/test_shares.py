@@ -9,7 +9,6 @@ from trio.testing import wait_all_tasks_blocked
 
 from globalstore.rpc import Limits, ListenerOptions
 from globalstore.rpc.connection import FRAMES_PER_TURN
-from globalstore.rpc.ledger import CONNECTION_BYTES
 
 from .echo import Echo, dial, listening, served, text
 from .wire import head
@@ -85,14 +84,14 @@ async def test_a_call_that_leaves_gives_its_turn_away():
 
 
 async def test_an_answer_beyond_the_share_of_its_address_is_told_not_made():
-    limits = Limits(held_bytes_per_address_max=CONNECTION_BYTES + 500_000)
+    limits = Limits(held_bytes_per_address_max=500_000)
     async with served(limits=limits) as peer:
         answer = await peer.answer(await peer.call("Large", "1000000"))
         assert answer.status == "8"
         assert "server.limits.max_held_bytes_per_address" in answer.status_message
         assert (await peer.answer(await peer.call("Large", "1000"))).status == "0"
         await wait_all_tasks_blocked()
-        assert peer.serving.ledger.held_bytes == CONNECTION_BYTES
+        assert peer.serving.ledger.held_bytes == 0
 
 
 @pytest.mark.parametrize("open_call", [False, True])
@@ -133,7 +132,7 @@ async def test_one_address_may_not_take_all_connections():
 
 
 async def test_small_answers_that_are_not_read_count_for_their_address(autojump_clock):
-    limits = Limits(held_bytes_per_address_max=CONNECTION_BYTES + 200_000)
+    limits = Limits(held_bytes_per_address_max=200_000)
     pair = trio.testing.lockstep_stream_pair()
     async with served(pair=pair, limits=limits) as peer:
         peer.client.h2.remote_settings.max_concurrent_streams = 1000

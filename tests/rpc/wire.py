@@ -148,7 +148,7 @@ class Pair:
         self.ledger = ledger or Ledger(self.limits)
         self.account = self.ledger.account(address)
         self.engine = Engine(self.limits, self.account, 0.0)
-        self.account.open(self.engine)
+        self.account.holders.add(self.engine)
         self.engine.start()
         self.client = StrictClient(settings)
         self.now = 0.0
