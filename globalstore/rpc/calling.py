@@ -13,9 +13,6 @@ from globalstore.rpc.serving import Serving
 from globalstore.rpc.status import DRAINING, OK, SHARE_TAKEN, Status
 from globalstore.rpc.wakeup import Wakeup
 
-# Calls that one read may have answered at once: half a millisecond. Others get tasks.
-FAST_MAX = 16
-
 # Calls stopped before others get a turn when a connection with many ends: cancelling one and the
 # end of its task take some 30 microseconds.
 STOPS_PER_TURN = 32
@@ -54,7 +51,6 @@ class CallingHalf:
         self._output = Wakeup()
         self._parked = 0
         self._now = now
-        self._fast_left = 0
 
     @property
     def busy(self) -> bool:
@@ -77,14 +73,9 @@ class CallingHalf:
             self._serving.calls.start_soon(self._run, call)
 
     def _answered_fast(self, call: Call) -> bool:
-        """Answer a call here and now if its method can, and others have not waited for long."""
+        """Answer a call here and now if its method can."""
         route = self._serving.route(call)
-        if (
-            route.fast_path is None
-            or route.admission is None
-            or self._fast_left == 0
-            or call.deadline <= self._now
-        ):
+        if route.fast_path is None or route.admission is None or call.deadline <= self._now:
             return False
         request = call.whole_request
         if (
@@ -92,7 +83,6 @@ class CallingHalf:
             or self._engine.queued_bytes > self._limits.blocked_bytes_max
         ):
             return False
-        self._fast_left -= 1
         status = OK
         try:
             call.take()

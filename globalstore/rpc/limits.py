@@ -41,8 +41,8 @@ class Limits:
     # Out of the way: a client that has so many calls open waits itself, its heartbeats with it.
     # The memory that calls hold ends first.
     streams_max: int = _count(65536)
-    # What all clients make the process hold: connections, calls, requests, answers not sent yet.
-    # Beyond it whoever holds most loses the largest calls. Thirty thousand calls that wait.
+    # What all clients make the process hold: calls, requests, answers not sent yet. Beyond it
+    # whoever holds most loses the largest calls. Thirty thousand calls that wait.
     held_bytes_max: int = _count(512 << 20)
     # The same for the clients of one address: four messages of full size. More is refused.
     held_bytes_per_address_max: int = _count(256 << 20)

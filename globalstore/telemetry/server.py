@@ -46,7 +46,7 @@ class ServerMetrics:
         )
         self._held_bytes = make.gauge(
             f"{grpc}_held_bytes",
-            "Bytes held for clients: connections, calls, requests, answers not yet taken"
+            "Bytes held for clients: calls, requests, answers not yet taken"
             " (server.limits.max_held_bytes).",
         )
         self._largest_address_bytes = make.gauge(

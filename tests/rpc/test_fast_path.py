@@ -8,7 +8,6 @@ import trio.testing
 from h2.errors import ErrorCodes
 
 from globalstore.rpc import Limits, StatusCode
-from globalstore.rpc.connection import FAST_MAX
 
 from .echo import Peer, Recorder, served, text
 from .wire import head, message
@@ -81,16 +80,6 @@ async def test_a_call_whose_time_is_up_is_not_answered():
         stream_id = await peer.call("Quick", "q", ("grpc-timeout", "0n"))
         answer = await peer.answer(stream_id)
         assert answer.status == str(StatusCode.DEADLINE_EXCEEDED.value)
-
-
-async def test_one_read_has_a_limited_number_of_calls_answered_fast():
-    async with served() as peer:
-        calls = [peer.client.call(text("q"), head("/test.Echo/Quick")) for _ in range(FAST_MAX + 9)]
-        await peer.flush()
-        answers = [await reply(peer, stream_id) for stream_id in calls]
-        assert answers.count(message(text("at once q"))) == FAST_MAX
-        assert answers.count(message(text("later q"))) == 9
-        assert await reply(peer, await peer.call("Quick", "q")) == message(text("at once q"))
 
 
 async def test_observers_see_it():

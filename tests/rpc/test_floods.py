@@ -278,3 +278,25 @@ def test_messages_count_as_long_as_their_call_and_those_of_a_stream_until_they_a
         pair.client.h2.send_data(stream_id, message(b"x" * 10_000))
         faults += [e for e in pair.pump() if isinstance(e, RequestFaulted)]
     assert [fault.code for fault in faults] == [8]
+
+
+def test_settings_cost_by_their_number():
+    pair = plainly(Pair(LIMITS))
+    frame = frames.settings([(4, 65535)] * 2730)
+    events = []
+    for _ in range(LIMITS.control_frames_max // 300 + 1):
+        events += pair.engine.receive(frame, 0.0)
+    assert any(isinstance(event, FloodNoticed) for event in events)
+
+
+def test_a_message_in_frames_of_one_byte_is_a_flood():
+    pair = plainly(Pair(LIMITS))
+    stream = pair.client.start()
+    pair.pump()
+    data = frames.frame(frames.DATA, 0, stream, b"\0") + frames.frame(
+        frames.DATA, 0, stream, b"\0\1\0\0"
+    )
+    events = pair.engine.receive(data, 0.0)
+    for _ in range(LIMITS.control_frames_max + 20):
+        events += pair.engine.receive(frames.frame(frames.DATA, 0, stream, b"x"), 0.0)
+    assert any(isinstance(event, FloodNoticed) for event in events)

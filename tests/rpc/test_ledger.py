@@ -173,3 +173,58 @@ def test_accounts_of_addresses_that_left_are_forgotten():
         account.connections -= 1
         ledger.tidy(account)
     assert ledger.addresses == 0
+
+
+def test_a_victim_that_floods_already_hurts_nobody_else():
+    limits = Limits(held_bytes_max=60_000, resets_max=1, resets_per_second=1e-9)
+    victim, other = joined(limits, "10.0.0.1", "10.0.0.2")
+    stream = victim.client.call(b"x")
+    victim.pump()
+    victim.engine.send_message(stream, b"y" * 30_000)  # its answer has begun, nobody reads it
+    victim.engine._flooded("planted")
+    victim.engine.events()
+    for _ in range(3):
+        other.client.call(b"x")
+        other.pump()
+    assert not other.engine.failed
+    assert not victim.engine.failed
+    assert [event.stream_id for event in of(victim.engine.events(), StreamReset)] == [stream]
+
+
+def test_a_call_that_is_ended_while_it_opens_has_begun_before():
+    limits = Limits(held_bytes_max=STREAM_BYTES // 2)
+    (pair,) = joined(limits, "10.0.0.1")
+    pair.client.call(b"x")
+    events = pair.pump()
+    assert [type(event) for event in events[:2]] == [RequestReceived, RequestFaulted]
+
+
+def test_few_calls_are_ended_at_a_time_whatever_is_asked_for():
+    limits = Limits(held_bytes_max=400 * STREAM_BYTES)
+    (pair,) = joined(limits, "10.0.0.1")
+    for _ in range(4):
+        for _ in range(90):
+            pair.client.call(b"x")
+        pair.pump()
+    pair.account.hold(300 * STREAM_BYTES)
+    ended = len(of(pair.engine.events(), RequestFaulted))
+    assert ended == 64
+    pair.account.hold(1)
+    assert len(of(pair.engine.events(), RequestFaulted)) == 64
+
+
+def test_the_connections_of_a_proxy_pay_for_their_own_heads():
+    networks = [ipaddress.ip_network("10.9.0.0/16")]
+    ledger = Ledger(Limits(), networks)
+    one, two = (Pair(Limits(), ledger=ledger, address="10.9.3.4") for _ in range(2))
+    one.engine.heads.owe(0.0, 10 << 20)
+    assert one.engine.heads.tokens < 0 < two.engine.heads.tokens
+
+
+def test_a_debt_for_heads_is_not_left_behind_by_reconnecting():
+    ledger = Ledger(Limits())
+    account = ledger.account("10.0.0.1")
+    account.heads.owe(0.0, 10 << 20)
+    ledger.tidy(account)
+    assert ledger.addresses == 0
+    assert ledger.account("10.0.0.1").heads.tokens < 0

@@ -165,6 +165,20 @@ async def test_a_body_of_blocks_that_hold_nothing_takes_bounded_time():
     assert code in (StatusCode.INVALID_ARGUMENT, StatusCode.RESOURCE_EXHAUSTED)
 
 
+async def test_what_becomes_of_a_request_counts_however_small_it_was(monkeypatch):
+    """Memory is measured, for nothing else tells how much a few bytes become."""
+    grown = iter(range(0, 1 << 40, 10 << 20))
+    monkeypatch.setattr(admission, "resident_bytes", lambda: next(grown))
+    data = snapshot(5000).SerializeToString()
+    call = call_with(data)
+    held = []
+    monkeypatch.setattr(Call, "hold", lambda _, size: held.append(size))
+    bounds = RequestBounds(bytes_max=64 << 20)
+    await Admission(wire.ReconcileWorkerStateRequest, bounds, FairSlots(1)).next(call)
+    assert held[0] == len(data)
+    assert sum(held) > 100 << 20
+
+
 async def test_what_is_inflated_counts_for_its_address():
     data = gzip.compress(text("x" * 100_000))
     code, text_ = await refusal_of(StringValue, data, compressed=True, room=False)

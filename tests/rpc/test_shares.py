@@ -10,7 +10,7 @@ from trio.testing import wait_all_tasks_blocked
 from globalstore.rpc import Limits, ListenerOptions
 from globalstore.rpc.connection import FRAMES_PER_TURN
 
-from .echo import Echo, dial, listening, served, text
+from .echo import Echo, Peer, dial, listening, served, text
 from .wire import head
 
 
@@ -115,6 +115,35 @@ async def test_silent_connections_make_room_for_those_that_call(open_call):
         assert listener.statistics().ended_for_room == 1
         for stream in silent:
             await stream.aclose()
+
+
+async def test_who_has_few_calls_is_served_whatever_others_have_open():
+    async with listening(Echo().service, limits=Limits(calls_max=4)) as listener:
+        greedy = await dial(listener)
+        held = [await greedy.call("Hang") for _ in range(4)]
+        refused = await greedy.answer(await greedy.call("Hang"))
+        assert refused.status == "14"
+        assert "server.limits.max_calls" in refused.status_message
+        stream = await trio.open_tcp_stream("127.0.0.1", listener.port, local_address="127.0.0.2")
+        modest = Peer(stream, None, None)
+        await modest.flush()
+        assert (await modest.answer(await modest.call("Unary"))).status == "0"
+        for each in held:
+            await greedy.cancel(each)
+
+
+async def test_addresses_that_are_turned_away_leave_nothing():
+    async with listening(Echo().service, limits=Limits(connections_max=1)) as listener:
+        peer = await dial(listener)
+        await peer.answer(await peer.call("Unary"))
+        for number in range(2, 12):
+            stream = await trio.open_tcp_stream(
+                "127.0.0.1", listener.port, local_address=f"127.0.0.{number}"
+            )
+            while await stream.receive_some():
+                pass
+            await stream.aclose()
+        assert listener._serving.ledger.addresses == 1
 
 
 async def test_one_address_may_not_take_all_connections():

@@ -126,16 +126,18 @@ class ServerLimits:
         "connection that never made a call which needs a token is closed for the new one.",
     )
     max_calls: PositiveUInt64 = setting(
-        32768, "Calls open at once, those that wait included; more are refused with UNAVAILABLE."
+        32768,
+        "Calls open at once, those that wait included. Beyond it addresses with more than an equal "
+        "part are refused with UNAVAILABLE.",
     )
     max_calls_per_address: PositiveUInt64 = setting(
         4096, "Calls of one address open at once; proxy_networks lifts it."
     )
     max_held_bytes: PositiveUInt64 = setting(
         512 << 20,
-        "Bytes held for clients in all: connections, requests that arrive, wait or run, answers "
-        "not yet taken. Beyond it the largest calls of the address that holds most end with "
-        "RESOURCE_EXHAUSTED; must hold at least max_held_bytes_per_address.",
+        "Bytes held for clients in all: calls that arrive, wait or run, 16 KiB each beside their "
+        "requests, and answers not yet taken. Beyond it the largest calls of the address that "
+        "holds most end with UNAVAILABLE; must hold at least max_held_bytes_per_address.",
     )
     max_held_bytes_per_address: PositiveUInt64 = setting(
         256 << 20,
