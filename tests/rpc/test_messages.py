@@ -50,7 +50,11 @@ def test_gzip_is_undone_in_slices():
     assert len(pieces) > 4
 
 
-@pytest.mark.parametrize("rest", [gzip.compress(b"b"), gzip.compress(b""), b"\0", b"x" * 10_000])
+@pytest.mark.parametrize(
+    "rest",
+    [gzip.compress(b"b"), gzip.compress(b""), b"\0", b"x" * 10_000],
+    ids=["a member", "an empty one", "a byte", "many"],
+)
 def test_a_message_is_one_gzip_member_and_nothing_else(rest):
     with pytest.raises(Abort) as refused:
         list(inflate(gzip.compress(b"a") + rest, 10))
