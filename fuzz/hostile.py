@@ -154,7 +154,10 @@ def be_honest(port: int) -> None:
 
 
 def offer(server: Process) -> None:
-    """Let there be a replica with one slot: whoever asks for it second waits."""
+    """Let there be an artifact with an index of 4 MB, and a replica of it with one slot.
+
+    Whoever asks for that second waits.
+    """
     token = {"metadata": [("authorization", f"Bearer {TOKEN}")]}
     place = {"node_id": "n", "node_address": "10.0.0.9"}
     with Client(server.port) as client:
@@ -175,6 +178,12 @@ def offer(server: Process) -> None:
             artifact_id="model", worker_id=registered.worker_id, max_concurrency=1, mem_info=held
         )
         client.runtime("RegisterReplica", request, **token)
+        index = b"{" + b",".join(b'"%d":"%b"' % (n, b"x" * 10_000) for n in range(400)) + b"}"
+        store_index = client.channel.unary_unary(
+            hostile_attacks.CATALOG + "UpsertArtifactMetadata",
+            wire.UpsertArtifactMetadataRequest.SerializeToString,
+        )
+        store_index(hostile_attacks.index_of("model", index), timeout=30, **token)
 
 
 @contextmanager

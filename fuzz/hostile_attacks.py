@@ -302,11 +302,16 @@ async def tiny_entries_in_gzip(target: Target, nursery: trio.Nursery) -> None:
     await again(target, nursery, lambda it: _whole(it, RECONCILE, body, GZIP))
 
 
-def _index_request(data: bytes) -> bytes:
+def index_of(artifact_id: str, data: bytes) -> wire.UpsertArtifactMetadataRequest:
+    """Return the request that stores the index of an artifact."""
     request = wire.UpsertArtifactMetadataRequest(canonical_index_data=data)
-    request.descriptor.artifact_id = "hostile"
+    request.descriptor.artifact_id = artifact_id
     request.descriptor.index_multihash = multihash.encode(hashlib.sha256(data).digest())
-    return message(request.SerializeToString())
+    return request
+
+
+def _index_request(data: bytes) -> bytes:
+    return message(index_of("hostile", data).SerializeToString())
 
 
 @attack
@@ -478,11 +483,7 @@ async def tiny_keys_in_gzip(target: Target, nursery: trio.Nursery) -> None:
 @attack(holds_mb=10)
 async def unread_answers(target: Target, nursery: trio.Nursery) -> None:
     """Reads of an index of some MiB whose answers nobody takes."""
-    data = b"{" + b",".join(b'"%d":"%b"' % (n, b"x" * 10_000) for n in range(400)) + b"}"
-    client = await connected(target, nursery)
-    await client.call(CATALOG + "UpsertArtifactMetadata", _index_request(data))
-    await trio.sleep(1)
-    request = wire.GetArtifactIndexByIdRequest(artifact_id="hostile")
+    request = wire.GetArtifactIndexByIdRequest(artifact_id="model")
     body = message(request.SerializeToString())
 
     async def act() -> None:
