@@ -30,7 +30,6 @@ _ENDED_AT_ONCE = 64
 # Addresses that left in debt for their heads, and are known when they come again.
 _DEBTORS_MAX = 4096
 
-
 # Large answers made at a time for a proxy's many clients.
 _SHARED_TURNS = 4
 
@@ -143,7 +142,7 @@ class Ledger:
 
     @property
     def addresses(self) -> int:
-        """Addresses that hold anything."""
+        """Addresses with connections or calls."""
         return len(self._accounts)
 
     def arriving(self, stream: Stream, size: int) -> None:
